@@ -1,0 +1,30 @@
+"""Facts: all that a chapter, and through it theory, may know of a subject beside readings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gnomon.core.architecture import Architecture
+from gnomon.core.training import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Plain numbers and names about a subject: no tensor, no module."""
+
+    name: str
+    parameters: int
+    trainable: int
+    classes: int | None
+    output_size: int
+    loss: str
+    reduction: str
+    train_examples: int
+    train_population: int
+    test_examples: int
+    training: Training
+    architecture: Architecture
+    has_initial: bool
+    has_make: bool
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)

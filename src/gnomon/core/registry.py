@@ -1,0 +1,135 @@
+"""What is registered: instruments, chapters and claims, found by walking the rooms' packages and the plug-ins' ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.reading import Reading
+
+Need = Literal["initial", "make", "optimizer", "labels", "test", "ensemble"]
+Where = Literal["end", "initial"]
+TOPICS = (
+    "kernels", "effective", "generalization", "dynamics", "landscape", "approximation", "factorization", "transport", "information",
+    "representation", "robustness", "physics", "graphs", "mathematics",
+)  # fmt: skip
+PLUGINS = "gnomon.plugins"
+"""Entry point group: each entry names a package laid out like gnomon (`instruments/`, `examination/`, `claims/`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What an instrument costs on a subject: full passes of loss and gradient over its training examples, and bytes at the peak beyond one gradient's."""
+
+    gradients: float = 0.0
+    bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instrument:
+    """A measurement: a function of a Subject that returns a Reading, with what it needs, what it costs and its small exact truth."""
+
+    function: Callable[..., Reading]
+    topic: str
+    needs: tuple[Need, ...]
+    at: tuple[Where, ...]
+    truth: Callable[..., Any] | None
+    knob: str | None
+    smallest: int
+    largest: int
+    cost: Callable[..., Cost]
+
+    @property
+    def name(self) -> str:
+        """The function's name, which is the Reading's too."""
+        return self.function.__name__
+
+    def __call__(self, subject: Any, **settings: Any) -> Reading:
+        return self.function(subject, **settings)
+
+
+_INSTRUMENTS: dict[str, Instrument] = {}
+
+
+def instrument(
+    *, topic: str, needs: tuple[Need, ...] = (), at: tuple[Where, ...] = ("end",), truth: Callable[..., Any] | None = None,
+    knob: str | None = None, smallest: int = 8, largest: int = 1024, cost: Callable[..., Cost],
+) -> Callable[[Callable[..., Reading]], Callable[..., Reading]]:  # fmt: skip
+    """Register a function of a Subject as an instrument; the function stays as it was.
+
+    `knob` is its one setting that buys accuracy, moved in powers of two from `smallest` to `largest`; `truth(subject)` the exact answer on a small
+    subject, for the contract tests; `cost(subject, knob=value)` what it takes.
+    Raises: InvalidInput for an unknown topic or need, or a second instrument of the same name.
+    """
+    if topic not in TOPICS:
+        raise unknown("topic", topic, TOPICS)
+    for need in needs:
+        if need not in get_args(Need):
+            raise unknown("need", need, get_args(Need))
+
+    def register(function: Callable[..., Reading]) -> Callable[..., Reading]:
+        name, parameters = function.__name__, inspect.signature(function).parameters
+        if "rng" not in parameters or (knob and knob not in parameters):
+            raise InvalidInput(f"Instrument {name!r} must take `rng`" + (f" and its knob {knob!r}" if knob else "") + " as keyword arguments.")
+        known = _INSTRUMENTS.get(name)
+        if known and known.function.__module__ != function.__module__:
+            raise InvalidInput(f"Two instruments are called {name!r}: in {known.function.__module__} and in {function.__module__}. Rename one.")
+        _INSTRUMENTS[name] = Instrument(function, topic, needs, at, truth, knob, smallest, largest, cost)
+        return function
+
+    return register
+
+
+def roots() -> tuple[str, ...]:
+    """The packages whose rooms are walked: gnomon and every installed plug-in, by name."""
+    return ("gnomon", *sorted({entry.value.partition(":")[0] for entry in metadata.entry_points(group=PLUGINS)}))
+
+
+def modules(room: str) -> Iterator[ModuleType]:
+    """Import every module of a room (`instruments`, `examination`, ...) in gnomon and its plug-ins.  Raises: InvalidInput where a plug-in does not import."""
+    for root in roots():
+        name = f"{root}.{room}"
+        try:
+            package = importlib.import_module(name)
+        except ImportError as error:
+            if root == "gnomon" or getattr(error, "name", None) not in (name, root):
+                raise
+            if error.name == root:
+                raise InvalidInput(f"The plug-in {root!r} does not import: {error}. Uninstall it, or mend its entry point in the group {PLUGINS!r}.") from error
+            continue
+        for found in sorted(pkgutil.walk_packages(package.__path__, f"{name}."), key=lambda m: m.name):
+            yield importlib.import_module(found.name)
+
+
+@functools.cache
+def _load_instruments() -> None:
+    for _ in modules("instruments"):
+        pass
+
+
+def instruments() -> dict[str, Instrument]:
+    """Every registered instrument by name, sorted."""
+    _load_instruments()
+    return dict(sorted(_INSTRUMENTS.items()))
+
+
+def get_instrument(name: str) -> Instrument:
+    """One instrument.  Raises: InvalidInput for an unknown name, with the nearest one."""
+    known = instruments()
+    if name not in known:
+        raise unknown("instrument", name, known)
+    return known[name]
+
+
+def chapters() -> dict[str, ModuleType]:
+    """Every chapter of `examine` by name (its file's): the modules of `examination` that have a function `chapter`, in reading order."""
+    found = {module.__name__.rpartition(".")[2]: module for module in modules("examination") if hasattr(module, "chapter")}
+    return dict(sorted(found.items(), key=lambda item: (getattr(item[1], "ORDER", 100), item[0])))
