@@ -1,0 +1,190 @@
+"""`examine`: plan, measure, judge and word the theory report on one subject; what is cut off is taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from gnomon.core import registry
+from gnomon.core import rng as chance
+from gnomon.core.environment import cache_folder, code_hash, environment
+from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope, unknown
+from gnomon.core.facts import Facts
+from gnomon.core.reading import Reading
+from gnomon.core.subject import Subject
+from gnomon.examination import facts as facts_module
+from gnomon.examination.document import assemble, bounded
+from gnomon.examination.report import Report
+from gnomon.numerics.operators import loss_gradient
+from gnomon.run.budget import as_memory_error, available_bytes, peak_bytes, seconds
+from gnomon.run.plan import Entry, Plan, affordable, make_plan, seconds_per_example
+from gnomon.run.store import Store, key_of
+
+Progress = Callable[[float, str], None]
+"""Called with the part done, 0 to 1, and what is being done."""
+
+DEFAULT_BUDGET = "60s"
+DEFAULT_THREADS = 2
+
+
+def examine(
+    subject: Subject, *, budget: str | float = DEFAULT_BUDGET, seed: int = 0, threads: int = DEFAULT_THREADS, only: Any = None, plan: Any = None,
+    store: Any = None, progress: Progress | None = None, data_name: str | None = None, again: str | None = None,
+) -> Report:  # fmt: skip
+    """The theory report on a subject: what theory predicts beside what is measured, each with its error.
+
+    `budget` is the time to spend (`90s`, `5m`); `only` names chapters; `plan` is a Plan, a report's JSON or its path, and repeats or resumes that plan;
+    `store` the folder that keeps what is done so that a run that was cut goes on where it was.
+    Cost: the budget.   Error: each reading says its own.
+    Raises: InvalidInput for unknown chapters or a budget that is no time, NotEnoughMemory where a single gradient does not fit.
+    """
+    if not isinstance(subject, Subject):
+        raise InvalidInput(f"examine takes a Subject, not {type(subject).__name__}; build one with gnomon.Subject.freeze(model, loss, train, test).")
+    chapters = registry.chapters()
+    wanted = _wanted(only, chapters)
+    started, tick = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    report_progress = progress or (lambda part, text: None)
+    keep = Store(Path(store) if store is not None else cache_folder() / "store")
+    known = Plan.from_json(_plan_json(plan)) if plan is not None else None
+    threads, seed = (known.threads, known.seed) if known else (threads, seed)
+    with fixed_threads(threads), chance.preserved():
+        identity = [subject.fingerprint(), code_hash(), seed, threads, sorted(wanted)]
+        draft_key = key_of("plan", identity, seconds(budget))
+        chosen = known or _stored_plan(keep, draft_key) or _new_plan(subject, wanted, seconds(budget), seed, threads, report_progress)
+        keep.put_piece(draft_key, "plan", chosen.to_json())
+        key = key_of("report", identity, chosen.to_json())
+        subject = subject.with_chunk(chosen.chunk)
+        readings, failures, skipped = measure(subject, chosen, keep, key, report_progress)
+        facts = facts_module.facts_of(subject)
+    document, arrays = assemble(
+        subject, facts, chosen, readings, failures=failures, skipped=skipped, chapters={name: module for name, module in chapters.items() if name in wanted}, data_name=data_name,
+        environment=environment(threads=threads, device=str(subject.device)),
+    )  # fmt: skip
+    document["run"] = {
+        "key": key, "started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - tick, 3), "peak_bytes": peak_bytes(), "host": platform.node(),
+        "again": again or "gnomon.examine(subject, plan='report.json')", "store": None,
+    }  # fmt: skip
+    document, arrays = bounded(document, arrays)
+    keep.finish(key, document, pending=(draft_key, key))
+    return Report(document, arrays, readings)
+
+
+def _wanted(only: Any, chapters: Mapping[str, Any]) -> list[str]:
+    if only is None:
+        return list(chapters)
+    names = [part.strip() for part in only.split(",")] if isinstance(only, str) else list(only)
+    for name in names:
+        if name not in chapters:
+            raise unknown("chapter", name, chapters)
+    return names
+
+
+def _plan_json(plan: Any) -> Mapping[str, Any]:
+    from gnomon.run.store import read_json
+
+    if isinstance(plan, Plan):
+        return plan.to_json()
+    document = plan.document if isinstance(plan, Report) else plan if isinstance(plan, Mapping) else read_json(Path(plan), schema="gnomon/report/1")
+    return document.get("plan", document)
+
+
+def _stored_plan(store: Store, key: str) -> Plan | None:
+    piece = store.piece(key, "plan")
+    return None if piece is None else Plan.from_json(piece)
+
+
+def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, threads: int, progress: Progress) -> Plan:
+    """Time a gradient and share what the budget buys; where a chunk does not fit in memory, smaller chunks are tried."""
+    progress(0.0, "timing one gradient")
+    while True:
+        try:
+            per_example = seconds_per_example(subject, loss_gradient, rng=chance.generator(seed, "timing"))
+            break
+        except (RuntimeError, MemoryError) as error:
+            memory = as_memory_error(error, f"computing one gradient on {subject.chunk} examples at a time")
+            if memory is None:
+                raise
+            if subject.chunk <= 8:
+                raise memory from error
+            subject = subject.with_chunk(subject.chunk // 2)
+    instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in wanted}
+    buys = affordable(budget, per_example, len(subject.train))
+    return make_plan(subject, instruments, gradients=buys, budget=budget, seed=seed, threads=threads, memory=available_bytes())
+
+
+@contextlib.contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Run torch at a fixed number of threads and numpy's linear algebra at one, so that the environment changes no bit; put back on leaving."""
+    if threads < 1:
+        raise InvalidInput(f"threads must be at least 1, not {threads}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(subject: Subject, plan: Plan, store: Store, key: str, progress: Progress) -> tuple[dict[str, Reading], dict[str, str], list[tuple[str, str, str]]]:
+    """Every reading of a plan, from the store where it is there already.  Returns readings, faults by reading, and what was skipped (what, chapter, why)."""
+    readings: dict[str, Reading] = {}
+    failures: dict[str, str] = {}
+    skipped = list(plan.skipped)
+    subjects: dict[tuple[str, int], Subject] = {}
+    done, total = 0.0, max(plan.gradients, 1e-12)
+    for entry in plan.entries:
+        progress(done / total, f"{entry.key.replace('_', ' ')} on {entry.examples:,} examples")
+        piece = store.piece(key, entry.key)
+        if piece is None:
+            piece = _piece(_placed(subject, entry, plan.seed, subjects), entry, plan.seed)
+            store.put_piece(key, entry.key, piece)
+        topic = piece["topic"]
+        if "reading" in piece:
+            readings[entry.key] = Reading.from_json(piece["reading"])
+        elif "skipped" in piece:
+            skipped.append((entry.key, topic, piece["skipped"]))
+        else:
+            failures[entry.key] = piece["fault"]
+        done += entry.gradients
+    progress(1.0, "writing the report")
+    return readings, failures, sorted(skipped)
+
+
+def _placed(subject: Subject, entry: Entry, seed: int, made: dict[tuple[str, int], Subject]) -> Subject:
+    """The subject at its end or initialisation, on the entry's number of examples; equal ones are shared, and smaller samples lie inside larger ones."""
+    place = (entry.at, entry.examples)
+    if place not in made:
+        at = subject if entry.at == "end" else subject.at(subject.initial, "initial")
+        made[place] = at.sample(entry.examples, rng=chance.generator(seed, "examples"))
+    return made[place]
+
+
+def _piece(subject: Subject, entry: Entry, seed: int) -> dict[str, Any]:
+    instrument = registry.get_instrument(entry.instrument)
+    piece: dict[str, Any] = {"topic": instrument.topic}
+    try:
+        reading = instrument(subject, rng=chance.generator(seed, entry.key), **entry.settings())
+        return piece | {"reading": reading.to_json()}
+    except (OutOfScope, InvalidInput) as error:
+        return piece | {"skipped": str(error)}
+    except GnomonError:
+        raise
+    except Exception as error:
+        memory = as_memory_error(error, f"measuring {entry.key}")
+        if memory is not None:
+            return piece | {"skipped": str(memory)}
+        return piece | {"fault": f"{type(error).__name__}: {error}"}
+
+
+def headline(facts: Facts) -> str:
+    """What is examined, in a line."""
+    return f"{facts.name} · {facts.parameters:,} parameters"
