@@ -172,15 +172,14 @@ def _gap_interval(predicted: Reading, measured: Reading) -> Callable[[float], tu
         samples = measured.samples - predicted.samples if paired else measured.samples
         n = len(samples)
         variance, freedom = samples.var(axis=0, ddof=1) / n, np.asarray(float(n - 1))
-        carried = measured.details.get("bound")
-        if carried is not None:
-            extra = extra + np.asarray(carried, dtype=np.float64)
     elif measured.error_kind in CHANCE:
         if measured.n is not None and measured.n < 2:
             raise InvalidInput(f"{measured.name}: one replicate has no standard error; give at least two, or state a bound.")
         variance, freedom = measured.error**2, np.asarray(float(measured.n - 1) if measured.n else math.inf)
     else:
         variance, freedom, extra = np.zeros(()), np.asarray(math.inf), extra + measured.error
+    if measured.error_kind in CHANCE and measured.details.get("bound") is not None:
+        extra = extra + np.asarray(measured.details["bound"], dtype=np.float64)
     if p_chance and not paired:
         other = predicted.error**2
         p_freedom = float(predicted.n - 1) if predicted.n and predicted.n > 1 else math.inf

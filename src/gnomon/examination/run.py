@@ -23,7 +23,7 @@ from gnomon.core.subject import Subject
 from gnomon.examination import facts as facts_module
 from gnomon.examination.document import assemble, bounded
 from gnomon.examination.report import Report
-from gnomon.numerics.operators import loss_gradient
+from gnomon.instruments.timing import one_gradient
 from gnomon.run.budget import as_memory_error, available_bytes, peak_bytes, seconds
 from gnomon.run.plan import Entry, Plan, affordable, make_plan, seconds_per_example
 from gnomon.run.store import Store, key_of
@@ -106,7 +106,7 @@ def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, thr
     progress(0.0, "timing one gradient")
     while True:
         try:
-            per_example = seconds_per_example(subject, loss_gradient, rng=chance.generator(seed, "timing"))
+            per_example = seconds_per_example(subject, one_gradient, rng=chance.generator(seed, "timing"))
             break
         except (RuntimeError, MemoryError) as error:
             memory = as_memory_error(error, f"computing one gradient on {subject.chunk} examples at a time")

@@ -125,15 +125,18 @@ def make_plan(subject: Subject, instruments: Mapping[str, Instrument], *, gradie
             else:
                 skipped.append((reading_key(name, at), instrument.topic, why))
     sizes = _Sizes(subject)
+    groups: dict[tuple[str, Where], list[Instrument]] = {}
+    for instrument, at in candidates:
+        groups.setdefault((instrument.shares or instrument.name, at), []).append(instrument)
     left, entries = gradients, []
-    order = sorted(candidates, key=lambda c: (sizes.cost(c[0], len(subject.train), c[0].largest), c[0].name, c[1]))
-    for position, (instrument, at) in enumerate(order):
-        entry = _fit(instrument, at, left / (len(order) - position), sizes, memory)
-        if isinstance(entry, str):
-            skipped.append((reading_key(instrument.name, at), instrument.topic, entry))
+    order = sorted(groups.items(), key=lambda group: (sizes.cost(group[1], len(subject.train), group[1][0].largest), group[0]))
+    for position, ((_, at), members) in enumerate(order):
+        found = _fit(members, at, left / (len(order) - position), sizes, memory)
+        if isinstance(found, str):
+            skipped.extend((reading_key(instrument.name, at), instrument.topic, found) for instrument in members)
             continue
-        entries.append(entry)
-        left = max(left - entry.gradients, 0.0)
+        entries.extend(found)
+        left = max(left - sum(entry.gradients for entry in found), 0.0)
     entries.sort(key=lambda e: (e.gradients, e.instrument, e.at))
     return Plan(budget, seed, threads, subject.chunk, tuple(entries), tuple(sorted(skipped)))
 
@@ -150,30 +153,37 @@ class _Sizes:
             self.samples[examples] = self.subject.sample(examples, rng=chance.generator(0, "plan"))
         return instrument.cost(self.samples[examples], **({instrument.knob: value} if instrument.knob else {}))
 
-    def cost(self, instrument: Instrument, examples: int, value: int) -> float:
-        return self.raw(instrument, examples, value).gradients * examples / self.total
+    def cost(self, members: list[Instrument], examples: int, value: int) -> float:
+        return sum(self.raw(instrument, examples, value).gradients for instrument in members) * examples / self.total
+
+    def bytes(self, members: list[Instrument], examples: int, value: int) -> int:
+        return max(self.raw(instrument, examples, value).bytes for instrument in members)
 
 
-def _fit(instrument: Instrument, at: Where, share: float, sizes: _Sizes, memory: int | None) -> Entry | str:
+def _fit(members: list[Instrument], at: Where, share: float, sizes: _Sizes, memory: int | None) -> list[Entry] | str:
+    """Entries for instruments that share their work: the same examples and knob for all, as much of both as the share buys."""
+    knob, smallest, largest = members[0].knob, members[0].smallest, members[0].largest
+
     def fits(level: int, value: int) -> bool:
-        return sizes.cost(instrument, sizes.levels[level], value) <= share and (memory is None or sizes.raw(instrument, sizes.levels[level], value).bytes <= 0.8 * memory)
+        n = sizes.levels[level]
+        return sizes.cost(members, n, value) <= share and (memory is None or sizes.bytes(members, n, value) <= 0.8 * memory)
 
-    level, value, top = 0, instrument.smallest, len(sizes.levels) - 1
-    if not fits(0, value):
-        cost = sizes.raw(instrument, sizes.levels[0], value)
-        if memory is not None and cost.bytes > 0.8 * memory:
-            return f"it takes {cost.bytes / 2**20:,.0f} MiB and {memory / 2**20:,.0f} MiB are free; no smaller setting of {instrument.knob or 'its examples'} fits"
-        least = sizes.cost(instrument, sizes.levels[0], value)
-        return f"the budget does not reach: its least costs {least:.2g} full gradients, its share is {share:.2g}; a larger --budget or --only {instrument.topic} makes room"
+    level, value, top = 0, smallest, len(sizes.levels) - 1
+    if not fits(level, value):
+        taken = sizes.bytes(members, sizes.levels[0], value)
+        if memory is not None and taken > 0.8 * memory:
+            return f"it takes {taken / 2**20:,.0f} MiB and {memory / 2**20:,.0f} MiB are free; no smaller setting of {knob or 'its examples'} fits"
+        least = sizes.cost(members, sizes.levels[0], value)
+        return f"the budget does not reach: its least costs {least:.2g} full gradients, its share is {share:.2g}; a larger --budget or --only {members[0].topic} makes room"
     while True:
         more_examples = level < top and fits(level + 1, value)
-        more_value = instrument.knob is not None and 2 * value <= instrument.largest and fits(level, 2 * value)
-        ahead = math.log2(max(sizes.levels[level] / ENOUGH, 0.5)) >= math.log2(value / instrument.smallest)
+        more_value = knob is not None and 2 * value <= largest and fits(level, 2 * value)
+        ahead = math.log2(max(sizes.levels[level] / ENOUGH, 0.5)) >= math.log2(value / smallest)
         if more_examples and (sizes.levels[level] < ENOUGH or not more_value or not ahead):
             level += 1
         elif more_value:
             value *= 2
         else:
             break
-    examples = sizes.levels[level]
-    return Entry(instrument.name, at, examples, instrument.knob, value if instrument.knob else None, round(sizes.cost(instrument, examples, value), 6))
+    n = sizes.levels[level]
+    return [Entry(m.name, at, n, m.knob, value if m.knob else None, round(sizes.cost([m], n, value), 6)) for m in members]

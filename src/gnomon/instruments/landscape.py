@@ -1,0 +1,314 @@
+"""Curvature of the training loss: eigenvalues with bounds, trace and density with errors, outliers above the bulk."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gnomon.core import rng as chance
+from gnomon.core.dataset import Dataset, leaves
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.reading import Axis, Reading
+from gnomon.core.registry import Cost, instrument
+from gnomon.core.source import Source
+from gnomon.core.subject import Subject
+from gnomon.numerics import dense
+from gnomon.numerics.density import spectral_density as lanczos_density
+from gnomon.numerics.lanczos import Eigen, lanczos_eigenvalues
+from gnomon.numerics.operators import Hessian, loss_gradient
+from gnomon.numerics.statistics import student_quantile
+
+HUTCHINSON_1989 = Source("hutchinson1989", "eq. (2.2)")
+WU_SIMON_2000 = Source("wu2000")
+GHORBANI_2019 = Source("ghorbani2019", "section 3")
+PAPYAN_2020 = Source("papyan2020")
+COHEN_2021 = Source("cohen2021")
+COHEN_2022 = Source("cohen2022")
+
+PRODUCT = 3.5
+"""What one Hessian product costs, in gradients, where forward mode works."""
+GROUPS = 16
+"""Groups of examples whose spread gives the error of a subsample."""
+MOST_CLASSES = 20
+"""Most classes for which outliers are counted: each needs an eigenvector."""
+STEPS = 24
+"""Lanczos steps for one probe of the density."""
+
+
+def _product_cost(subject: Subject, products: float, vectors: float = 0.0) -> Cost:
+    size = subject.state[subject.trainable[0]].element_size()
+    return Cost(gradients=PRODUCT * products, bytes=int(vectors * subject.dimension * size))
+
+
+def _count(subject: Subject) -> int:
+    """How many eigenpairs are shared: ten, or one more than the outliers that are predicted."""
+    wanted = max(10, subject.classes + 1) if subject.classes and subject.classes <= MOST_CLASSES else 10
+    return min(wanted, subject.dimension)
+
+
+def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen:
+    """Eigenpairs of the training Hessian, computed once for all that share them; the starting vector is keyed by name, so that it matters not who asks first."""
+    if products < 1:
+        raise InvalidInput(f"products must be at least 1, not {products}.")
+
+    def build() -> Eigen:
+        return lanczos_eigenvalues(
+            Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
+            max_products=max(products, min(k + 2, subject.dimension)),
+        )  # fmt: skip
+
+    return subject.once(f"eigenpairs/{which}/{k}/{products}", build)
+
+
+def _is_subsample(subject: Subject) -> bool:
+    return len(subject.train) < subject.train.population
+
+
+def _sampling_error(subject: Subject, vector: Tensor, value: float) -> tuple[float, int]:
+    """Standard error of an eigenvalue for having seen n of N examples, and its degrees of freedom.
+
+    First order: the spread of v' H_g v over groups of examples, times the finite-population factor.  Second order: sum_j (v_j' dH v)^2 / (lambda - lambda_j)
+    raises the largest eigenvalue of a sample's Hessian; its size, with the bulk at 0, is added in quadrature.
+    """
+    n, population = len(subject.train), subject.train.population
+    groups = min(GROUPS, n)
+    parts, weights = Hessian(subject).quadratic(vector, groups=groups)
+    parts, weights = parts.double().cpu(), weights.double().cpu() / weights.double().sum().cpu()
+    mean = float((weights * parts).sum())
+    spread = float((weights**2 * (parts - mean) ** 2).sum()) * groups / max(groups - 1, 1)
+    return math.sqrt(spread * (1 - n / population)), groups
+
+
+def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: str, source: Source) -> Reading:
+    """A Reading of the first k eigenvalues: residual bounds, and the sampling error where the subject's examples are a subsample."""
+    values, bounds = eigen.values[:k].double().cpu().numpy(), eigen.bounds[:k].double().cpu().numpy()
+    axes = (Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),)
+    converged = [bool(flag) for flag in eigen.converged[:k]]
+    assumes = ("the loss is that of eval mode",) + (() if all(converged) else (f"{converged.count(False)} of {k} had not converged when the products were used up; their bounds say how far",))
+    common = {"unit": "loss / parameter²", "source": source, "axes": axes}
+    if not _is_subsample(subject):
+        return Reading(name, values, error=bounds, error_kind="bound", assumes=assumes, details={"converged": converged, "products": eigen.products}, **common)
+    errors, groups = zip(*(_sampling_error(subject, eigen.vectors[:, i], float(values[i])) for i in range(k)), strict=True)
+    error = np.asarray(errors)
+    half = student_quantile(0.975, groups[0] - 1) * error + bounds
+    seen = f"the {which} of {len(subject.train):,} examples out of {subject.train.population:,}; an eigenvalue of a sample's Hessian lies above the population's on average"
+    return Reading(
+        name, values, error=error, error_kind="sample", n=groups[0], interval=(values - half, values + half), assumes=(*assumes, seen),
+        details={"bound": bounds, "converged": converged, "products": eigen.products}, **common,
+    )  # fmt: skip
+
+
+@instrument(
+    topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256,
+    cost=lambda subject, products: _product_cost(subject, products + 10, 40 + 2 * _count(subject)),
+)  # fmt: skip
+def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128) -> Reading:
+    """Largest (or smallest) eigenvalues of the Hessian of the mean training loss, by thick-restart Lanczos with full reorthogonalisation.
+
+    H v = lambda v;  |lambda_true - lambda| <= |H v - lambda v| for some eigenvalue lambda_true.
+
+    Shapes: value (k,), descending for `largest`, ascending for `smallest`.   Units: loss / parameter^2.
+    Error: the residual bound, rounding included; on a subsample the standard error over groups of examples, the bound added to the interval.
+    Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3.5 gradients each; about 40 + k vectors of memory.
+    Raises: InvalidInput for k above the number of parameters, or an unknown `which`.
+    Source: Wu & Simon 2000.
+    """
+    if which not in ("largest", "smallest"):
+        raise InvalidInput(f"which must be 'largest' or 'smallest', not {which!r}.")
+    if not 1 <= k <= subject.dimension:
+        raise InvalidInput(f"k must lie in 1 .. {subject.dimension}, the number of trainable parameters, not {k}.")
+    shared = max(k, _count(subject)) if which == "largest" else k
+    eigen = _eigenpairs(subject, products=products, k=shared, which=which)
+    return _with_sampling(subject, eigen, k, name="hessian_eigenvalues", which=which, source=WU_SIMON_2000)
+
+
+@instrument(
+    topic="landscape", truth=dense.sharpness, knob="products", smallest=32, largest=256, shares="hessian_eigenvalues",
+    cost=lambda subject, products: _product_cost(subject, 1),
+)  # fmt: skip
+def sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
+    """Sharpness: the largest eigenvalue of the Hessian of the mean training loss.
+
+    Shapes: value ().   Units: loss / parameter^2.   Error: as `hessian_eigenvalues`.   Assumes: eval mode.
+    Cost: shared with `hessian_eigenvalues`.   Raises: InvalidInput for fewer than one product.
+    Source: Cohen et al. 2021, section 2.
+    """
+    eigen = _eigenpairs(subject, products=products, k=_count(subject), which="largest")
+    reading = _with_sampling(subject, eigen, 1, name="sharpness", which="sharpness", source=COHEN_2021.at("section 2"))
+    assert reading.interval is not None
+    details = {key: value[0] if key in ("bound", "converged") else value for key, value in reading.details.items()}
+    low, high = reading.interval
+    return reading.replace(value=reading.value[0], error=reading.error[0], interval=(low[0], high[0]), axes=(), details=details)
+
+
+@instrument(
+    topic="landscape", needs=("labels",), truth=dense.hessian_outliers, knob="products", smallest=32, largest=256, shares="hessian_eigenvalues",
+    cost=lambda subject, products: _product_cost(subject, products, 40),
+)  # fmt: skip
+def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
+    """How many eigenvalues of the Hessian lie above the largest one of the Hessian restricted to the complement of the class-mean gradients.
+
+    With Q an orthonormal basis of the class means g_c = sum_{i in c} p_{i,c} grad loss_i, the count is of lambda_i(H) > lambda_max((1 - QQ') H (1 - QQ')).
+    By Cauchy's interlacing it is at most the number of classes.  Eigenvalues whose residual bounds reach across the edge are counted half and
+    put into the error.
+
+    Shapes: value ().   Units: eigenvalues.   Error: bound, half the number of undecided eigenvalues.
+    Assumes: eval mode; the count is that of the Hessian on the examples seen.   Cost: `products` Hessian products beside those shared, and one gradient.
+    Raises: OutOfScope for more than 20 classes, or a class without examples.
+    Source: Papyan 2020.
+    """
+    if subject.classes is None or subject.classes > MOST_CLASSES:
+        raise OutOfScope(f"outliers are counted for 2 to {MOST_CLASSES} classes; here are {subject.classes}")
+    k = _count(subject)
+    eigen = _eigenpairs(subject, products=products, k=k, which="largest")
+    basis = class_mean_basis(subject)
+    hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
+
+    def outside(v: Tensor) -> Tensor:
+        return v - basis @ (basis.T @ v)
+
+    edge = lanczos_eigenvalues(
+        lambda v: outside(hessian(outside(v))), subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/outside"), like=like, max_products=max(products, 3),
+    )  # fmt: skip
+    top, slack = float(edge.values[0]), float(edge.bounds[0])
+    low, high = (eigen.values - eigen.bounds).tolist(), (eigen.values + eigen.bounds).tolist()
+    surely, possibly = sum(value > top + slack for value in low), sum(value > top - slack for value in high)
+    gap = abs(float(eigen.values[surely - 1]) - top) if surely else 0.0
+    seen = (f"counted on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    return Reading(
+        "hessian_outliers", (surely + possibly) / 2, "eigenvalues", error=(possibly - surely) / 2 or float(np.finfo(np.float64).eps), error_kind="bound", source=PAPYAN_2020, assumes=seen,
+        details={"edge": top, "edge_bound": slack, "gap": gap, "classes": subject.classes, "above_edge_at_most": basis.shape[1]},
+    )  # fmt: skip
+
+
+def class_mean_basis(subject: Subject) -> Tensor:
+    """Orthonormal basis of the class-mean gradients g_c = sum_{i in c} p_{i,c} grad loss_i, p the probability given to the true class.
+
+    Shapes: (P, r), r at most the number of classes.   Cost: one gradient and one forward pass.
+    Raises: OutOfScope where a class has no example, or targets are not one label an example.
+    """
+    labels = torch.cat([leaves(block.targets)[0] for block in subject.train.blocks])
+    if labels.ndim != 1:
+        raise OutOfScope("class means are taken where every example has one label; here are several (tokens)")
+    assert subject.classes is not None
+    means = []
+    for label in range(subject.classes):
+        chosen = (labels == label).nonzero().flatten()
+        if not len(chosen):
+            raise OutOfScope(f"class {label} has no example among the {len(labels):,} examined; examine more examples")
+        part: Dataset = subject.train.select(chosen)
+        means.append(_confident_gradient(subject, part))
+    stacked = torch.stack(means, 1)
+    left, size, _ = torch.linalg.svd(stacked, full_matrices=False)
+    return left[:, size > 1e-5 * size[0]]
+
+
+def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
+    """sum_i p_i grad loss_i over examples of one class, up to scale: the gradient of sum_i -p_i(fixed) log p_i, that is of minus the sum of p_i."""
+
+    def minus_probability(output: Tensor, targets: Tensor) -> Tensor:
+        return -torch.softmax(output, -1).gather(-1, targets.reshape(-1, 1)).mean()
+
+    import dataclasses
+
+    loss = dataclasses.replace(subject.loss, function=minus_probability, reduction="mean", weight=lambda targets: float(len(targets)))
+    changed = dataclasses.replace(subject, train=part, loss=loss, _shared={})
+    return loss_gradient(changed)[1]
+
+
+@instrument(
+    topic="landscape", needs=("optimizer",), truth=None, knob="products", smallest=32, largest=256, cost=lambda subject, products: _adam_cost(subject, products),
+)  # fmt: skip
+def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
+    """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.
+
+    Shapes: value ().   Units: 1 / lr.   Error: the residual bound; on a subsample the standard error over groups of examples.
+    Assumes: eval mode.   Cost: at most `products` Hessian products.
+    Raises: OutOfScope where the optimizer is not Adam, or its state is not known.
+    Source: Cohen et al. 2022, section 2.
+    """
+    training = subject.training
+    if training.optimizer not in ("adam", "adamw"):
+        raise OutOfScope("preconditioned sharpness is defined for Adam; the optimizer here is " + str(training.optimizer))
+    if training.second_moment is None:
+        raise OutOfScope("Adam's second moments are not known (--optimizer-state, or pass the torch optimizer itself)")
+    if products < 1:
+        raise InvalidInput(f"products must be at least 1, not {products}.")
+    steps = training.steps or 10**6
+    second = torch.cat([training.second_moment[key].reshape(-1) if key in training.second_moment else torch.zeros(subject.state[key].numel()) for key in subject.trainable])
+    second = second.to(subject.device, subject.dtype)
+    scale = ((1 - training.momentum**steps) * ((second / (1 - training.beta2**steps)).sqrt() + training.epsilon)).rsqrt()
+    hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
+    eigen = lanczos_eigenvalues(
+        lambda v: scale * hessian(scale * v), subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
+    )  # fmt: skip
+    value, bound = float(eigen.values[0]), float(eigen.bounds[0])
+    common = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
+    if not _is_subsample(subject):
+        return Reading("preconditioned_sharpness", value, error=bound, error_kind="bound", **common)
+    error, groups = _sampling_error(subject, scale * eigen.vectors[:, 0], value)
+    half = student_quantile(0.975, groups - 1) * error + bound
+    return Reading("preconditioned_sharpness", value, error=error, error_kind="sample", n=groups, interval=(value - half, value + half), details={"bound": bound}, **common)
+
+
+def _adam_cost(subject: Subject, products: int) -> Cost:
+    known = subject.training.optimizer in ("adam", "adamw") and subject.training.second_moment is not None
+    return _product_cost(subject, products, 40) if known else Cost()
+
+
+@instrument(topic="landscape", truth=dense.hessian_trace, knob="probes", smallest=8, largest=256, cost=lambda subject, probes: _product_cost(subject, probes, 4))
+def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Reading:
+    """Trace of the Hessian of the mean training loss by Hutchinson's estimator: the mean of v' H v over random signs v.
+
+    Shapes: value (); samples (probes,).   Units: loss / parameter^2 (summed over parameters).
+    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
+    Assumes: eval mode.   Cost: `probes` Hessian products, about 3.5 gradients each.
+    Raises: InvalidInput for fewer than two probes.
+    Source: Hutchinson 1989.
+    """
+    if probes < 2:
+        raise InvalidInput(f"A standard error needs at least two probes, not {probes}.")
+    hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
+    n, population = len(subject.train), subject.train.population
+    groups = min(GROUPS, n) if n < population else 1
+    table, weights = [], None
+    for index in range(probes):
+        v = chance.rademacher(subject.dimension, rng=chance.child(rng, "probe", index), like=like)
+        parts, weights = hessian.quadratic(v, groups=groups)
+        table.append(parts.double().cpu())
+    assert weights is not None
+    parts, share = torch.stack(table), (weights / weights.sum()).double().cpu()
+    rows = parts @ share
+    common = {"unit": "loss / parameter²", "source": HUTCHINSON_1989}
+    if groups == 1:
+        return Reading.of_samples("hessian_trace", rows, error_kind="probe", **common)
+    columns = parts.mean(0)
+    by_probe = float(rows.var(unbiased=True)) / probes
+    by_group = float((share**2 * (columns - rows.mean()) ** 2).sum()) * groups / (groups - 1) * (1 - n / population)
+    total = by_probe + by_group
+    freedom = total**2 / max(by_probe**2 / (probes - 1) + by_group**2 / (groups - 1), 1e-300)
+    return Reading("hessian_trace", float(rows.mean()), error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
+
+
+@instrument(topic="landscape", truth=dense.density, knob="probes", smallest=2, largest=32, cost=lambda subject, probes: _product_cost(subject, STEPS * probes, STEPS + 4))
+def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4) -> Reading:
+    """Density of the Hessian's eigenvalues, smoothed by a Gaussian, by stochastic Lanczos quadrature.
+
+    phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is 1 % of the range.
+
+    Shapes: value (points,); samples (probes, points).   Units: 1 / eigenvalue.
+    Error: standard error over probes; the band is the 95 % one.   Assumes: eval mode; the density is that of the Hessian on the examples seen.
+    Cost: 24 x `probes` Hessian products.   Raises: InvalidInput for fewer than two probes.
+    Source: Ghorbani et al. 2019, section 3.
+    """
+    if probes < 2:
+        raise InvalidInput(f"A band needs at least two probes, not {probes}.")
+    grid, densities = lanczos_density(
+        Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(STEPS, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
+    )  # fmt: skip
+    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    axis = Axis("eigenvalue", tuple(float(x) for x in grid), "loss / parameter²")
+    return Reading.of_samples("spectral_density", densities, unit="1 / eigenvalue", error_kind="probe", source=GHORBANI_2019, axes=(axis,), assumes=seen)

@@ -1,0 +1,91 @@
+"""Small exact answers by dense linear algebra, written apart from the engine: what the contract tests compare with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnomon.core.dataset import leaves
+from gnomon.core.reading import Reading
+from gnomon.core.subject import Subject
+from gnomon.numerics.measuring import measuring
+
+
+def flat_loss(subject: Subject, flat: Tensor) -> Tensor:
+    """The training loss as a function of one flat parameter vector.  Shapes: flat (P,)."""
+    state, start = dict(subject.state), 0
+    for key in subject.trainable:
+        size = subject.state[key].numel()
+        state[key] = flat[start : start + size].view(subject.state[key].shape)
+        start += size
+    total, weight = torch.zeros((), dtype=flat.dtype, device=flat.device), 0.0
+    for block in subject.train.blocks:
+        inputs, targets = subject.to_device(block.inputs), subject.to_device(block.targets)
+        count = subject.loss.count(targets) if subject.loss.reduction == "mean" else 1.0
+        if count:
+            total = total + count * subject.loss(subject(state, inputs), targets)
+            weight += count
+    return total / weight if subject.loss.reduction == "mean" else total
+
+
+def hessian(subject: Subject) -> Tensor:
+    """The whole Hessian of the training loss, row by row by double backward.  Shapes: (P, P).   Cost: P products; for small networks only."""
+
+    def build() -> Tensor:
+        with measuring(subject), torch.enable_grad():
+            flat = torch.cat([subject.state[key].reshape(-1) for key in subject.trainable]).detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(flat_loss(subject, flat), flat, create_graph=True)
+            rows = [torch.autograd.grad(gradient[i], flat, retain_graph=True, allow_unused=True)[0] for i in range(len(flat))]
+            matrix = torch.stack([torch.zeros_like(flat) if row is None else row for row in rows]).detach()
+        return (matrix + matrix.T) / 2
+
+    return subject.once("dense/hessian", build)
+
+
+def eigenvalues(subject: Subject) -> Tensor:
+    """Every eigenvalue of the Hessian, descending.  Shapes: (P,)."""
+    return subject.once("dense/eigenvalues", lambda: torch.linalg.eigvalsh(hessian(subject)).flip(0))
+
+
+def largest_eigenvalues(subject: Subject) -> Any:
+    """The ten largest eigenvalues of the Hessian.  Shapes: (10,)."""
+    return eigenvalues(subject)[:10].cpu().numpy()
+
+
+def sharpness(subject: Subject) -> float:
+    """The largest eigenvalue of the Hessian."""
+    return float(eigenvalues(subject)[0])
+
+
+def hessian_trace(subject: Subject) -> float:
+    """The trace of the Hessian."""
+    return float(hessian(subject).diagonal().sum())
+
+
+def density(subject: Subject, reading: Reading) -> Any:
+    """The density of the Hessian's eigenvalues with the smoothing and on the grid of a reading.  Shapes: (points,)."""
+    grid, width = np.asarray(reading.axes[0].values, dtype=np.float64), float(reading.details["width"])
+    values = eigenvalues(subject).cpu().numpy()
+    return np.exp(-((grid[:, None] - values) ** 2) / (2 * width**2)).mean(1) / (width * np.sqrt(2 * np.pi))
+
+
+def hessian_outliers(subject: Subject) -> float:
+    """Eigenvalues of the Hessian above the largest one of its restriction to the complement of the class means of p grad loss."""
+    matrix = hessian(subject)
+    (block,) = subject.train.blocks
+    inputs, labels = subject.to_device(block.inputs), leaves(block.targets)[0]
+    means = []
+    for label in range(subject.classes or 0):
+        with measuring(subject), torch.enable_grad():
+            chosen = labels == label
+            state = {key: value.detach().clone().requires_grad_(key in subject.trainable) for key, value in subject.state.items()}
+            mean = torch.softmax(subject(state, inputs)[chosen], -1)[:, label].mean()
+            parts = torch.autograd.grad(mean, [state[key] for key in subject.trainable])
+        means.append(torch.cat([part.reshape(-1) for part in parts]))
+    left, size, _ = torch.linalg.svd(torch.stack(means, 1), full_matrices=True)
+    rest = left[:, int((size > 1e-5 * size[0]).sum()) :]
+    edge = torch.linalg.eigvalsh(rest.T @ matrix @ rest)[-1]
+    return float((eigenvalues(subject) > edge).sum())
