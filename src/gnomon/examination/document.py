@@ -14,7 +14,6 @@ from gnomon.core.errors import GnomonError, OutOfScope
 from gnomon.core.facts import Facts
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
-from gnomon.core.subject import Subject
 from gnomon.examination.row import Row
 from gnomon.run.plan import Plan
 
@@ -41,8 +40,8 @@ class Readings(dict[str, Reading]):
 
 
 def assemble(
-    subject: Subject, facts: Facts, plan: Plan, readings: Mapping[str, Reading], *, failures: Mapping[str, str], skipped: list[tuple[str, str, str]],
-    chapters: Mapping[str, ModuleType], data_name: str | None, environment: dict[str, Any],
+    facts: Facts, plan: Plan, readings: Mapping[str, Reading], *, failures: Mapping[str, str], skipped: list[tuple[str, str, str]],
+    chapters: Mapping[str, ModuleType], data_name: str | None, fingerprint: str, environment: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """The report's document without its `run` key, and the arrays that are too large for it."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -65,7 +64,7 @@ def assemble(
     order = {name: position for position, name in enumerate(chapters)}
     rows.sort(key=lambda row: order.get(row["chapter"], len(order)))
     document = {
-        "schema": SCHEMA, "subject": _subject_json(subject, facts, data_name), "plan": plan.to_json(), "rows": rows,
+        "schema": SCHEMA, "subject": _subject_json(facts, data_name, fingerprint), "plan": plan.to_json(), "rows": rows,
         "chapters": [_chapter_json(name, module) for name, module in chapters.items()],
         "advice": [row["advice"] for row in rows if row["advice"]],
         "skipped": [{"what": what, "chapter": chapter, "why": why} for what, chapter, why in skipped],
@@ -118,12 +117,12 @@ def _sources(row: Row) -> dict[str, Source]:
     return {source.key: source for source in found}
 
 
-def _subject_json(subject: Subject, facts: Facts, data_name: str | None) -> dict[str, Any]:
+def _subject_json(facts: Facts, data_name: str | None, fingerprint: str) -> dict[str, Any]:
     layers = [{"name": layer.name, "kind": layer.kind} for layer in facts.architecture.layers]
     return {
         "name": facts.name, "data": data_name, "parameters": facts.parameters, "trainable": facts.trainable, "classes": facts.classes, "loss": facts.loss, "reduction": facts.reduction,
         "train": {"examples": facts.train_examples, "population": facts.train_population}, "test": {"examples": facts.test_examples} if facts.test_examples else None,
-        "training": facts.training.to_json(), "layers": layers[:100], "fingerprint": subject.fingerprint(),
+        "training": facts.training.to_json(), "layers": layers[:100], "fingerprint": fingerprint,
     }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from gnomon.core import registry
 from gnomon.core import rng as chance
 from gnomon.core.environment import cache_folder, code_hash, environment
 from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope, unknown
-from gnomon.core.facts import Facts
 from gnomon.core.reading import Reading
 from gnomon.core.subject import Subject
 from gnomon.examination import facts as facts_module
@@ -56,7 +55,8 @@ def examine(
     known = Plan.from_json(_plan_json(plan)) if plan is not None else None
     threads, seed = (known.threads, known.seed) if known else (threads, seed)
     with fixed_threads(threads), chance.preserved():
-        identity = [subject.fingerprint(), code_hash(), seed, threads, sorted(wanted)]
+        fingerprint = subject.fingerprint()
+        identity = [fingerprint, code_hash(), seed, threads, sorted(wanted)]
         draft_key = key_of("plan", identity, seconds(budget))
         chosen = known or _stored_plan(keep, draft_key) or _new_plan(subject, wanted, seconds(budget), seed, threads, report_progress)
         keep.put_piece(draft_key, "plan", chosen.to_json())
@@ -65,12 +65,12 @@ def examine(
         readings, failures, skipped = measure(subject, chosen, keep, key, report_progress)
         facts = facts_module.facts_of(subject)
     document, arrays = assemble(
-        subject, facts, chosen, readings, failures=failures, skipped=skipped, chapters={name: module for name, module in chapters.items() if name in wanted}, data_name=data_name,
-        environment=environment(threads=threads, device=str(subject.device)),
+        facts, chosen, readings, failures=failures, skipped=skipped, chapters={name: module for name, module in chapters.items() if name in wanted}, data_name=data_name,
+        fingerprint=fingerprint, environment=environment(threads=threads, device=str(subject.device)),
     )  # fmt: skip
     document["run"] = {
         "key": key, "started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - tick, 3), "peak_bytes": peak_bytes(), "host": platform.node(),
-        "again": again or "gnomon.examine(subject, plan='report.json')", "store": None,
+        "again": again or "gnomon.examine(subject, plan='report.json')",
     }  # fmt: skip
     document, arrays = bounded(document, arrays)
     keep.finish(key, document, pending=(draft_key, key))
@@ -183,8 +183,3 @@ def _piece(subject: Subject, entry: Entry, seed: int) -> dict[str, Any]:
         if memory is not None:
             return piece | {"skipped": str(memory)}
         return piece | {"fault": f"{type(error).__name__}: {error}"}
-
-
-def headline(facts: Facts) -> str:
-    """What is examined, in a line."""
-    return f"{facts.name} · {facts.parameters:,} parameters"

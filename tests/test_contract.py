@@ -1,0 +1,78 @@
+"""Every registered instrument keeps the contract, on a convolutional and on a token network."""
+
+import pytest
+import torch
+from networks import cnn, tokens
+
+from gnomon.core import contract, registry
+from gnomon.core.errors import OutOfScope
+from gnomon.core.reading import CHANCE
+from gnomon.run.plan import unmet
+
+INSTRUMENTS = registry.instruments()
+NETWORKS = {"cnn": cnn, "tokens": tokens}
+EXAMPLES = 64
+
+
+def subject_for(instrument, build, dtype=torch.float64):
+    """The network with what the instrument needs; None where the instrument says that it has nothing to measure there."""
+    subject = build(dtype, n=EXAMPLES)
+    return None if unmet(subject, instrument, "end") else subject
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", INSTRUMENTS)
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+def test_contract(check, name, network):
+    subject = subject_for(INSTRUMENTS[name], NETWORKS[network])
+    if subject is None:
+        assert INSTRUMENTS[name].needs
+        return
+    try:
+        check(INSTRUMENTS[name], subject)
+    except OutOfScope as error:
+        assert len(str(error)) > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", INSTRUMENTS)
+def test_stated_intervals_cover_the_truth(name, network, dtype):
+    instrument = INSTRUMENTS[name]
+    subject = subject_for(instrument, NETWORKS[network], dtype)
+    if subject is None or instrument.truth is None:
+        assert subject is None or contract.take(instrument, subject).error_kind not in CHANCE
+        return
+    try:
+        seen = contract.coverage(instrument, subject, draws=200)
+    except OutOfScope:
+        return
+    if seen.error_kind in CHANCE:
+        assert 0.90 <= seen.rate <= 0.99, seen
+    else:
+        assert seen.rate == 1.0, seen
+
+
+def test_three_broken_instruments_are_found():
+    """One moves the global random state, one states no error, one depends on the split."""
+    from gnomon.core.reading import Reading
+    from gnomon.core.registry import Cost, Instrument
+    from gnomon.core.source import Source
+
+    def made(function):
+        function.__doc__ = "Broken.  Shapes: value ()."
+        return Instrument(function, "landscape", (), ("end",), lambda subject: 1.0, None, 1, 1, lambda subject: Cost())
+
+    def moves_state(subject, *, rng):
+        return Reading("moves_state", float(torch.randn(())), "", error=1.0, error_kind="probe", n=5, source=Source("hutchinson1989"))
+
+    def no_error(subject, *, rng):
+        return Reading("no_error", float(torch.randn((), generator=rng)), "", error=0.0, error_kind="probe", n=5, source=Source("hutchinson1989"))
+
+    def splits(subject, *, rng):
+        return Reading("splits", float(sum(1 for _ in subject.batches())), "", error=1.0, error_kind="probe", n=5, source=Source("hutchinson1989"))
+
+    subject = cnn()
+    for function, check in [(moves_state, contract.check_untouched), (no_error, contract.check_reading), (splits, contract.check_split)]:
+        with pytest.raises(contract.ContractBroken):
+            check(made(function), subject)
