@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
@@ -19,7 +21,6 @@ from gnomon.numerics import dense
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.lanczos import Eigen, lanczos_eigenvalues
 from gnomon.numerics.operators import Hessian, loss_gradient
-from gnomon.numerics.statistics import student_quantile
 
 HUTCHINSON_1989 = Source("hutchinson1989", "eq. (2.2)")
 WU_SIMON_2000 = Source("wu2000")
@@ -93,7 +94,7 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
         return Reading(name, values, error=bounds, error_kind="bound", assumes=assumes, details={"converged": converged, "products": eigen.products}, **common)
     errors, groups = zip(*(_sampling_error(subject, eigen.vectors[:, i], float(values[i])) for i in range(k)), strict=True)
     error = np.asarray(errors)
-    half = student_quantile(0.975, groups[0] - 1) * error + bounds
+    half = stats.t.ppf(0.975, groups[0] - 1) * error + bounds
     seen = f"the {which} of {len(subject.train):,} examples out of {subject.train.population:,}; an eigenvalue of a sample's Hessian lies above the population's on average"
     return Reading(
         name, values, error=error, error_kind="sample", n=groups[0], interval=(values - half, values + half), assumes=(*assumes, seen),
@@ -212,8 +213,6 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
     def minus_probability(output: Tensor, targets: Tensor) -> Tensor:
         return -torch.softmax(output, -1).gather(-1, targets.reshape(-1, 1)).mean()
 
-    import dataclasses
-
     loss = dataclasses.replace(subject.loss, function=minus_probability, reduction="mean", weight=lambda targets: float(len(targets)))
     changed = dataclasses.replace(subject, train=part, loss=loss, _shared={})
     return loss_gradient(changed)[1]
@@ -250,7 +249,7 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     if not _is_subsample(subject):
         return Reading("preconditioned_sharpness", value, error=bound, error_kind="bound", **common)
     error, groups = _sampling_error(subject, scale * eigen.vectors[:, 0], value)
-    half = student_quantile(0.975, groups - 1) * error + bound
+    half = stats.t.ppf(0.975, groups - 1) * error + bound
     return Reading("preconditioned_sharpness", value, error=error, error_kind="sample", n=groups, interval=(value - half, value + half), details={"bound": bound}, **common)
 
 
@@ -306,9 +305,11 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4) -> Re
     """
     if probes < 2:
         raise InvalidInput(f"A band needs at least two probes, not {probes}.")
-    grid, densities = lanczos_density(
+    found = lanczos_density(
         Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(STEPS, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
     )  # fmt: skip
     seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
-    axis = Axis("eigenvalue", tuple(float(x) for x in grid), "loss / parameter²")
-    return Reading.of_samples("spectral_density", densities, unit="1 / eigenvalue", error_kind="probe", source=GHORBANI_2019, axes=(axis,), assumes=seen)
+    axis = Axis("eigenvalue", tuple(found.grid.tolist()), "loss / parameter²")
+    return Reading.of_samples(
+        "spectral_density", found.samples, unit="1 / eigenvalue", error_kind="probe", source=GHORBANI_2019, axes=(axis,), assumes=seen, details={"width": found.width},
+    )  # fmt: skip
