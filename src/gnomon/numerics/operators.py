@@ -1,0 +1,228 @@
+"""Linear maps of a subject that are applied and never formed: gradient, Hessian, Gauss-Newton, parameter and input Jacobian.
+
+Vectors are flat, of length `subject.dimension`, in the order of `subject.trainable`.  Sums over chunks are kept in float64, so that no result
+depends on how the data are split beyond the rounding of one chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from gnomon.core import rng as chance
+from gnomon.core.dataset import Block, Tree, length
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.subject import Subject
+from gnomon.numerics import derivatives
+from gnomon.numerics.derivatives import Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
+from gnomon.numerics.measuring import measuring
+
+
+def loss_value(subject: Subject, split: str = "train") -> float:
+    """The loss over a split: sum_b w_b loss_b / sum_b w_b, or sum_b loss_b.
+
+    Cost: a third of a gradient.   Raises: OutOfScope where there are no test data.
+    """
+    total = 0.0
+    with measuring(subject), torch.no_grad():
+        for block, share in scaled_blocks(subject, split):
+            total += share * float(subject.loss(subject(subject.state, block.inputs), block.targets))
+    return total
+
+
+def loss_gradient(subject: Subject, split: str = "train") -> tuple[float, Tensor]:
+    """The loss over a split and its gradient, summed in float64.
+
+    Shapes: (), (P,).   Units: loss.   Cost: one gradient.   Raises: OutOfScope where there are no test data.
+    """
+    total, sums = 0.0, _Sums(subject)
+    with measuring(subject):
+        for block, share in scaled_blocks(subject, split):
+            leaves = derivatives.leaf_parameters(subject)
+            loss = derivatives.loss_of(subject, leaves, block)
+            sums.add(gradients(loss, leaves.values()), share)
+            total += share * float(loss.detach())
+    return total, sums.flat(subject.dtype)
+
+
+class _Sums:
+    """The sum over chunks of one tensor a parameter."""
+
+    def __init__(self, subject: Subject) -> None:
+        dtype = accumulator(subject.dtype, subject.device)
+        self.sums = [torch.zeros(p.shape, dtype=dtype, device=p.device) for p in subject.parameters.values()]
+
+    def add(self, parts: Tensors, scale: float) -> None:
+        for total, part in zip(self.sums, parts, strict=True):
+            total.add_(part, alpha=scale)
+
+    def flat(self, dtype: torch.dtype) -> Tensor:
+        return flatten(self.sums).to(dtype)
+
+
+class _Curvature:
+    """A symmetric matrix that is a weighted mean (or sum) over chunks."""
+
+    def __init__(self, subject: Subject, split: str = "train") -> None:
+        self.subject, self.split = subject, split
+
+    @property
+    def dimension(self) -> int:
+        """The number of trainable parameters."""
+        return self.subject.dimension
+
+    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
+        raise NotImplementedError
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: about two gradients."""
+        sums = _Sums(self.subject)
+        with measuring(self.subject):
+            tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
+            for block, share in scaled_blocks(self.subject, self.split):
+                sums.add(self._of_chunk(block, tangents, route), share)
+        return sums.flat(v.dtype)
+
+    def quadratic(self, v: Tensor, groups: int = 16) -> tuple[Tensor, Tensor]:
+        """v^T H_g v over groups of examples, with the weight w_g of each: sum_g w_g v^T H_g v = v^T H v.
+
+        Where the examples are a sample, the spread of the groups' values is the sampling error of the quadratic form; for a loss that is a sum, values
+        are scaled to the whole sum.  Examples are dealt to the groups at random, always in the same way.  A group whose targets are all ignored has
+        value and weight 0.
+
+        Shapes: v (P,) -> values (groups,), weights (groups,), float64, fewer where there are fewer examples.
+        Cost: one product.   Raises: InvalidInput for less than one group.
+        """
+        if groups < 1:
+            raise InvalidInput(f"groups must be at least 1, not {groups}.")
+        data = self.subject.train if self.split == "train" else self.subject.test
+        if data is None:
+            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        count = min(groups, len(data))
+        order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
+        with measuring(self.subject):
+            route = route_of(self.subject)
+        values, weights = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        for g in range(count):
+            members = order[g::count]
+            part = dataclasses.replace(self.subject, train=data.select(members), _shared={"numerics.route": route})
+            if self.subject.loss.reduction == "sum":
+                weights[g], scale = len(members) / len(data), len(data) / len(members)
+            else:
+                weights[g], scale = sum(part.loss.count(block.targets) for block in part.batches()), 1.0
+            if weights[g] > 0:
+                values[g] = scale * torch.dot(v.double().cpu(), type(self)(part)(v).double().cpu())
+        return values, weights / weights.sum()
+
+
+class Hessian(_Curvature):
+    """The Hessian of the loss over a split: v -> H v.
+
+    H = sum_b (w_b / W) d^2 loss_b / d theta^2 (without w_b / W for a sum), by forward over reverse mode or double backward; never by differences.
+    Raises: OutOfScope that names the operation where the network has no second derivative.
+    Source: Pearlmutter 1994.
+    """
+
+    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
+        return derivatives.hessian_product(self.subject, block, tangents, route)
+
+
+class GaussNewton(_Curvature):
+    """The generalised Gauss-Newton matrix of the loss over a split: v -> J^T (d^2 loss / d output^2) J v.
+
+    For cross-entropy it is the Fisher information of the labels that the network would draw.
+    Raises: OutOfScope that names the operation where the network has no second derivative.
+    Source: Schraudolph 2002.
+    """
+
+    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
+        return derivatives.gauss_newton_product(self.subject, block, tangents, route)
+
+
+class ParameterJacobian:
+    """The derivative J of the network's output with respect to its trainable parameters, on a block of inputs.
+
+    Shapes: J v: (P,) -> (N, ...), the output's shape; J^T u: (N, ...) -> (P,).   Cost: J v one forward pass in forward mode, J^T u one gradient.
+    """
+
+    def __init__(self, subject: Subject, inputs: Tree) -> None:
+        self.subject, self.inputs = subject, subject.to_device(inputs)
+
+    @property
+    def dimension(self) -> int:
+        """The number of trainable parameters."""
+        return self.subject.dimension
+
+    def _function(self, inputs: Tree) -> Callable[[Tensors], Tensor]:
+        return lambda tensors: output_of(self.subject, dict(zip(self.subject.trainable, tensors, strict=True)), inputs)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """J v.  Shapes: v (P,) -> (N, ...)."""
+        at = tuple(self.subject.parameters.values())
+        with measuring(self.subject):
+            tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
+            return torch.cat([derivatives.pushforward(self._function(chunk), at, tangents, route) for chunk, _ in _chunks(self.inputs, self.subject.chunk)])
+
+    def transpose(self, u: Tensor) -> Tensor:
+        """J^T u.  Shapes: u (N, ...) -> (P,), in the dtype of u."""
+        at, sums = tuple(self.subject.parameters.values()), _Sums(self.subject)
+        with measuring(self.subject):
+            for chunk, where in _chunks(self.inputs, self.subject.chunk):
+                sums.add(derivatives.pullback(self._function(chunk), at, u[where].to(self.subject.device, self.subject.dtype)), 1.0)
+        return sums.flat(u.dtype)
+
+
+class InputJacobian:
+    """The derivative J_x of each example's output with respect to its own floating-point inputs, on a block of inputs.
+
+    Shapes: J_x v: v like the inputs -> (N, ...), the output's shape; J_x^T u: (N, ...) -> like the inputs.  "Like the inputs" is a tensor where the
+    inputs are one, else a tuple of their floating-point tensors, in order.
+    Raises: OutOfScope where every input is an integer: there is nothing to differentiate.
+    """
+
+    def __init__(self, subject: Subject, inputs: Tree) -> None:
+        self.subject, self.inputs = subject, subject.to_device(inputs)
+        self.floating = [i for i, leaf in enumerate(tree_flatten(self.inputs)[0]) if leaf.is_floating_point()]
+        if not self.floating:
+            raise OutOfScope(f"{subject.name} takes integers only: its output has no derivative with respect to them. Examine it with respect to its embeddings instead.")
+
+    def _function(self, inputs: Tree) -> tuple[Callable[[Tensors], Tensor], Tensors]:
+        flat, spec = tree_flatten(inputs)
+
+        def function(tensors: Tensors) -> Tensor:
+            filled = list(flat)
+            for i, tensor in zip(self.floating, tensors, strict=True):
+                filled[i] = tensor
+            return self.subject(self.subject.state, tree_unflatten(filled, spec))
+
+        return function, tuple(flat[i] for i in self.floating)
+
+    def __call__(self, v: Tensor | Tensors) -> Tensor:
+        """J_x v.  Shapes: v like the inputs -> (N, ...)."""
+        whole = (v,) if isinstance(v, Tensor) else v
+        with measuring(self.subject):
+            route, out = route_of(self.subject), []
+            for chunk, where in _chunks(self.inputs, self.subject.chunk):
+                function, at = self._function(chunk)
+                out.append(derivatives.pushforward(function, at, tuple(part[where].to(a) for part, a in zip(whole, at, strict=True)), route))
+        return torch.cat(out)
+
+    def transpose(self, u: Tensor) -> Tensor | Tensors:
+        """J_x^T u.  Shapes: u (N, ...) -> like the inputs."""
+        parts = []
+        with measuring(self.subject):
+            for chunk, where in _chunks(self.inputs, self.subject.chunk):
+                function, at = self._function(chunk)
+                parts.append(derivatives.pullback(function, at, u[where].to(self.subject.device, self.subject.dtype)))
+        joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return joined[0] if isinstance(self.inputs, Tensor) else joined
+
+
+def _chunks(inputs: Tree, size: int) -> Iterator[tuple[Tree, slice]]:
+    for start in range(0, length(inputs), size):
+        where = slice(start, start + size)
+        yield tree_map(lambda leaf, where=where: leaf[where], inputs), where
