@@ -17,9 +17,9 @@ from gnomon.core import layers as describing
 from gnomon.core.dataset import Tree
 from gnomon.core.errors import GnomonError, InvalidInput, unknown
 from gnomon.core.layers import PARAMETRISED, Layer
-from gnomon.core.subject import first_tensor
+from gnomon.core.subject import Subject, first_tensor
 
-__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "read", "steps"]
+__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "of", "read", "steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,16 @@ class Step:
     branches: bool = False
 
 
+def of(subject: Subject) -> Architecture:
+    """The architecture of a subject with the initialisation that its user declares, read once.  Cost: two forward passes of two examples."""
+
+    def build() -> Architecture:
+        block = next(subject.train.chunks(2))
+        return read(subject.module, subject.to_device(block.inputs), init=tuple(getattr(subject, "init", ())))
+
+    return subject.once("architecture", build)
+
+
 def read(module: nn.Module, inputs: Tree, *, init: tuple[str, ...] = ()) -> Architecture:
     """Read a module into named layers with fans, geometry, shapes and declared initialisation.
 
@@ -106,13 +116,20 @@ def _owners(module: nn.Module) -> dict[str, str]:
 
 
 def _tied(layers: tuple[Layer, ...], single: Mapping[str, float]) -> tuple[Layer, ...]:
-    """Tied weights are declared by the embedding among their layers, or by the one that the user named."""
+    """Tied weights belong to their first layer, declared by the embedding among the tied or by the layer that the user named; the others are not covered."""
     said: dict[tuple[str, ...], Layer] = {}
     for layer in sorted((x for x in layers if x.parameters), key=lambda x: (x.name in single, x.kind == "embedding")):
         said[layer.parameters] = layer
-    return tuple(
-        dataclasses.replace(layer, weight_variance=said[layer.parameters].weight_variance, declared=said[layer.parameters].declared) if layer.parameters else layer for layer in layers
-    )
+    owner: dict[tuple[str, ...], str] = {}
+    done = []
+    for layer in layers:
+        if layer.parameters and owner.setdefault(layer.parameters, layer.name) != layer.name:
+            why = f"its weights are those of {owner[layer.parameters]}"
+            layer = Layer(layer.name, "other", layer.inputs, input_shape=layer.input_shape, output_shape=layer.output_shape, why=why)
+        elif layer.parameters:
+            layer = dataclasses.replace(layer, weight_variance=said[layer.parameters].weight_variance, declared=said[layer.parameters].declared)
+        done.append(layer)
+    return tuple(done)
 
 
 def _families(module: nn.Module) -> dict[str, Any]:
@@ -233,7 +250,7 @@ def _layer_of_node(node: fx.Node, name: str, modules: Mapping[str, nn.Module], t
         return Layer(name, "other", why="a parameter or buffer of the network, not data")
     if node.op == "call_module":
         layer = describing.of_module(name, modules[str(node.target)])
-        return Layer(name, "other", why=f"{node.target} is called again with the same weights") if repeated and layer.parameters else layer
+        return Layer(name, "other", why="it is called again with the same weights") if repeated and layer.parameters else layer
     others = tuple(arg for arg in node.args if not (isinstance(arg, fx.Node)))
     return describing.of_operation(name, node.target, others, node.kwargs, tensors)
 
