@@ -1,0 +1,132 @@
+"""Gaussian moments of an activation: what mean-field theory needs to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from gnomon.core.reading import Array
+from gnomon.numerics.quadrature import gaussian_expectation
+
+Function = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Moments of an activation s under z ~ N(0, K), each shaped like K.
+
+    `square` <s^2>, `fourth` <s^4>, `slope` <s'^2>, `slope_fourth` <s'^4>, `growth` d<s^2>/dK = <z s s'>/K, `slope_growth` d<s'^2>/dK.
+    """
+
+    square: Array
+    fourth: Array
+    slope: Array
+    slope_fourth: Array
+    growth: Array
+    slope_growth: Array
+
+
+def compose(functions: Sequence[Function]) -> Function:
+    """The activation that applies several elementwise functions in turn; none is the identity."""
+
+    def composed(value: Tensor) -> Tensor:
+        for function in functions:
+            value = function(value)
+        return value
+
+    return composed
+
+
+def _derivative(function: Function) -> Function:
+    def derivative(value: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = value.detach().requires_grad_()
+            out = function(at)
+            return torch.autograd.grad(out.sum(), at)[0] if out.requires_grad else torch.zeros_like(at)
+
+    return derivative
+
+
+def scale_invariant(function: Function) -> tuple[float, float] | None:
+    """The slopes (right, left of 0) of an activation with s(a z) = a s(z) for a > 0, or None where it is not of this kind."""
+    at = torch.tensor([-3.0, -1.0, -0.25, 0.25, 1.0, 3.0], dtype=torch.float64)
+    with torch.no_grad():
+        value = function(at.clone())
+        same = all(torch.allclose(function(a * at), a * value, rtol=1e-12, atol=0.0) for a in (1e-3, 0.5, 7.0, 1e3))
+    return (float(value[4]), -float(value[1])) if same else None
+
+
+def moments(function: Function, variance: Array) -> Moments:
+    """Gaussian moments of an activation and of its derivative, by closed forms where it is scale invariant, else by quadrature.
+
+    A scale-invariant s has slopes a+ and a-:  <s^2> = (a+^2 + a-^2) K / 2,  <s^4> = 3 (a+^4 + a-^4) K^2 / 2,  <s'^2> = (a+^2 + a-^2) / 2.
+    Otherwise d<s^2>/dK = <z s s'>/K (write z = sqrt(K) u and differentiate) and d<s'^2>/dK = (<s'^2 z^2>/K - <s'^2>)/(2K), differentiating the density.
+
+    Shapes: variance any, not negative; the moments have its shape.   Error: that of the quadrature.
+    Cost: one quadrature a moment and distinct variance.
+    """
+    shape, flat = np.shape(variance), np.asarray(variance, dtype=np.float64).reshape(-1)
+    slopes = scale_invariant(function)
+    if slopes is not None:
+        two, four = (slopes[0] ** 2 + slopes[1] ** 2) / 2, (slopes[0] ** 4 + slopes[1] ** 4) / 2
+        full = np.ones_like(flat)
+        parts = [two * flat, 3 * four * flat**2, two * full, four * full, two * full, 0 * full]
+    else:
+        distinct, where = np.unique(flat, return_inverse=True)
+        parts = [part[where] for part in _quadrature(function, distinct)]
+    return Moments(*(part.reshape(shape) for part in parts))
+
+
+def _quadrature(function: Function, variance: Array) -> list[Array]:
+    safe = np.maximum(variance, 1e-30)
+    slope = _derivative(function)
+
+    def expect(integrand: Function) -> Array:
+        return np.asarray(gaussian_expectation(integrand, safe), dtype=np.float64)
+
+    slope_square = expect(lambda z: slope(z) ** 2)
+    return [
+        expect(lambda z: function(z) ** 2), expect(lambda z: function(z) ** 4), slope_square, expect(lambda z: slope(z) ** 4),
+        expect(lambda z: z * function(z) * slope(z)) / safe, (expect(lambda z: slope(z) ** 2 * z**2) / safe - slope_square) / (2 * safe),
+    ]  # fmt: skip
+
+
+def critical_weight_variance(function: Function, *, bias_variance: float = 0.0, near: float = 1.0) -> tuple[float, float] | None:
+    """The critical C_W = fan_in x weight variance of an activation, with the variance K* that it keeps, or None where there is none.
+
+    Critical is what neither shrinks nor grows small differences of inputs: C_W <s'^2>_K = 1 at a fixed point K = C_b + C_W <s^2>_K, so
+    K - C_b - <s^2>_K / <s'^2>_K = 0 and C_W = 1 / <s'^2>_K; of several solutions the one whose K* is nearest to `near` on a log scale.  Where the only
+    one is K* = 0 (tanh without bias), C_W = 1/s'(0)^2.  A scale-invariant activation has <s^2> = A_2 K and C_W = 1/A_2 for every K (with C_b = 0), e.g. 2 for ReLU.
+
+    Units: none.   Error: root finding to 1e-10 of log K.   Cost: about 60 quadratures.
+    Source: Schoenholz et al. 2017, section 3 (the line chi_1 = 1); Roberts, Yaida & Hanin 2022, chapter 5.
+    """
+    slopes = scale_invariant(function)
+    if slopes is not None:
+        half = (slopes[0] ** 2 + slopes[1] ** 2) / 2
+        return (1 / half, near) if half > 0 else None
+    slope = _derivative(function)
+
+    def excess(log_k: Array | float) -> Array:
+        k = np.exp(np.atleast_1d(np.asarray(log_k, dtype=np.float64)))
+        ratio = np.asarray(gaussian_expectation(lambda z: function(z) ** 2, k)) / np.asarray(gaussian_expectation(lambda z: slope(z) ** 2, k))
+        return 1 - bias_variance / k - ratio / k
+
+    grid = np.linspace(math.log(1e-3), math.log(1e3), 49)
+    values = excess(grid)
+    roots = [optimize.brentq(lambda x: float(excess(x)[0]), a, b, xtol=1e-10) for a, b, f, g in zip(grid, grid[1:], values, values[1:], strict=False) if f * g < 0]
+    if roots:
+        at = math.exp(min(roots, key=lambda x: abs(x - math.log(near))))
+        return 1 / float(np.asarray(gaussian_expectation(lambda z: slope(z) ** 2, np.array([at])))[0]), at
+    origin = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        through_zero = bias_variance == 0 and float(function(origin.clone())) == 0
+    start = float(slope(origin)) ** 2
+    return (1 / start, 0.0) if through_zero and start > 0 else None

@@ -1,0 +1,309 @@
+"""Signals at initialisation: variances of pre-activations and gradients, layer by layer, with what one network of finite width may differ by.
+
+Notation: layer l has weights of variance v and biases of variance C_b, C_W = fan_in v; s is the activation after it, n_l its units; K is the second moment
+of its pre-activations z, and <.>_K an expectation over z ~ N(0, K).
+
+*Forward.*  Given what layer l+1 reads, x = s(z^l), its pre-activations have second moment C_b + v sum_j x_j^2: exactly, whatever the weights' distribution.
+In the limit of many units the mean of s^2 is its expectation, so K^(l+1) = C_b + C_W <s^2>_{K^l}.  A convolution at position p sums over the positions q
+of its patch that lie inside: K^(l+1)(p) = C_b + v C_in sum_q <s^2>_{K^l(q)}; each example and each position has its own K.
+
+*Fluctuations.*  At width n the kernel of one network is random.  Let k = K-hat^l be it, r_l = Var(k)/K^2.  Units are independent given k, so
+    Var(K-hat^(l+1)) = Var(E[.|k]) + E Var(.|k) = C_W^2 [ (d<s^2>/dK)^2 Var(k) + (<s^4> - <s^2>^2)/n_l ]   to leading order,
+the recursion of the four-point vertex V = n Var(k) with chi_par = C_W d<s^2>/dK.  Divided by (K^(l+1))^2, with share = C_W <s^2>/K^(l+1):
+    r_(l+1) = share^2 [ (K d ln<s^2>/dK)^2 r_l + (<s^4>/<s^2>^2 - 1)/n_l ].
+The mean of z^2 over the n_l units of the layer itself then has relative variance r_l + 2 (1 + r_l)/n_l.  Positions and examples are taken as fully
+correlated, so this is an upper bound for convolutions and for averages over examples.
+
+*Backward.*  The gradient with respect to z_j^l is s'(z_j) sum_i W_ij delta_i^(l+1).  With weights independent of what runs forward (exact for a random
+projection of the output in the limit of many units) g^l = E delta^2 = <s'^2>_K v sum g^(l+1) over what the unit feeds; for a convolution the adjoint of
+the patch sum.  Given delta^(l+1) and k, the units' contributions are independent, Gaussian times s', so the relative variance grows by
+(3 <s'^4>/<s'^2>^2 - 1)/n_l + (K d ln<s'^2>/dK)^2 r_l a layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnomon.core.architecture import Architecture, Layer, Step, chains, steps
+from gnomon.core.errors import InvalidInput
+from gnomon.core.reading import Array, Axis, Reading
+from gnomon.core.source import Source
+from gnomon.theory.activations import Function, Moments, compose, moments
+
+PRINCIPLES = Source("roberts2022", "chapters 4 and 5")
+HE_2015 = Source("he2015", "section 2.2")
+SCHOENHOLZ_2017 = Source("schoenholz2017", "section 3")
+
+WEIGHT_TOLERANCE = 0.01
+"""One percent of a weight variance moves no other row of the chapter beyond its own tolerance."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signal:
+    """The second moment of a layer's pre-activations: `kernel` (examples, *positions), its mean, and its relative variance r over networks."""
+
+    kernel: Array
+    mean: float
+    fluctuation: float
+
+
+def activation_after(architecture: Architecture, step: Step) -> Function:
+    """The activation between a layer and the one before it, composed where there are several."""
+    return compose([f for name in step.through if (f := architecture[name].function) is not None])
+
+
+def heads(architecture: Architecture) -> tuple[str, ...]:
+    """The layers at which a chain starts: theory needs the second moments of what they read."""
+    return tuple(name for name, step in steps(architecture).items() if step.source is None)
+
+
+def forward(architecture: Architecture, *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> dict[str, Signal]:
+    """Second moments of the pre-activations of every covered layer, K^(l+1) = C_b + C_W <s^2>_{K^l}, per example and position.
+
+    Shapes: `maps[layer]` (examples, *positions), the mean over features or channels of the square of what a chain's first layer reads (for an embedding, 1
+    where a token is read and 0 where padding is); `squares[layer]` (draws,), the mean over examples and output positions of the sum of squares that one unit
+    reads.  A first layer without a map has its mean from `squares` alone, and then no layer may follow it.
+    Units: those of the pre-activations, squared.   Error: 1/width, see `preactivation_variance`.
+    Assumes: independent weights and biases of mean 0 with the declared variances; many units.   Cost: one quadrature a layer and distinct variance.
+    Raises: InvalidInput where a first layer has neither.   Source: Roberts, Yaida & Hanin 2022, chapter 4; Poole et al. 2016, section 2.
+    """
+    done: dict[str, Signal] = {}
+    for name, step in steps(architecture).items():
+        layer = architecture[name]
+        if layer.weight_variance is None:
+            continue
+        if step.source is None:
+            if name in maps:
+                kernel = _read(layer, _checked(layer, np.asarray(maps[name], dtype=np.float64)))
+            elif name in squares:
+                kernel = np.atleast_1d(layer.bias_variance + layer.weight_variance * np.mean(squares[name]))
+            else:
+                raise InvalidInput(f"Layer {name!r} starts a chain, so the second moment of what it reads is needed: give it in `maps` or `squares`.")
+            done[name] = Signal(kernel, float(kernel.mean()), 0.0)
+        elif step.source in done:
+            before = done[step.source]
+            found = moments(activation_after(architecture, step), before.kernel)
+            kernel = _read(layer, _reshaped(architecture, step, found.square))
+            mean = float(kernel.mean())
+            done[name] = Signal(kernel, mean, _fluctuation(before, found, architecture[step.source].units, 1 - layer.bias_variance / mean if mean else 0.0))
+    return done
+
+
+def _checked(layer: Layer, square: Array) -> Array:
+    expected = layer.input_shape if layer.kind == "embedding" else layer.input_shape[1:] if layer.kind == "conv" else layer.input_shape[:-1]
+    if layer.input_shape and square.shape[1:] != expected:
+        raise InvalidInput(f"The map of what layer {layer.name!r} reads must have shape (examples, {', '.join(map(str, expected))}), not {square.shape}.")
+    return square
+
+
+def _read(layer: Layer, square: Array) -> Array:
+    """C_b + v times the sum of second moments that one unit reads, at every position."""
+    assert layer.weight_variance is not None
+    if layer.kind == "conv":
+        per_position = layer.fan_in // math.prod(layer.kernel)
+        return layer.bias_variance + layer.weight_variance * per_position * _patch_sum(layer, torch.from_numpy(np.ascontiguousarray(square))).numpy()
+    return layer.bias_variance + layer.weight_variance * layer.fan_in * square
+
+
+def _patch_sum(layer: Layer, square: Tensor) -> Tensor:
+    """The sum over the positions of the kernel's patch, padding by the layer's mode.  Shapes: (examples, *positions) to (examples, *output positions)."""
+    pads = [end for pair in reversed(layer.padding) for end in pair]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(square[:, None], pads, mode=mode) if any(pads) else square[:, None]
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(layer.kernel)]
+    return convolve(padded, torch.ones(1, 1, *layer.kernel, dtype=square.dtype), stride=layer.stride, dilation=layer.dilation)[:, 0]
+
+
+def _reshaped(architecture: Architecture, step: Step, square: Array) -> Array:
+    """Second moments after the reshapes of a step: positions become features (their mean), or features positions (the same everywhere)."""
+    for name in step.through:
+        layer = architecture[name]
+        if layer.kind != "flatten" or layer.input_shape == layer.output_shape:
+            continue
+        if len(layer.output_shape) == 1:
+            square = square.reshape(len(square), -1).mean(axis=1)
+        else:
+            square = np.broadcast_to(square.reshape(len(square), *[1] * (len(layer.output_shape) - 1)), (len(square), *layer.output_shape[1:]))
+    return square
+
+
+def _fluctuation(before: Signal, found: Moments, units: int, share: float) -> float:
+    """r_(l+1) = share^2 [ (K d ln<s^2>/dK)^2 r_l + (<s^4>/<s^2>^2 - 1)/n_l ], moments averaged over examples and positions."""
+    mean = float(found.square.mean())
+    if mean == 0:
+        return 0.0
+    response = float((before.kernel * found.growth).mean()) / mean
+    spread = float(np.sqrt(np.maximum(found.fourth - found.square**2, 0.0)).mean()) / mean
+    return share**2 * (response**2 * before.fluctuation + spread**2 / units)
+
+
+def preactivation_variance(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+    """Second moment of the pre-activations of each layer at initialisation.
+
+    K^(l+1) = C_b + C_W <s^2>_{K^l};  relative truncation sqrt(r_l + 2 (1 + r_l)/n_l)  (derived in this module's docstring).
+
+    Shapes: value (layers,); samples (draws, layers), where a chain starts from a measured moment the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
+    Units: none.   Error: truncation, the standard deviation of one network of this width about the limit.
+    Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: as `forward`.
+    Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
+    """
+    signals = forward(architecture, maps=maps, squares=squares)
+    reached = steps(architecture)
+    draws = max((np.size(s) for s in squares.values()), default=0)
+    values, errors, samples, assumes = [], [], [], []
+    for name in names:
+        if name not in signals:
+            raise InvalidInput(f"Layer {name!r} is not covered by the recursion; leave it out of `names`.")
+        layer, signal, step = architecture[name], signals[name], reached[name]
+        mean = signal.mean
+        if step.source is None and name in squares:
+            assert layer.weight_variance is not None
+            sample = layer.bias_variance + layer.weight_variance * np.asarray(squares[name], dtype=np.float64)
+            mean = float(sample.mean())
+            samples.append(np.broadcast_to(sample, (draws,)))
+        else:
+            samples.append(np.full(draws, mean))
+        if step.source is None and step.why != "data":
+            assumes.append(f"{name} starts from its measured input: {step.why}")
+        values.append(mean)
+        errors.append(mean * math.sqrt(signal.fluctuation + 2 * (1 + signal.fluctuation) / max(layer.units, 1)))
+    return Reading.predicted(
+        "preactivation_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),),
+        samples=np.stack(samples, axis=1) if draws > 1 else None, source=PRINCIPLES, assumes=_grouped(assumes),
+    )  # fmt: skip
+
+
+def _grouped(assumes: list[str]) -> tuple[str, ...]:
+    """The assumptions, those with one reason told once."""
+    by_reason: dict[str, list[str]] = {}
+    for text in assumes:
+        layer, _, reason = text.partition(" starts from its measured input: ")
+        by_reason.setdefault(reason, []).append(f"`{layer}`")
+    first = ("weights and biases are independent, of mean 0 and of the declared variance; many units",)
+    return first + tuple(f"{', '.join(layers)}: starts from the measured moment of what it reads, after {reason}" for reason, layers in by_reason.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """The step from one layer to the next of its chain.
+
+    `chi` C_W <s'^2> and `chi_parallel` C_W d<s^2>/dK inside the layer (no padding), `gradient` the mean square of the gradient at the first relative to the
+    last of the chain, `fluctuation` its relative variance over networks, `kernel` the mean K at the first, `c_w` that of the next layer.
+    """
+
+    layer: str
+    following: str
+    last: str
+    chi: float
+    chi_parallel: float
+    gradient: float
+    fluctuation: float
+    kernel: float
+    c_w: float
+
+
+def backward(architecture: Architecture, *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> dict[str, Slope]:
+    """Slopes and gradient variances along every chain of at least two layers.
+
+    chi_perp = C_W <s'^2>_K,  chi_par = C_W d<s^2>/dK,  g^l = <s'^2>_{K^l} v sum g^(l+1) over what a unit feeds (for convolutions the adjoint of the patch sum,
+    stride, padding and dilation included).
+
+    Shapes: as `forward`; one Slope for every layer that another of its chain follows.   Units: none.   Error: `fluctuation`.
+    Assumes: as `forward`; weights independent of the forward pass; the gradient at a chain's last layer the same at every position and example on average.
+    Cost: as `forward`.   Source: He et al. 2015, section 2.2 (backward); Schoenholz et al. 2017, section 4; padding derived here.
+    """
+    signals = forward(architecture, maps=maps, squares=squares)
+    reached = steps(architecture)
+    found: dict[str, Slope] = {}
+    for chain in chains(architecture):
+        covered = [name for name in chain if name in signals]
+        if len(covered) < 2:
+            continue
+        gradient = np.ones_like(signals[covered[-1]].kernel)
+        relative, fluctuation = gradient.mean(), 0.0
+        for name, following in reversed(list(zip(covered, covered[1:], strict=False))):
+            step, layer, signal = reached[following], architecture[following], signals[name]
+            assert layer.weight_variance is not None
+            here = moments(activation_after(architecture, step), signal.kernel)
+            gradient = here.slope * _fed(architecture, step, layer, gradient, signal.kernel)
+            relative = float(gradient.mean())
+            slope = float(here.slope.mean())
+            kurtosis = 3 * float(here.slope_fourth.mean()) / slope**2 if slope else 1.0
+            response = float((signal.kernel * here.slope_growth).mean()) / slope if slope else 0.0
+            fluctuation += (kurtosis - 1) / architecture[name].units + response**2 * signal.fluctuation
+            c_w = layer.weight_variance * layer.fan_in
+            found[name] = Slope(name, following, covered[-1], c_w * slope, c_w * float(here.growth.mean()), relative, fluctuation, signal.mean, c_w)
+    return {name: found[name] for name in reached if name in found}
+
+
+def _fed(architecture: Architecture, step: Step, layer: Layer, gradient: Array, kernel: Array) -> Array:
+    """v times the sum of the next layer's gradient variances over what one unit of this layer feeds.  Shapes: like `kernel`."""
+    assert layer.weight_variance is not None
+    if layer.kind == "conv":
+        shape = (len(gradient), *layer.input_shape[1:])
+        zero = torch.zeros(shape, dtype=torch.float64)
+        gradient = torch.func.vjp(lambda x: _patch_sum(layer, x), zero)[1](torch.from_numpy(np.ascontiguousarray(gradient)))[0].numpy()
+        gradient = gradient * (layer.units // layer.groups)
+    else:
+        gradient = gradient * layer.units
+    for name in reversed(step.through):
+        reshape = architecture[name]
+        if reshape.kind == "flatten" and reshape.input_shape != reshape.output_shape:
+            gradient = gradient.reshape(len(gradient), -1).mean(axis=1)
+    return layer.weight_variance * np.broadcast_to(gradient.reshape(gradient.shape + (1,) * (kernel.ndim - gradient.ndim)), kernel.shape)
+
+
+def gradient_variance(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+    """Mean square of the gradient with respect to each layer's pre-activations, relative to that at the last layer of its chain.
+
+    g^l / g^L = prod over the layers between of <s'^2>_K v (what a unit feeds);  relative truncation sqrt(r), see the module's docstring.
+
+    Shapes: value (layers,); `maps` and `squares` as in `forward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
+    Assumes: as `backward`.   Cost: as `backward`.   Raises: InvalidInput for a layer that no other of its chain follows.
+    Source: He et al. 2015, section 2.2.
+    """
+    found = _chosen(backward(architecture, maps=maps, squares=squares), names)
+    values = [slope.gradient for slope in found]
+    errors = [slope.gradient * math.sqrt(slope.fluctuation) for slope in found]
+    assumes = ("weights are independent of the forward pass", "at a chain's last layer the gradient is the same at every position on average")
+    return Reading.predicted("gradient_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=HE_2015, assumes=assumes)
+
+
+def _chosen(found: Mapping[str, Slope], names: Sequence[str]) -> list[Slope]:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InvalidInput(f"No layer of its chain follows {missing[0]!r}, so it has no slope; leave it out of `names`.")
+    return [found[name] for name in names]
+
+
+def weight_variance(architecture: Architecture, names: Sequence[str]) -> Reading:
+    """The declared variance of each layer's weights.
+
+    Shapes: value (layers,).   Units: none.   Error: truncation, 1 % plus two standard deviations sqrt(2/N) of the mean square of N normal weights of one
+    network (for uniform ones it is sqrt(0.8/N)), relative.
+    Assumes: independent weights of mean 0.   Cost: none.   Raises: InvalidInput for a layer without a declared variance.   Source: derived here.
+    """
+    values, errors = [], []
+    for name in names:
+        layer = architecture[name]
+        if layer.weight_variance is None:
+            raise InvalidInput(f"Layer {name!r} has no declared variance ({layer.why}); leave it out of `names`.")
+        values.append(layer.weight_variance)
+        errors.append(layer.weight_variance * (WEIGHT_TOLERANCE + 2 * math.sqrt(2 / max(layer.weights, 1))))
+    declared = tuple(f"`{name}`: {architecture[name].declared}" for name in names)
+    return Reading.predicted("weight_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), assumes=declared)
+
+
+def depth_scale(chi: float) -> float:
+    """The number of layers over which a difference of two inputs, or a gradient, changes by a factor e: xi = 1/|ln chi|.
+
+    Units: layers.   Error: exact for equal layers.   Assumes: the same slope chi at every layer.   Source: Schoenholz et al. 2017, section 3.
+    """
+    return math.inf if chi == 1 else 0.0 if chi <= 0 else 1 / abs(math.log(chi))
