@@ -56,6 +56,7 @@ class Factory:
     call: Call
 
     def __call__(self) -> Any:
+        """What the factory makes.  Raises: InvalidInput with the factory's own error."""
         try:
             return self.function(*self.call.args, **self.call.kwargs)
         except Exception as error:

@@ -115,7 +115,9 @@ class Subject:
                 raise
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 shapes = [tuple(leaf.shape) for leaf in leaves(targets)]
-                raise InvalidInput(f"The loss {self.loss.name!r} does not accept outputs of shape {tuple(output.shape)} with targets of shape {shapes}: {_first_line(error)}") from error
+                raise InvalidInput(
+                    f"The loss {self.loss.name!r} does not accept outputs of shape {tuple(output.shape)} with targets of shape {shapes}: {_first_line(error)}"
+                ) from error
         classes = output_classes(output, targets) if loss_module.is_classification(loss) or _labels_like(output, targets) else None
         return dataclasses.replace(self, loss=loss, classes=classes)
 
@@ -126,9 +128,13 @@ class Subject:
         except InvalidInput:
             raise
         except Exception as error:
-            raise InvalidInput(f"The network does not accept inputs of shape {shapes} (dtype {[str(leaf.dtype) for leaf in leaves(block.inputs)]}): {_first_line(error)}") from error
+            raise InvalidInput(
+                f"The network does not accept inputs of shape {shapes} (dtype {[str(leaf.dtype) for leaf in leaves(block.inputs)]}): {_first_line(error)}"
+            ) from error
         if output.ndim == 0 or len(output) != len(block):
-            raise InvalidInput(f"The network turned {len(block)} examples into an output of shape {tuple(output.shape)}; the first dimension must run over the examples (batch first).")
+            raise InvalidInput(
+                f"The network turned {len(block)} examples into an output of shape {tuple(output.shape)}; the first dimension must run over the examples (batch first)."
+            )
         if not torch.isfinite(output).all():
             raise InvalidInput("The network's output has NaN or infinite values on the first training examples. Look at the scale of the inputs, or at a diverged training run.")
         return output
@@ -148,7 +154,9 @@ class Subject:
                         continue
                     kept = leaf[leaf != ignored]
                     if len(kept) and (int(kept.min()) < 0 or int(kept.max()) >= classes):
-                        raise InvalidInput(f"The {what} labels run from {int(kept.min())} to {int(kept.max())}, but the network has {classes} outputs: labels must lie in 0 .. {classes - 1}.")
+                        raise InvalidInput(
+                            f"The {what} labels run from {int(kept.min())} to {int(kept.max())}, but the network has {classes} outputs: labels must lie in 0 .. {classes - 1}."
+                        )
 
     def __call__(self, state: State, inputs: Tree) -> Tensor:
         """The network's output, a pure function of parameters, buffers and inputs, in eval mode.  Shapes: output (N, ...)."""
@@ -256,13 +264,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, DataParallel and torch.compile.  Raises: InvalidInput for what is no nn.Module, and for quantised layers."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"The model must be a torch.nn.Module, not {type(model).__name__}." + (" Call the factory first." if callable(model) else ""))
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        else:
-            break
+    while hasattr(model, "_orig_mod") or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        inner: Any = model
+        model = inner._orig_mod if hasattr(model, "_orig_mod") else inner.module
     if isinstance(model, (torch.jit.ScriptModule,)):
         raise InvalidInput("A TorchScript module cannot be examined: its parameters cannot be exchanged. Give the nn.Module that it was made from.")
     for key, layer in model.named_modules():
@@ -275,7 +279,9 @@ def _copy(module: nn.Module) -> nn.Module:
     try:
         frozen = copy.deepcopy(module)
     except Exception as error:
-        raise InvalidInput(f"The network {type(module).__name__} cannot be copied ({_first_line(error)}). Run it once without keeping activations, or rebuild it from its state dict.") from error
+        raise InvalidInput(
+            f"The network {type(module).__name__} cannot be copied ({_first_line(error)}). Run it once without keeping activations, or rebuild it from its state dict."
+        ) from error
     for value in frozen.parameters():
         value.grad = None
     return frozen.eval()

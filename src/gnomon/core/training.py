@@ -54,8 +54,10 @@ class Training:
     def _read(cls, optimizer: torch.optim.Optimizer, batch_size: int | None, module: nn.Module) -> Training:
         group, kind = optimizer.param_groups[0], type(optimizer).__name__.lower()
         if kind not in ("sgd", "adam", "adamw"):
-            raise InvalidInput(f"The optimizer {type(optimizer).__name__} is not covered; covered are SGD (with momentum, Nesterov), Adam and AdamW. Leave it out to examine without its limit.")
-        common = {"lr": float(group["lr"]), "weight_decay": float(group["weight_decay"]), "batch_size": batch_size}
+            raise InvalidInput(
+                f"The optimizer {type(optimizer).__name__} is not covered; covered are SGD (with momentum, Nesterov), Adam and AdamW. Leave it out to examine without its limit."
+            )
+        common: dict[str, Any] = {"lr": float(group["lr"]), "weight_decay": float(group["weight_decay"]), "batch_size": batch_size}
         if kind == "sgd":
             return cls("nesterov" if group["nesterov"] else "sgd", momentum=float(group["momentum"]), **common)
         names = {id(p): key for key, p in module.named_parameters()}
@@ -112,7 +114,9 @@ def _parameter_names(groups: Any, module: nn.Module) -> dict[Any, str]:
     if all("param_names" in group for group in groups):
         names = [strip_prefix(str(name)) for group in groups for name in group["param_names"]]
     elif len(groups) > 1:
-        raise InvalidInput(f"The optimizer state has {len(groups)} groups and no names, so its parameters cannot be told apart. Build the optimizer from named_parameters() and save it again.")
+        raise InvalidInput(
+            f"The optimizer state has {len(groups)} groups and no names, so its parameters cannot be told apart. Build the optimizer from named_parameters() and save it again."
+        )
     else:
         names = list(parameters) if len(numbers) == len(parameters) else trainable
     if len(names) != len(numbers) or any(name not in parameters for name in names):

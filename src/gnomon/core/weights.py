@@ -45,7 +45,9 @@ def load_file(path: str | Path) -> Any:
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(f"{path} cannot be read ({type(error).__name__}: {line}). Expected a .safetensors file, or one that torch.save(model.state_dict(), ...) wrote.") from error
+        raise InvalidInput(
+            f"{path} cannot be read ({type(error).__name__}: {line}). Expected a .safetensors file, or one that torch.save(model.state_dict(), ...) wrote."
+        ) from error
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -91,7 +93,9 @@ def fit(given: Mapping[str, Tensor], module: nn.Module, *, what: str = "weights"
     aliases = _aliases(module)
     saved = set(module.state_dict())
     optional = {name for name, value in module.named_buffers() if name not in saved or not value.is_floating_point()}
-    clean = _without_prefix({_stripped(key, saved): value for key, value in given.items() if isinstance(value, Tensor)}, {name: names for name, names in aliases.items() if name not in optional})
+    clean = _without_prefix(
+        {_stripped(key, saved): value for key, value in given.items() if isinstance(value, Tensor)}, {name: names for name, names in aliases.items() if name not in optional}
+    )
     current: dict[str, Tensor] = dict([*module.named_parameters(), *module.named_buffers()])
     out, missing = {}, []
     for name, value in current.items():
@@ -112,7 +116,9 @@ def fit(given: Mapping[str, Tensor], module: nn.Module, *, what: str = "weights"
         hint = suggest(missing[0], unexpected or clean) if clean else "The file has none."
         raise InvalidInput(f"The {what} do not match: {len(missing)} of {len(current)} entries are missing ({_few(missing)}). {hint}")
     if unexpected:
-        raise InvalidInput(f"The {what} do not match: the network has no place for {len(unexpected)} of their {len(clean)} entries ({_few(unexpected)}). Was the network built with other arguments?")
+        raise InvalidInput(
+            f"The {what} do not match: the network has no place for {len(unexpected)} of their {len(clean)} entries ({_few(unexpected)}). Was the network built with other arguments?"
+        )
     return out
 
 

@@ -81,7 +81,9 @@ def parse(raw: bytes, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise InvalidInput(f"{where} is cut short: its header needs {start} bytes, {len(raw)} are there. Fetch the file again.")
     shape = tuple(int.from_bytes(raw[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(raw[3]))
     if len(raw) - start != math.prod(shape):
-        raise InvalidInput(f"{where} is {'cut short' if len(raw) - start < math.prod(shape) else 'too long'}: {math.prod(shape):,} bytes expected for shape {shape}, {len(raw) - start:,} came. Fetch the file again.")
+        raise InvalidInput(
+            f"{where} is {'cut short' if len(raw) - start < math.prod(shape) else 'too long'}: {math.prod(shape):,} bytes expected for shape {shape}, {len(raw) - start:,} came. Fetch the file again."
+        )
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 

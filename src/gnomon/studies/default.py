@@ -10,16 +10,16 @@ from gnomon.data.images import digits
 from gnomon.models.digits import DigitsCNN
 from gnomon.models.training import train
 
-LR = 0.05
-MOMENTUM = 0.9
-BATCH_SIZE = 32
-EPOCHS = 15
+LR = 0.1
+MOMENTUM = 0.0
+BATCH_SIZE = 64
+EPOCHS = 20
 
 
 def default_subject(seed: int = 0) -> Subject:
     """A small convolutional network trained on scikit-learn's digits, with its parameters at initialisation and its training settings.
 
-    Cost: 15 epochs of 1,437 images, a few seconds.
+    Cost: 20 epochs of 1,437 images, a few seconds.
     """
     train_pair, test_pair = digits()
     rng = chance.generator(seed, "default subject")
