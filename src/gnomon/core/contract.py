@@ -68,11 +68,16 @@ def check_repeats(instrument: Instrument, subject: Subject) -> None:
     _require(take(instrument, subject).to_json() == take(instrument, subject.with_chunk(subject.chunk)).to_json(), instrument, "two runs with one rng differ")
 
 
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state(legacy=False)
+    return [*state["state"]["key"].tolist(), state["state"]["pos"]]
+
+
 def check_untouched(instrument: Instrument, subject: Subject) -> None:
     """Parameters, buffers, gradients, train/eval mode and the global random state are left as they were."""
     before, modes = {key: value.clone() for key, value in subject.state.items()}, [layer.training for layer in subject.module.modules()]
     inside = {key: value.clone() for key, value in subject.module.state_dict().items()}
-    random_before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
+    random_before = (random.getstate(), _numpy_state(), torch.random.get_rng_state())
     take(instrument, subject)
     _require(all(torch.equal(value, subject.state[key]) for key, value in before.items()), instrument, "the subject's parameters or buffers were changed")
     _require(all(torch.equal(value, subject.module.state_dict()[key]) for key, value in inside.items()), instrument, "the module's parameters or buffers were changed")
@@ -80,7 +85,7 @@ def check_untouched(instrument: Instrument, subject: Subject) -> None:
     _require([layer.training for layer in subject.module.modules()] == modes, instrument, "the train/eval mode was changed")
     hooks = [layer for layer in subject.module.modules() if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks]
     _require(not hooks, instrument, "hooks were left on the module")
-    random_after = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state())
+    random_after = (random.getstate(), _numpy_state(), torch.random.get_rng_state())
     same = random_before[0] == random_after[0] and random_before[1] == random_after[1] and torch.equal(random_before[2], random_after[2])
     _require(same, instrument, "the global random state was moved; draw from the given rng only")
 

@@ -105,6 +105,8 @@ def read(data: Any, *, rng: Generator, what: str = "train", examples: int | None
     every time.  With `examples`, that many are kept, drawn without replacement.
     Raises: InvalidInput for empty data, NaN or infinite inputs, batches that are not (inputs, targets), or tensors of unequal length.
     """
+    if examples is not None and examples < 1:
+        raise InvalidInput(f"examples must be at least 1, not {examples}.")
     if isinstance(data, Dataset):
         return data if examples is None else data.sample(examples, rng=chance.child(rng, "examples"))
     columns = _Columns(what)
@@ -165,7 +167,8 @@ class _Columns:
     """Batches gathered into blocks of equal shapes; past MAPPED_BYTES a block's tensors go to files and are mapped."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.groups, self.held, self.count, self.folder = what, [], 0, 0, None  # type: ignore[var-annotated]
+        self.what, self.groups, self.held, self.count = what, [], 0, 0  # type: ignore[var-annotated]
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
 
     def append(self, inputs: Tree, targets: Tree) -> None:
         flat, spec = tree_flatten((inputs, targets))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,17 @@ def version() -> str:
         return metadata.version("gnomon")
     except metadata.PackageNotFoundError:
         return "0.1.0"
+
+
+def cache_folder() -> Path:
+    """Where gnomon keeps downloaded data and what `examine` has measured: `GNOMON_CACHE`, or `gnomon` in the system's folder for caches."""
+    if given := os.environ.get("GNOMON_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gnomon"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gnomon" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ class Loss:
     weight: Weight
 
     def __call__(self, output: Tensor, targets: Any) -> Tensor:
+        """The loss of a batch, one number."""
         return self.function(output, targets)
 
     def count(self, targets: Any) -> float:
@@ -147,4 +149,4 @@ def _parts(output: Tensor, targets: Tree) -> list[tuple[Tensor, Tree]]:
     """Uneven parts of a batch: an even split would not tell a mean over tokens from one over examples."""
     n = len(output)
     cuts = sorted({0, max(n // 5, 1), n // 2, n}) if n > 1 else [0, n]
-    return [(output[a:b], tree_map(lambda leaf, a=a, b=b: leaf[a:b], targets)) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [(output[a:b], tree_map(lambda leaf, a=a, b=b: leaf[a:b], targets)) for a, b in itertools.pairwise(cuts) if b > a]

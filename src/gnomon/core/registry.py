@@ -54,6 +54,7 @@ class Instrument:
         return self.function.__name__
 
     def __call__(self, subject: Any, **settings: Any) -> Reading:
+        """Measure a subject."""
         return self.function(subject, **settings)
 
 

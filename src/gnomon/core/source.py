@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from typing import Any
 
 from gnomon.core.errors import unknown
 
@@ -55,3 +57,19 @@ def bibliography() -> dict[str, str]:
     """Every entry of `sources.bib`, by key."""
     text = resources.files("gnomon.core").joinpath("sources.bib").read_text(encoding="utf-8")
     return {match.group(1): match.group(0).strip() for match in re.finditer(r"^@\w+\{([^,\s]+),.*?^\}", text, re.MULTILINE | re.DOTALL)}
+
+
+def cite(thing: Any) -> str:
+    """BibTeX of everything that a Source, a Reading, or a report (or its JSON) rests on, each entry once, sorted by key."""
+    return "\n\n".join(Source(key).bibtex for key in sorted(set(_keys(thing))))
+
+
+def _keys(thing: Any) -> Iterator[str]:
+    if isinstance(thing, Source):
+        yield thing.key
+    elif isinstance(thing, Mapping):
+        yield from thing.get("sources", ())
+    elif isinstance(getattr(thing, "document", None), Mapping):
+        yield from _keys(thing.document)
+    elif isinstance(getattr(thing, "source", None), Source):
+        yield thing.source.key

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from gnomon.core import dataset as data_module
 from gnomon.core import loss as loss_module
 from gnomon.core import rng as chance
+from gnomon.core import weights
 from gnomon.core.dataset import Block, Dataset, Tree, leaves
 from gnomon.core.errors import InvalidInput, OutOfScope, suggest
 from gnomon.core.loss import Loss, LossFunction, Weight
@@ -31,7 +32,8 @@ class Subject:
     """A network examined on its data.  Built by `Subject.freeze`; instruments call the pure `subject(state, inputs)`.
 
     `state` holds parameters and buffers, `trainable` the names of the parameters that derivatives are taken of, `initial` the state at
-    initialisation (or None), `make` the factory that re-draws it, `train.population` how many examples `train` was drawn from.
+    initialisation (or None), `make` the factory that re-draws it, `train.population` how many examples `train` was drawn from, `init` what the user
+    declares of the initialisation (`kaiming`, `xavier`, `orthogonal`, `name=variance`).
     """
 
     module: nn.Module
@@ -48,6 +50,7 @@ class Subject:
     name: str
     chunk: int = 128
     where: str = "end"
+    init: tuple[str, ...] = ()
     _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
@@ -56,13 +59,14 @@ class Subject:
         initial: Any = None, make: Callable[[], nn.Module] | None = None,
         optimizer: Any = None, lr: float | None = None, momentum: float | None = None, weight_decay: float | None = None, batch_size: int | None = None,
         history: Any = None, weight: Weight | None = None, examples: int | None = None, name: str | None = None, seed: int = 0, chunk: int = 128,
+        init: str | Iterable[str] = (),
     ) -> Subject:  # fmt: skip
         """Copy a network's parameters and buffers and read its data once; global random state is put back.
 
         `train` and `test` are a pair (inputs, targets), a Dataset, a DataLoader or an iterable of batches; inputs are a tensor, a tuple (positional
         arguments) or a dict (keyword arguments).  `initial` is a state dict or module at initialisation; `make` builds a freshly drawn network.
         `optimizer` is a name (sgd, nesterov, adam, adamw) or a torch optimizer, whose hyper-parameters and state are then read.  `weight` says what a
-        batch counts for in the mean loss.  `examples` keeps that many training examples, drawn with `seed`.
+        batch counts for in the mean loss.  `examples` keeps that many training examples, drawn with `seed`.  `init` declares the initialisation where it is not that of the layers' classes.
         Shapes: the examples run along the first dimension of every input, target and output.
         Raises: InvalidInput for empty or non-finite data or weights, outputs or targets of wrong shape, labels out of range, weights that do not match,
         a loss that is neither a weighted mean nor a sum over examples, quantised networks.
@@ -75,10 +79,12 @@ class Subject:
             train_set = data_module.read(train, rng=chance.child(root, "train"), what="train", examples=examples)
             test_set = None if test is None else data_module.read(test, rng=chance.child(root, "test"), what="test")
         state = state_of(frozen)
+        parameters = dict(frozen.named_parameters())
         for key, value in state.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise InvalidInput(f"{'Parameter' if key in dict(frozen.named_parameters()) else 'Buffer'} {key!r} has a NaN or infinite value. Was the training run diverging?")
-        trainable = tuple(key for key, value in frozen.named_parameters() if value.requires_grad)
+            # a buffer may hold -inf on purpose: the mask of a causal attention
+            if value.is_floating_point() and (value.isnan() if key not in parameters else ~torch.isfinite(value)).any():
+                raise InvalidInput(f"{'Parameter' if key in parameters else 'Buffer'} {key!r} has a NaN or infinite value. Was the training run diverging?")
+        trainable = tuple(key for key, value in parameters.items() if value.requires_grad)
         if not trainable:
             raise InvalidInput("The network has no parameter with requires_grad=True; unfreeze the parameters that are to be examined.")
         for parameter in frozen.parameters():
@@ -88,10 +94,13 @@ class Subject:
             function = copy.deepcopy(function).to(next(iter(state.values())).device)
         draft = cls(
             frozen, state, trainable, Loss(function, loss_name, "mean", lambda t: 1.0), train_set, test_set, None, make, training, history, None,
-            name or type(module).__name__, chunk,
+            name or type(module).__name__, chunk, init=(init,) if isinstance(init, str) else tuple(init),
         )  # fmt: skip
         subject = draft._checked(weight)
-        return subject if initial is None else dataclasses.replace(subject, initial=match(initial, state, what="initial"))
+        if initial is None:
+            return subject
+        complete = initial if isinstance(initial, nn.Module) else weights.fit(initial, frozen, what="initial")
+        return dataclasses.replace(subject, initial=match(complete, state, what="initial"))
 
     def _checked(self, weight: Weight | None) -> Subject:
         """The subject with its loss and task known, once a first batch went through."""
@@ -106,7 +115,9 @@ class Subject:
                 raise
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 shapes = [tuple(leaf.shape) for leaf in leaves(targets)]
-                raise InvalidInput(f"The loss {self.loss.name!r} does not accept outputs of shape {tuple(output.shape)} with targets of shape {shapes}: {_first_line(error)}") from error
+                raise InvalidInput(
+                    f"The loss {self.loss.name!r} does not accept outputs of shape {tuple(output.shape)} with targets of shape {shapes}: {_first_line(error)}"
+                ) from error
         classes = output_classes(output, targets) if loss_module.is_classification(loss) or _labels_like(output, targets) else None
         return dataclasses.replace(self, loss=loss, classes=classes)
 
@@ -117,9 +128,13 @@ class Subject:
         except InvalidInput:
             raise
         except Exception as error:
-            raise InvalidInput(f"The network does not accept inputs of shape {shapes} (dtype {[str(leaf.dtype) for leaf in leaves(block.inputs)]}): {_first_line(error)}") from error
+            raise InvalidInput(
+                f"The network does not accept inputs of shape {shapes} (dtype {[str(leaf.dtype) for leaf in leaves(block.inputs)]}): {_first_line(error)}"
+            ) from error
         if output.ndim == 0 or len(output) != len(block):
-            raise InvalidInput(f"The network turned {len(block)} examples into an output of shape {tuple(output.shape)}; the first dimension must run over the examples (batch first).")
+            raise InvalidInput(
+                f"The network turned {len(block)} examples into an output of shape {tuple(output.shape)}; the first dimension must run over the examples (batch first)."
+            )
         if not torch.isfinite(output).all():
             raise InvalidInput("The network's output has NaN or infinite values on the first training examples. Look at the scale of the inputs, or at a diverged training run.")
         return output
@@ -139,7 +154,9 @@ class Subject:
                         continue
                     kept = leaf[leaf != ignored]
                     if len(kept) and (int(kept.min()) < 0 or int(kept.max()) >= classes):
-                        raise InvalidInput(f"The {what} labels run from {int(kept.min())} to {int(kept.max())}, but the network has {classes} outputs: labels must lie in 0 .. {classes - 1}.")
+                        raise InvalidInput(
+                            f"The {what} labels run from {int(kept.min())} to {int(kept.max())}, but the network has {classes} outputs: labels must lie in 0 .. {classes - 1}."
+                        )
 
     def __call__(self, state: State, inputs: Tree) -> Tensor:
         """The network's output, a pure function of parameters, buffers and inputs, in eval mode.  Shapes: output (N, ...)."""
@@ -233,7 +250,7 @@ class Subject:
 
     def fingerprint(self) -> str:
         """SHA-256 of what makes the subject: its structure, parameters, data, loss and training settings."""
-        digest = hashlib.sha256(f"{self.module!r}/{self.loss.name}/{self.loss.reduction}/{self.trainable}/{self.training.to_json()}/{self.classes}".encode())
+        digest = hashlib.sha256(f"{self.module!r}/{self.loss.name}/{self.loss.reduction}/{self.trainable}/{self.training.to_json()}/{self.classes}/{self.init}".encode())
         for state in (self.state, self.initial or {}):
             for key, value in state.items():
                 digest.update(key.encode())
@@ -247,13 +264,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, DataParallel and torch.compile.  Raises: InvalidInput for what is no nn.Module, and for quantised layers."""
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"The model must be a torch.nn.Module, not {type(model).__name__}." + (" Call the factory first." if callable(model) else ""))
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        else:
-            break
+    while hasattr(model, "_orig_mod") or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        inner: Any = model
+        model = inner._orig_mod if hasattr(model, "_orig_mod") else inner.module
     if isinstance(model, (torch.jit.ScriptModule,)):
         raise InvalidInput("A TorchScript module cannot be examined: its parameters cannot be exchanged. Give the nn.Module that it was made from.")
     for key, layer in model.named_modules():
@@ -266,7 +279,9 @@ def _copy(module: nn.Module) -> nn.Module:
     try:
         frozen = copy.deepcopy(module)
     except Exception as error:
-        raise InvalidInput(f"The network {type(module).__name__} cannot be copied ({_first_line(error)}). Run it once without keeping activations, or rebuild it from its state dict.") from error
+        raise InvalidInput(
+            f"The network {type(module).__name__} cannot be copied ({_first_line(error)}). Run it once without keeping activations, or rebuild it from its state dict."
+        ) from error
     for value in frozen.parameters():
         value.grad = None
     return frozen.eval()
@@ -285,7 +300,7 @@ def match(given: Any, state: State, *, what: str) -> dict[str, Tensor]:
     """
     if isinstance(given, nn.Module):
         given = state_of(unwrap(given))
-    clean = {strip_prefix(key): value for key, value in given.items()}
+    clean = {weights.strip_prefix(key): value for key, value in given.items()}
     missing = [key for key in state if key not in clean]
     if missing:
         first = missing[0]
@@ -294,16 +309,9 @@ def match(given: Any, state: State, *, what: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if tuple(clean[key].shape) != tuple(value.shape):
             raise InvalidInput(f"The {what} weights do not match: {key!r} has shape {tuple(clean[key].shape)}, the network has {tuple(value.shape)}.")
-        if not torch.isfinite(clean[key].double() if clean[key].is_floating_point() else torch.zeros(1)).all():
+        if clean[key].is_floating_point() and (~torch.isfinite(clean[key]).cpu() & torch.isfinite(value).cpu()).any():
             raise InvalidInput(f"The {what} weights have a NaN or infinite value in {key!r}.")
     return {key: clean[key].detach().to(value.device, value.dtype).clone() for key, value in state.items()}
-
-
-def strip_prefix(key: str) -> str:
-    """A parameter's name without what DistributedDataParallel and torch.compile put before it."""
-    while key.startswith(("module.", "_orig_mod.")):
-        key = key.split(".", 1)[1]
-    return key
 
 
 def first_tensor(output: Any) -> Tensor:
