@@ -214,23 +214,35 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_value(value: float, error: float, interval: tuple[float, float], unit: str = "") -> str:
-    """`17.3 ± 1.4`, `1,900 [1,600, 2,200]` where the interval is lopsided, `> 300` where it is open."""
+    """`17.3 ± 1.4`, `1,900 [1,600, 2,200]` where the interval is lopsided, `> 300` where it is open, `9` where it is exact."""
     tail = f" {unit}" if unit else ""
     low, high = interval
     if math.isinf(high) and not math.isinf(low):
         return f"> {format_number(low)}{tail}"
     if math.isinf(low) and not math.isinf(high):
         return f"< {format_number(high)}{tail}"
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{format_number(value)}{tail}" + ("" if math.isfinite(error) else ", not determined")
     half = (high - low) / 2
     if half > 0 and abs((high + low) / 2 - value) > 0.1 * half:
         return f"{format_number(value)} [{format_number(low)}, {format_number(high)}]{tail}"
-    if error == 0 or not math.isfinite(value) or value == 0:
-        return format_number(value, 4) + (f" ± {format_number(error, 2)}" if error else "") + tail
+    if error <= 1e-12 * abs(value):
+        return _shortest(value) + tail
+    if value == 0:
+        return f"0 ± {format_number(error, 2)}{tail}"
     size_error = math.floor(math.log10(float(f"{error:.1e}")))
     size_value = math.floor(math.log10(abs(value)))
-    if max(size_value, size_error) >= 7 or size_value < -4:
+    if max(size_value, size_error) >= 7 or max(size_value, size_error) < -4:
         return f"{value:.2e} ± {error:.1e}{tail}"
     decimals = min(max(1 - size_error, 0), 12)
     if error < 1e-6 * abs(value):
         return f"{format_number(value, 6)} ± {error:.0e}{tail}"
-    return f"{round(value, 1 - size_error):,.{decimals}f} ± {round(error, 1 - size_error):,.{decimals}f}{tail}"
+    return f"{round(value, 1 - size_error) + 0.0:,.{decimals}f} ± {round(error, 1 - size_error):,.{decimals}f}{tail}"
+
+
+def _shortest(value: float) -> str:
+    """An exact number: every digit of a whole one, else four significant digits without zeros that say nothing."""
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}"
+    text = format_number(value, 4)
+    return text.rstrip("0") if "." in text and "e" not in text else text
