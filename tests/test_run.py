@@ -128,7 +128,9 @@ def test_store_pieces_and_finish(tmp_path):
     assert not (tmp_path / "pending" / key).exists()
 
 
-@pytest.mark.parametrize(("content", "match"), [("{", "JSON"), ('{"schema": "gnomon/report/2"}', "newer"), ('{"schema": "x/1"}', "not a gnomon/report"), ("[]", "not a gnomon/report")])
+@pytest.mark.parametrize(
+    ("content", "match"), [("{", "JSON"), ('{"schema": "gnomon/report/2"}', "newer"), ('{"schema": "x/1"}', "not a gnomon/report"), ("[]", "not a gnomon/report")]
+)
 def test_documents_that_cannot_be_read(tmp_path, content, match):
     path = tmp_path / "r.json"
     path.write_text(content)

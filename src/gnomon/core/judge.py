@@ -214,7 +214,19 @@ def _outside(low: Array, high: Array, limit: Array, side: Relation) -> np.ndarra
     return np.asarray(over if side == "at_most" else under if side == "at_least" else over | under)
 
 
-def _why(outcome: Outcome, worst: int, outcomes: list[Outcome], gap: Array, low: Array, high: Array, limit: Array, side: Relation, measured: Reading, predicted: Reading, trivial: float | None) -> str:
+def _why(
+    outcome: Outcome,
+    worst: int,
+    outcomes: list[Outcome],
+    gap: Array,
+    low: Array,
+    high: Array,
+    limit: Array,
+    side: Relation,
+    measured: Reading,
+    predicted: Reading,
+    trivial: float | None,
+) -> str:
     at = ""
     if gap.shape:
         names = measured.axes[0].values if len(measured.axes) == 1 and len(measured.axes[0].values) == gap.size else None
@@ -233,7 +245,9 @@ def _why(outcome: Outcome, worst: int, outcomes: list[Outcome], gap: Array, low:
         return f"{inside} lies inside the tolerance ({span}; allowed {allowed})" if gap.size == 1 else f"{inside} lies inside the tolerance"
     if outcome == "fails":
         return f"{at}the interval of the gap, {span}, lies outside the tolerance (allowed {allowed})"
-    return f"{at}the 90 % interval of the gap, {span}, crosses the tolerance (allowed {allowed})" + _replicates_needed(float(gap.flat[worst]), float(a), float(b), float(tol), side, measured)
+    return f"{at}the 90 % interval of the gap, {span}, crosses the tolerance (allowed {allowed})" + _replicates_needed(
+        float(gap.flat[worst]), float(a), float(b), float(tol), side, measured
+    )
 
 
 def _replicates_needed(gap: float, low: float, high: float, tolerance: float, side: Relation, measured: Reading) -> str:

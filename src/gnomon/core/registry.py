@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.reading import Reading
 
-Need = Literal["initial", "make", "optimizer", "labels", "test", "ensemble"]
+Need = Literal["initial", "make", "optimizer", "adaptive", "labels", "test", "ensemble"]
 Where = Literal["end", "initial"]
 TOPICS = (
     "kernels", "effective", "generalization", "dynamics", "landscape", "approximation", "factorization", "transport", "information",

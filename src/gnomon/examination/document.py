@@ -45,7 +45,8 @@ def assemble(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """The report's document without its `run` key, and the arrays that are too large for it."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    kept, rows, sources = Readings(readings), [], {}  # type: ignore[var-annotated]
+    kept, rows = Readings(readings), list[dict[str, Any]]()
+    sources: dict[str, Source] = {}
     for name, module in chapters.items():
         for row in _rows(module, facts, kept):
             rows.append(_row_json(name, row, arrays))

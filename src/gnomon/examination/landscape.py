@@ -35,7 +35,9 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
         positive = int((eigenvalues.value > 0).sum())
         yield Row("largest Hessian eigenvalues", measured=eigenvalues, words=f"{positive} of the {eigenvalues.value.size} largest are positive")
     if trace is not None:
-        share = "" if eigenvalues is None or float(trace) <= 0 else f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
+        share = (
+            "" if eigenvalues is None or float(trace) <= 0 else f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
+        )
         yield Row("Hessian trace", measured=trace, words=share or "sum of all curvatures")
     if density is not None:
         yield Row("spectral density of the Hessian", measured=density, words="how the eigenvalues are spread, smoothed")

@@ -80,7 +80,7 @@ class Report:
         contents: list[tuple[Path, bytes]] = [(page, self.html().encode()), (data, dumps(self.document).encode())]
         if self.arrays:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **self.arrays)
+            np.savez_compressed(buffer, allow_pickle=False, **self.arrays)
             contents.append((data.with_suffix(".npz"), buffer.getvalue()))
         for path, content in contents:
             write_atomic(path, content)

@@ -9,7 +9,7 @@ from typing import Any
 from gnomon.core.judge import Outcome, Relation, Verdict, judge
 from gnomon.core.reading import Reading
 
-Words = str | Callable[[Verdict], str]
+Words = str | Callable[[Verdict], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,18 @@ class Row:
     out_of_scope: str | None = None
 
     def settle(self) -> tuple[Verdict | None, str, str | None]:
-        """The verdict (None without a prediction), its words, and the advice, which never rests on a vacuous or failed comparison of the machine."""
+        """The verdict (None without a prediction), its words, and the advice, which never rests on a vacuous row."""
         if self.out_of_scope is not None:
             verdict: Verdict | None = Verdict("out_of_scope", self.out_of_scope, self.relation)
         elif self.predicted is None or self.measured is None:
             verdict = None
         else:
             verdict = judge(self.predicted, self.measured, relation=self.relation, tolerance=self.tolerance, scale=self.scale, trivial=self.trivial)
-        words = self.words(verdict) if callable(self.words) and verdict else "" if callable(self.words) else self.words
-        advice = self.advice(verdict) if callable(self.advice) and verdict else None if callable(self.advice) else self.advice
+        words, advice = (_said(text, verdict) for text in (self.words, self.advice))
         outcome: Outcome | None = verdict.outcome if verdict else None
-        return verdict, words, (advice or None) if outcome not in ("vacuous", "error") else None
+        return verdict, words or "", advice if outcome not in ("vacuous", "error") else None
+
+
+def _said(text: Words | None, verdict: Verdict | None) -> str | None:
+    said = text if not callable(text) else text(verdict) if verdict is not None else None
+    return said or None

@@ -31,16 +31,18 @@ Progress = Callable[[float, str], None]
 """Called with the part done, 0 to 1, and what is being done."""
 
 DEFAULT_BUDGET = "60s"
-DEFAULT_THREADS = 2
+SMALL = 100_000
+"""Networks with fewer parameters run on one thread: two on tiny tensors are slower."""
 
 
 def examine(
-    subject: Subject, *, budget: str | float = DEFAULT_BUDGET, seed: int = 0, threads: int = DEFAULT_THREADS, only: Any = None, plan: Any = None,
+    subject: Subject, *, budget: str | float = DEFAULT_BUDGET, seed: int = 0, threads: int | None = None, only: Any = None, plan: Any = None,
     store: Any = None, progress: Progress | None = None, data_name: str | None = None, again: str | None = None,
 ) -> Report:  # fmt: skip
     """The theory report on a subject: what theory predicts beside what is measured, each with its error.
 
     `budget` is the time to spend (`90s`, `5m`); `only` names chapters; `plan` is a Plan, a report's JSON or its path, and repeats or resumes that plan;
+    `threads` is part of what fixes the bits: by default 1 for networks of fewer than 100,000 parameters, else 2;
     `store` the folder that keeps what is done so that a run that was cut goes on where it was.
     Cost: the budget.   Error: each reading says its own.
     Raises: InvalidInput for unknown chapters or a budget that is no time, NotEnoughMemory where a single gradient does not fit.
@@ -49,11 +51,11 @@ def examine(
         raise InvalidInput(f"examine takes a Subject, not {type(subject).__name__}; build one with gnomon.Subject.freeze(model, loss, train, test).")
     chapters = registry.chapters()
     wanted = _wanted(only, chapters)
-    started, tick = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    started, tick = datetime.datetime.now(datetime.UTC), time.perf_counter()
     report_progress = progress or (lambda part, text: None)
     keep = Store(Path(store) if store is not None else cache_folder() / "store")
     known = Plan.from_json(_plan_json(plan)) if plan is not None else None
-    threads, seed = (known.threads, known.seed) if known else (threads, seed)
+    threads, seed = (known.threads, known.seed) if known else (threads if threads is not None else default_threads(subject.dimension), seed)
     with fixed_threads(threads), chance.preserved():
         fingerprint = subject.fingerprint()
         identity = [fingerprint, code_hash(), seed, threads, sorted(wanted)]
@@ -75,6 +77,11 @@ def examine(
     document, arrays = bounded(document, arrays)
     keep.finish(key, document, pending=(draft_key, key))
     return Report(document, arrays, readings)
+
+
+def default_threads(parameters: int) -> int:
+    """Threads for a network of this size: one where the tensors are small, else two.   Units: count."""
+    return 1 if parameters < SMALL else 2
 
 
 def _wanted(only: Any, chapters: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ PAPYAN_2020 = Source("papyan2020")
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
 
-PRODUCT = 3.5
+PRODUCT = 3.0
 """What one Hessian product costs, in gradients, where forward mode works."""
 GROUPS = 16
 """Groups of examples whose spread gives the error of a subsample."""
@@ -88,8 +89,10 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
     values, bounds = eigen.values[:k].double().cpu().numpy(), eigen.bounds[:k].double().cpu().numpy()
     axes = (Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),)
     converged = [bool(flag) for flag in eigen.converged[:k]]
-    assumes = ("the loss is that of eval mode",) + (() if all(converged) else (f"{converged.count(False)} of {k} had not converged when the products were used up; their bounds say how far",))
-    common = {"unit": "loss / parameter²", "source": source, "axes": axes}
+    assumes = ("the loss is that of eval mode",) + (
+        () if all(converged) else (f"{converged.count(False)} of {k} had not converged when the products were used up; their bounds say how far",)
+    )
+    common: dict[str, Any] = {"unit": "loss / parameter²", "source": source, "axes": axes}
     if not _is_subsample(subject):
         return Reading(name, values, error=bounds, error_kind="bound", assumes=assumes, details={"converged": converged, "products": eigen.products}, **common)
     errors, groups = zip(*(_sampling_error(subject, eigen.vectors[:, i], float(values[i])) for i in range(k)), strict=True)
@@ -113,7 +116,7 @@ def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which:
 
     Shapes: value (k,), descending for `largest`, ascending for `smallest`.   Units: loss / parameter^2.
     Error: the residual bound, rounding included; on a subsample the standard error over groups of examples, the bound added to the interval.
-    Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3.5 gradients each; about 40 + k vectors of memory.
+    Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3 gradients each; about 40 + k vectors of memory.
     Raises: InvalidInput for k above the number of parameters, or an unknown `which`.
     Source: Wu & Simon 2000.
     """
@@ -219,7 +222,7 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
 
 
 @instrument(
-    topic="landscape", needs=("optimizer",), truth=None, knob="products", smallest=32, largest=256, cost=lambda subject, products: _adam_cost(subject, products),
+    topic="landscape", needs=("adaptive", "optimizer"), knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, 40),
 )  # fmt: skip
 def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.
@@ -245,17 +248,12 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
         lambda v: scale * hessian(scale * v), subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
     )  # fmt: skip
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
-    common = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
+    common: dict[str, Any] = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
     if not _is_subsample(subject):
         return Reading("preconditioned_sharpness", value, error=bound, error_kind="bound", **common)
     error, groups = _sampling_error(subject, scale * eigen.vectors[:, 0], value)
     half = stats.t.ppf(0.975, groups - 1) * error + bound
     return Reading("preconditioned_sharpness", value, error=error, error_kind="sample", n=groups, interval=(value - half, value + half), details={"bound": bound}, **common)
-
-
-def _adam_cost(subject: Subject, products: int) -> Cost:
-    known = subject.training.optimizer in ("adam", "adamw") and subject.training.second_moment is not None
-    return _product_cost(subject, products, 40) if known else Cost()
 
 
 @instrument(topic="landscape", truth=dense.hessian_trace, knob="probes", smallest=8, largest=256, cost=lambda subject, probes: _product_cost(subject, probes, 4))
@@ -264,7 +262,7 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Read
 
     Shapes: value (); samples (probes,).   Units: loss / parameter^2 (summed over parameters).
     Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
-    Assumes: eval mode.   Cost: `probes` Hessian products, about 3.5 gradients each.
+    Assumes: eval mode.   Cost: `probes` Hessian products, about 3 gradients each.
     Raises: InvalidInput for fewer than two probes.
     Source: Hutchinson 1989.
     """
@@ -281,7 +279,7 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Read
     assert weights is not None
     parts, share = torch.stack(table), (weights / weights.sum()).double().cpu()
     rows = parts @ share
-    common = {"unit": "loss / parameter²", "source": HUTCHINSON_1989}
+    common: dict[str, Any] = {"unit": "loss / parameter²", "source": HUTCHINSON_1989}
     if groups == 1:
         return Reading.of_samples("hessian_trace", rows, error_kind="probe", **common)
     columns = parts.mean(0)

@@ -96,11 +96,12 @@ def affordable(budget: float, per_example: float, examples: int) -> float:
 
 
 def unmet(subject: Subject, instrument: Instrument, at: Where) -> str | None:
-    """Why an instrument cannot run on a subject, or None."""
+    """Why an instrument cannot run on a subject, or None; the empty string where it is not meant for such a subject at all."""
     reasons = {
         "initial": (subject.initial is not None, "the parameters at initialisation are not known (--initial, or `initial=`)"),
         "make": (subject.make is not None, "the network cannot be drawn again (give a factory: net.py:make_model, or `make=`)"),
         "optimizer": (subject.training.optimizer is not None and subject.training.lr is not None, "optimizer and learning rate are not known (--optimizer, --lr)"),
+        "adaptive": (subject.training.optimizer in ("adam", "adamw"), ""),
         "labels": (subject.classes is not None, "the targets are not class labels"),
         "test": (subject.test is not None, "there are no test data"),
         "ensemble": (subject.make is not None, "the network cannot be drawn again (give a factory: net.py:make_model, or `make=`)"),
@@ -122,7 +123,7 @@ def make_plan(subject: Subject, instruments: Mapping[str, Instrument], *, gradie
             why = unmet(subject, instrument, at)
             if why is None:
                 candidates.append((instrument, at))
-            else:
+            elif why:
                 skipped.append((reading_key(name, at), instrument.topic, why))
     sizes = _Sizes(subject)
     groups: dict[tuple[str, Where], list[Instrument]] = {}
