@@ -17,7 +17,7 @@ DRAWS, EXAMPLES = 200, 64
 
 
 def cell(instrument, build, dtype) -> str:
-    subject = build(dtype, n=EXAMPLES)
+    subject = build(dtype, n=EXAMPLES, chunk=EXAMPLES)
     if unmet(subject, instrument, "end"):
         return "n/a"
     try:

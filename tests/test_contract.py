@@ -16,7 +16,7 @@ EXAMPLES = 64
 
 def subject_for(instrument, build, dtype=torch.float64):
     """The network with what the instrument needs; None where the instrument says that it has nothing to measure there."""
-    subject = build(dtype, n=EXAMPLES)
+    subject = build(dtype, n=EXAMPLES, chunk=EXAMPLES)
     return None if unmet(subject, instrument, "end") else subject
 
 
