@@ -163,7 +163,7 @@ class _Page:
             url, bibtex = str(given.get("url") or ""), str(given.get("bibtex") or "")
             title = re.search(r"^\s*title\s*=\s*[{\"](.*?)[}\"],?\s*$", bibtex, re.MULTILINE | re.IGNORECASE)
             text = self._source_text(key)
-            named = re.sub(r"[{}]", "", title.group(1)) if title else ""
+            named = str(given.get("title") or (re.sub(r"[{}]", "", title.group(1)) if title else ""))
             out.append({"number": number, "key": _slug(key), "text": text, "title": named if named not in text else "", "url": url if re.match(r"https?://", url) else "", "bibtex": bibtex, "places": self.places.get(key, [])})
         return out
 

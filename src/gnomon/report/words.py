@@ -48,16 +48,16 @@ def sign(relation: str, reading: Reading) -> str:
     return "≤ " if relation == "at_most" or reading.role == "bound" else ""
 
 
-def value_text(reading: Reading, *, unit: bool = True, prefix: str = "") -> str:
+def value_text(reading: Reading, *, prefix: str = "", count: bool = True) -> str:
     """A Reading in a cell: `17.3 ± 1.4`, or `0.93 to 1.52 (8 values)` for an array."""
     if reading.value.size == 1:
-        text = format_value(float(reading), float(reading.error.reshape(())), reading.ends(), reading.unit if unit else "")
+        text = format_value(float(reading), float(reading.error.reshape(())), reading.ends(), reading.unit)
         return text if text.startswith((">", "<")) else prefix + text
     if reading.value.size == 0:
         return "no values"
     low, high = short(float(reading.value.min())), short(float(reading.value.max()))
     span = low if low == high else f"{low} to {high}"
-    return f"{prefix}{span}" + (f" {reading.unit}" if unit and reading.unit else "") + f" ({reading.value.size:,} values)"
+    return f"{prefix}{span}" + (f" {reading.unit}" if reading.unit else "") + (f" ({reading.value.size:,} values)" if count else "")
 
 
 def element_text(reading: Reading, index: int) -> str:
@@ -134,12 +134,12 @@ def verdict_words(row: Mapping[str, Any]) -> str:
     return row.get("words") or PLAIN.get(row.get("verdict"), "")
 
 
-def examined(subject: Mapping[str, Any]) -> str:
+def examined(subject: Mapping[str, Any], of: str = " training examples") -> str:
     """`Fashion-MNIST, examined on 1,024 of 60,000`."""
     train, data = subject["train"], subject.get("data")
     used, all_of_them = int(train["examples"]), int(train["population"])
     how_many = f"all {used:,}" if used >= all_of_them else f"{used:,} of {all_of_them:,}"
-    return (f"{data}, examined" if data else "examined") + f" on {how_many} training examples"
+    return (f"{data}, examined" if data else "examined") + f" on {how_many}{of}"
 
 
 def trained(training: Mapping[str, Any]) -> str:
