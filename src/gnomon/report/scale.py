@@ -35,6 +35,8 @@ class Scale:
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
         room = (high - low) * pad or abs(high) * 0.1 or 1.0
+        if zero and low == high:
+            return cls(0.0, 1.0, start, end)
         return cls(low if zero and low == 0 else low - room, high if zero and high == 0 else high + room, start, end)
 
     def __call__(self, value: float) -> float:

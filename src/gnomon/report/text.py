@@ -39,7 +39,9 @@ def summary(document: Mapping[str, Any], width: int | None = None, paths: Sequen
     if width is None:
         width = shutil.get_terminal_size((100, 24)).columns if styled else 100
     buffer = io.StringIO()
-    console = Console(file=buffer, width=max(width, 40), force_terminal=styled, color_system="standard" if styled else None, highlight=False, markup=False, emoji=False, legacy_windows=False)
+    console = Console(
+        file=buffer, width=max(width, 40), force_terminal=styled, color_system="standard" if styled else None, highlight=False, markup=False, emoji=False, legacy_windows=False
+    )
 
     def say(text: str, style: str = "") -> Text:
         return Text(to_ascii(words.clean(text)) if plain else words.clean(text), style=style)
@@ -57,13 +59,18 @@ def summary(document: Mapping[str, Any], width: int | None = None, paths: Sequen
         console.print(say(_skipped(document["skipped"])))
     if paths:
         console.print()
-        console.print(say(" · ".join(f"{path} ({words.size(count)})" for path, count in paths)))
+        files = [f"{path} ({words.size(count)})" for path, count in paths]
+        line = " · ".join(files)
+        for part in [line] if len(line) <= console.width else files:
+            console.print(say(part), soft_wrap=True)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _title(document: Mapping[str, Any]) -> str:
     subject, run = document["subject"], document["run"]
-    return " · ".join([str(subject["name"]), f"{subject['parameters']:,} parameters", words.examined(subject, ""), f"{words.duration(run['seconds'])}, {words.size(run['peak_bytes'])}"])
+    return " · ".join(
+        [str(subject["name"]), f"{subject['parameters']:,} parameters", words.examined(subject, ""), f"{words.duration(run['seconds'])}, {words.size(run['peak_bytes'])}"]
+    )
 
 
 def _table(document: Mapping[str, Any], say: Callable[..., Text], width: int) -> Table:
@@ -77,7 +84,8 @@ def _table(document: Mapping[str, Any], say: Callable[..., Text], width: int) ->
     before = None
     for row in [row for row in document["rows"] if row["headline"]] or document["rows"]:
         predicted, measured = words.reading_of(row["predicted"]), words.reading_of(row["measured"])
-        expected = words.value_text(predicted, prefix=words.sign(row["relation"], predicted), count=False) if predicted else ""
+        alone = measured is None or (predicted is not None and predicted.unit != measured.unit)
+        expected = words.value_text(predicted, prefix=words.sign(row["relation"], predicted), count=False, unit=alone) if predicted else ""
         found = words.value_text(measured, count=False) if measured else ""
         chapter, verdict = say(f" {row['chapter']}" if row["chapter"] != before else ""), say(_verdict(row), "bold" if row["verdict"] == "fails" else "")
         before = row["chapter"]
