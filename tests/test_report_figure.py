@@ -214,7 +214,7 @@ def test_ticks_are_few_round_and_distinct(one, other, log, count):
     scale = Scale.over(values, 0, 300, log=log)
     ticks = scale.ticks(count)
     labels = [label for _, label in ticks]
-    assert len(ticks) <= 3 * count + 3
+    assert 2 <= len(ticks) <= 3 * count + 3
     assert len(set(labels)) == len(labels)
     assert all(len(label) <= 14 for label in labels)
     places = [scale(value) for value, _ in ticks]
@@ -242,6 +242,11 @@ def test_a_value_with_its_error_is_short_and_never_silly(value, error):
 )  # fmt: skip
 def test_how_values_are_written(value, error, interval, text):
     assert format_value(value, error, interval or (value - 2 * error, value + 2 * error)) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.1 + 0.2, "0.3"), (3e-7, "3e-07"), (4e7, "4e+07"), (0.0, "0"), (100.0, "100"), (0.0488, "0.0488"), (2 / 3, "0.667")])
+def test_how_tolerances_are_written(value, text):
+    assert words.short(value) == text
 
 
 def test_elements_of_an_order_are_the_steps_between_neighbours():

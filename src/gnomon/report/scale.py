@@ -55,7 +55,8 @@ class Scale:
 
     def ticks(self, count: int = 5) -> list[tuple[float, str]]:
         """About `count` round values with their labels."""
-        return self._decades(count) if self.log and self.high / self.low >= 8 else self._steps(count)
+        found = self._decades(count) if self.log and self.high / self.low >= 8 else self._steps(count)
+        return found if len(found) > 1 or count > 8 else self.ticks(count + 2)
 
     def _steps(self, count: int) -> list[tuple[float, str]]:
         rough = (self.high - self.low) / max(count, 1)

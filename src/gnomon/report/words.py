@@ -120,8 +120,8 @@ def plain_number(value: float) -> str:
 
 def short(value: float, digits: int = 3) -> str:
     """A number to a few digits, without zeros at the end that say nothing."""
-    text = format_number(value, digits)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    head, e, power = format_number(value, digits).partition("e")
+    return (head.rstrip("0").rstrip(".") if "." in head else head) + e + power
 
 
 def typeset(text: str) -> str:
@@ -179,8 +179,8 @@ def size(count: float) -> str:
 
 
 def capital(text: str) -> str:
-    """A title with a capital letter at its start."""
-    return text[:1].upper() + text[1:]
+    """A title with a capital letter at its start, unless it starts with the name of a layer or a symbol."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
 def shorten(text: str, length: int) -> str:
