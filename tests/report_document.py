@@ -24,7 +24,9 @@ SOURCES = {
 }
 
 
-def row(chapter, title, predicted=None, measured=None, *, relation="equal", tolerance=None, scale=None, trivial=None, because="", words="", advice=None, headline=False, verdict=None):
+def row(
+    chapter, title, predicted=None, measured=None, *, relation="equal", tolerance=None, scale=None, trivial=None, because="", words="", advice=None, headline=False, verdict=None
+):
     if verdict is None and predicted is not None and measured is not None:
         verdict = judge(predicted, measured, relation=relation, tolerance=tolerance, scale=scale, trivial=trivial)
     judged = verdict.to_json() if verdict else {"verdict": None, "why": "", "relation": relation, "gap": None, "interval": None, "tolerance": jsonable(tolerance), "elements": []}
@@ -49,7 +51,16 @@ def layer_rows(rng):
     draws = predicted * (1 + 0.04 * rng.standard_normal((12, 8)))
     draws[:, 4] *= 2.2
     axes = (Axis("layer", LAYERS),)
-    expected = Reading.predicted("activation_variance", predicted, unit="", error=0.12, error_kind="truncation", axes=axes, source=Source("schoenholz2017", "eq. (3)"), assumes=("the layers are wide", "zero padding is accounted for by the share of border pixels"))
+    expected = Reading.predicted(
+        "activation_variance",
+        predicted,
+        unit="",
+        error=0.12,
+        error_kind="truncation",
+        axes=axes,
+        source=Source("schoenholz2017", "eq. (3)"),
+        assumes=("the layers are wide", "zero padding is accounted for by the share of border pixels"),
+    )
     measured = Reading.of_samples("activation_variance", draws, unit="", error_kind="seed", axes=axes)
     return expected, measured
 
@@ -58,7 +69,9 @@ def deep_rows(count=50):
     rng = np.random.default_rng(7)
     names = tuple(f"encoder.layers.{i}.self_attention.output_projection" for i in range(count))
     axes = (Axis("layer", names),)
-    predicted = Reading.predicted("gradient_variance", 0.97 ** np.arange(count), unit="", error=0.06, error_kind="truncation", axes=axes, source=Source("schoenholz2017", "eq. (7)"))
+    predicted = Reading.predicted(
+        "gradient_variance", 0.97 ** np.arange(count), unit="", error=0.06, error_kind="truncation", axes=axes, source=Source("schoenholz2017", "eq. (7)")
+    )
     draws = predicted.value * (1 + 0.03 * rng.standard_normal((8, count)))
     draws[:, 31] *= 0.6
     return predicted, Reading.of_samples("gradient_variance", draws, unit="", error_kind="seed", axes=axes)

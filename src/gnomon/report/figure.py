@@ -17,7 +17,7 @@ Kind = Literal["number", "bars", "line", "heatmap"]
 
 POINTS = 240
 """Most points of a line: what a page 600 pixels wide can show."""
-CELLS = 40
+CELLS = 32
 """Most cells along a side of a heat map; longer sides are averaged in blocks."""
 
 
@@ -90,13 +90,14 @@ def _series(reading: Reading, main: Reading, shape: tuple[int, ...], relation: s
     predicted = reading.role == "predicted" or (reading.role == "bound" and reading is not main)
     label = "bound" if reading.role == "bound" else "predicted" if predicted else "measured"
     assert reading.interval is not None
-    values, low, high = reading.value, *reading.interval
+    values: Array = reading.value
+    low, high = reading.interval
     if banded and predicted and reading.error_kind == "truncation":
         low = high = values
     text = words.value_text(reading, prefix=words.sign(relation, reading) if predicted else "")
     if relation == "exponent" and predicted and reading.value.size == 1 and len(shape) == 1:
         values = low = high = _guide(main, float(reading))
-        label = f"predicted slope {format_number(float(reading))}"
+        label = f"predicted slope {words.typeset(words.short(float(reading)))}"
     try:
         values, low, high = (np.broadcast_to(part.reshape(()) if part.size == 1 else part, shape).astype(np.float64) for part in (values, low, high))
     except ValueError as error:
@@ -136,7 +137,7 @@ def _logarithmic(series: Sequence[Series], kind: Kind, relation: str) -> bool:
         return False
     if relation == "exponent":
         return True
-    return float(positive.max() / positive.min()) > {"number": 30.0, "line": 200.0}.get(kind, 300.0)
+    return math.log10(positive.max()) - math.log10(positive.min()) > {"number": 1.5, "line": 2.3}.get(kind, 2.5)
 
 
 def _description(figure: Figure) -> str:
@@ -154,7 +155,9 @@ def _description(figure: Figure) -> str:
         low, high = finite[flat[finite].argmin()], finite[flat[finite].argmax()]
         unit = f" {figure.unit}" if figure.unit else ""
         along = " and ".join(axis.name for axis in figure.axes)
-        span = f"all {format_number(flat[low])}{unit}" if flat[low] == flat[high] else f"from {format_number(flat[low])} at {_at(figure, low)} to {format_number(flat[high])}{unit} at {_at(figure, high)}"
+        span = f"from {format_number(flat[low])} at {_at(figure, low)} to {format_number(flat[high])}{unit} at {_at(figure, high)}"
+        if flat[low] == flat[high]:
+            span = f"all {format_number(flat[low])}{unit}"
         parts.append(f"{label}: {flat.size:,} values along {along}, {span}.")
     if figure.kind != "heatmap":
         parts.append("Bars and bands around the measurement are 95 % intervals.")
@@ -196,12 +199,18 @@ def _averaged(figure: Figure) -> Figure:
         return figure
     blocks = [np.array_split(np.arange(length), min(length, CELLS)) for length in shape]
 
-    def mean(values: Array) -> Array:
-        return np.array([[values[np.ix_(rows, columns)].mean() for columns in blocks[1]] for rows in blocks[0]])
+    starts = [[int(block[0]) for block in along] for along in blocks]
+    tall, wide = ([float(len(block)) for block in along] for along in blocks)
+    counts = np.outer(tall, wide)
 
-    axes = tuple(dataclasses.replace(axis, values=tuple(axis.values[int(block[0])] for block in blocks[d])) for d, axis in enumerate(figure.axes))
+    def mean(values: Array) -> Array:
+        return np.asarray(np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1) / counts)
+
+    firsts: list[Any] = [tuple(axis.values[int(block[0])] for block in along) for axis, along in zip(figure.axes, blocks, strict=True)]
+    axes = tuple(dataclasses.replace(axis, values=first) for axis, first in zip(figure.axes, firsts, strict=True))
     series = tuple(dataclasses.replace(s, values=mean(s.values), low=mean(s.low), high=mean(s.high)) for s in figure.series)
-    return dataclasses.replace(figure, axes=axes, series=series, allowed=None, elements=(), description=figure.description + f" Drawn in blocks: each cell is the mean of up to {len(blocks[0][0])} × {len(blocks[1][0])} values.")
+    about = f"{figure.description} Drawn in blocks: each cell is the mean of up to {len(blocks[0][0])} × {len(blocks[1][0])} values."
+    return dataclasses.replace(figure, axes=axes, series=series, allowed=None, elements=(), description=about)
 
 
 def _flat(series: Series, shape: tuple[int, ...]) -> Series:

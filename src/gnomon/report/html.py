@@ -14,7 +14,7 @@ from markupsafe import Markup
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
 from gnomon.report import svg, words
-from gnomon.report.figure import Figure, describe
+from gnomon.report.figure import describe
 from gnomon.report.maths import with_maths
 
 SCHEMA = "gnomon/report/1"
@@ -27,14 +27,15 @@ NARROW = 340
 def render(document: Mapping[str, Any]) -> str:
     """The report as one self-contained HTML page of at most 600 KiB: no script, no request, light and dark.
 
-    Where the whole would be larger, the tables of long arrays are cut (and say so), then the second, narrow copies of pictures are left out.
+    Where the whole would be larger, the tables of long arrays are cut, then the second, narrow copies of pictures are left out, then the last pictures;
+    the page says so.
     Raises: InvalidInput for a document of another schema.
     """
     if document.get("schema") != SCHEMA:
         raise InvalidInput(f"This is not a report: expected the schema {SCHEMA!r}, found {document.get('schema')!r}. Give the report.json that `gnomon examine` wrote.")
-    page = ""
-    for elements, narrow in ((200, True), (40, True), (12, True), (12, False), (0, False)):
-        view = _Page(document, elements, narrow).view()
+    page, drawn = "", dict[tuple[str, int], str]()
+    for elements, narrow, pictures in ((200, True, LIMIT), (40, True, LIMIT), (12, True, LIMIT), (12, False, LIMIT), (6, False, LIMIT // 2), (0, False, LIMIT // 5)):
+        view = _Page(document, elements, narrow, pictures, drawn).view()
         page = _environment().get_template("report.html").render(view)
         if len(page.encode()) <= LIMIT:
             break
@@ -49,25 +50,40 @@ def reading_html(reading: Reading) -> str:
     if reading.source is not None:
         source = str(reading.source) if reading.source.key in bibliography() else f"{reading.source.key} {reading.source.where}".strip()
     picture = Markup(svg.draw(describe(reading), width=NARROW if reading.value.size == 1 else 560)) if reading.value.size else ""
-    about = _error_text(reading)
-    return _environment().get_template("reading.html").render(name=reading.name, value=words.typeset(words.value_text(reading)), about=about, picture=picture, source=source, skipped=reading.skipped)
+    view = {
+        "name": reading.name,
+        "value": words.typeset(words.value_text(reading)),
+        "about": _error_text(reading),
+        "picture": picture,
+        "source": source,
+        "skipped": reading.skipped,
+    }
+    return _environment().get_template("reading.html").render(view)
 
 
 @functools.cache
 def _environment() -> Environment:
     folder = Path(__file__).parent / "templates"
     environment = Environment(loader=FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"maths": with_maths, "typeset": words.typeset, "duration": words.duration, "size": words.size}
+    environment.filters |= {
+        "maths": with_maths,
+        "typeset": words.typeset,
+        "duration": words.duration,
+        "size": words.size,
+        "nobreak": _nobreak,
+        "capital": words.capital,
+        "count": words.short,
+    }
     environment.globals |= {"picture_style": Markup(svg.STYLE), "page_style": Markup((folder / "report.css").read_text(encoding="utf-8"))}
-    environment.finalize = lambda value: words.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    environment.finalize = lambda value: words.clean(value, "\n") if isinstance(value, str) and not isinstance(value, Markup) else value
     return environment
 
 
 class _Page:
-    """What the template shows, gathered from the document; `elements` is the most rows of an array's table."""
+    """What the template shows, gathered from the document; `elements` is the most rows of an array's table, `pictures` the bytes for all pictures, `drawn` those drawn already."""
 
-    def __init__(self, document: Mapping[str, Any], elements: int, narrow: bool) -> None:
-        self.document, self.elements, self.narrow = document, elements, narrow
+    def __init__(self, document: Mapping[str, Any], elements: int, narrow: bool, pictures: int, drawn: dict[tuple[str, int], str]) -> None:
+        self.document, self.elements, self.narrow, self.room, self.drawn = document, elements, narrow, pictures, drawn
         self.citations: dict[str, int] = {}
         self.places: dict[str, list[str]] = {}
         self.instruments = {entry["instrument"]: f"plan-{_slug(entry['instrument'])}" for entry in document["plan"]["entries"]}
@@ -84,7 +100,7 @@ class _Page:
         return {
             "subject": document["subject"], "examined": words.examined(document["subject"]), "trained": words.trained(document["subject"]["training"]),
             "chapters": chapters, "headlines": headlines, "tally": _tally(rows), "advice": document["advice"], "skipped": document["skipped"],
-            "plan": document["plan"], "instruments": self.instruments, "layers": _layers(document["subject"]["layers"]), "again": document["again"],
+            "plan": document["plan"], "instruments": self.instruments, "layers": _layers(document["subject"]["layers"]), "again": document.get("again") or document["run"].get("again") or "",
             "environment": document["environment"], "run": document["run"], "sources": self._sources(),
         }  # fmt: skip
 
@@ -106,8 +122,8 @@ class _Page:
             row["number"] = self.figures
         cited = [key for key in self.citations if key not in before or any(key in row["keys"] for row in rows)]
         return {
-            "name": name, "slug": _slug(name), "title": chapter["title"], "theory": chapter["theory"], "assumes": _unique(chapter["assumes"], *(row["assumes"] for row in rows)), "rows": rows,
-            "skipped": skipped, "sources": [{"number": self.citations[key], "key": _slug(key), "text": self._source_text(key)} for key in cited],
+            "name": name, "slug": _slug(name), "title": chapter["title"], "theory": chapter["theory"], "rows": rows, "skipped": skipped,
+            "assumes": _unique(chapter["assumes"], *(row["assumes"] for row in rows)), "sources": [{"number": self.citations[key], "key": _slug(key), "text": self._source_text(key)} for key in cited],
             "wide": wide, "small": small,
         }  # fmt: skip
 
@@ -116,14 +132,17 @@ class _Page:
         relation, elements = row["relation"], row.get("elements") or []
         main = measured or predicted
         names = words.element_names(main, relation, len(elements), predicted) if main and elements else []
-        picture = self._figure(row, predicted, measured, elements if len(names) == (main.value.size if main else 0) and relation not in ("order", "monotone") else [])
+        picture = self._figure(anchor, row, predicted, measured, elements if len(names) == (main.value.size if main else 0) and relation not in ("order", "monotone") else [])
         return {
-            "anchor": anchor, "chapter": row["chapter"], "title": row["title"], "headline": row["headline"], "verdict": row["verdict"], "verdict_name": words.VERDICTS.get(row["verdict"], str(row["verdict"])),
+            "anchor": anchor, "chapter": row["chapter"], "title": row["title"], "headline": row["headline"],
+            "verdict": row["verdict"], "verdict_name": words.VERDICTS.get(row["verdict"], str(row["verdict"])),
             "words": words.verdict_words(row), "own_words": row.get("words") or "", "why": row.get("why") or "", "advice": row.get("advice"), "because": row.get("because") or "",
             "predicted": self._side(row["predicted"], predicted, relation), "measured": self._side(row["measured"], measured, relation),
-            "tolerance": words.typeset(_tolerance(row)), "gap": words.typeset(_gap(row)), "elements": _elements(names, elements), "table": self._table(predicted, measured, relation, names, elements),
+            "tolerance": words.typeset(_tolerance(row)), "gap": words.typeset(_gap(row)), "elements": _elements(names, elements),
+            "table": self._table(predicted, measured, relation, elements),
             "picture": picture, "number": None, "small": bool(main and picture and main.value.size == 1 and (predicted is None or predicted.value.size == 1)),
-            "assumes": _unique(*(list(side.assumes) for side in (predicted, measured) if side)), "skipped": _unique(*(list(side.skipped) for side in (predicted, measured) if side)),
+            "assumes": list(predicted.assumes) if predicted else [], "under": list(measured.assumes) if measured else [],
+            "skipped": _unique(*(list(side.skipped) for side in (predicted, measured) if side)),
             "keys": {data["source"]["key"] for data in (row["predicted"], row["measured"]) if data and data.get("source")},
         }  # fmt: skip
 
@@ -141,7 +160,7 @@ class _Page:
             interval = words.typeset(f"[{words.short(low)}, {words.short(high)}]") if low < high else ""
         source = data.get("source")
         cite = self._cite(source["key"], source.get("where", "")) if source else None
-        return {"text": text, "about": about, "interval": interval, "cite": cite, "instrument": self.instruments.get(data["name"]), "name": data["name"], "where": source.get("where", "") if source else ""}
+        return {"text": text, "about": about, "interval": interval, "cite": cite, "instrument": None if predicted else self.instruments.get(data["name"]), "name": data["name"]}
 
     def _cite(self, key: str, where: str) -> dict[str, Any]:
         number = self.citations.setdefault(key, len(self.citations) + 1)
@@ -163,30 +182,44 @@ class _Page:
             url, bibtex = str(given.get("url") or ""), str(given.get("bibtex") or "")
             title = re.search(r"^\s*title\s*=\s*[{\"](.*?)[}\"],?\s*$", bibtex, re.MULTILINE | re.IGNORECASE)
             text = self._source_text(key)
-            named = re.sub(r"[{}]", "", title.group(1)) if title else ""
-            out.append({"number": number, "key": _slug(key), "text": text, "title": named if named not in text else "", "url": url if re.match(r"https?://", url) else "", "bibtex": bibtex, "places": self.places.get(key, [])})
+            named = str(given.get("title") or (re.sub(r"[{}]", "", title.group(1)) if title else ""))
+            out.append({
+                "number": number, "key": _slug(key), "text": text, "title": named if named not in text else "", "url": url if re.match(r"https?://", url) else "",
+                "bibtex": bibtex, "places": self.places.get(key, []),
+            })  # fmt: skip
         return out
 
-    def _figure(self, row: Mapping[str, Any], predicted: Reading | None, measured: Reading | None, elements: Sequence[str]) -> Markup | None:
+    def _figure(self, anchor: str, row: Mapping[str, Any], predicted: Reading | None, measured: Reading | None, elements: Sequence[str]) -> Markup | None:
         """The picture of a row where a reading has axes or there are two to compare."""
         sides = [side for side in (predicted, measured) if side is not None and side.value.size]
         if not sides or (len(sides) == 1 and sides[0].value.size == 1):
             return None
-        try:
-            figure: Figure = describe(sides, title=str(row["title"]), relation=row["relation"], tolerance=row.get("tolerance"), elements=elements)
-        except InvalidInput:
-            figure = describe(sides[-1], title=str(row["title"]), elements=elements)
-        if figure.kind == "number":
-            return Markup(svg.draw(figure, width=NARROW, style=False))
-        wide, narrow = svg.draw(figure, style=False), svg.draw(figure, width=NARROW, style=False) if self.narrow else ""
+        small = all(side.value.size == 1 for side in sides)
+        wide = self._draw(anchor, NARROW if small else svg.WIDTH, sides, row, elements)
+        self.room -= len(wide.encode())
+        if self.room < 0:
+            return Markup('<p class="caption">Left out to keep the page small; its numbers stand in report.json.</p>')
+        if small:
+            return Markup(wide)
+        narrow = self._draw(anchor, NARROW, sides, row, elements) if self.narrow else ""
         return Markup(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>' if narrow else f"<div>{wide}</div>")
 
-    def _table(self, predicted: Reading | None, measured: Reading | None, relation: str, names: Sequence[str], elements: Sequence[str]) -> dict[str, Any] | None:
+    def _draw(self, anchor: str, width: int, sides: Sequence[Reading], row: Mapping[str, Any], elements: Sequence[str]) -> str:
+        if (anchor, width) not in self.drawn:
+            try:
+                figure = describe(sides, title=str(row["title"]), relation=row["relation"], tolerance=row.get("tolerance"), elements=elements)
+            except InvalidInput:
+                figure = describe(sides[-1], title=str(row["title"]), elements=elements)
+            self.drawn[anchor, width] = svg.draw(figure, width=width, style=False)
+        return self.drawn[anchor, width]
+
+    def _table(self, predicted: Reading | None, measured: Reading | None, relation: str, elements: Sequence[str]) -> dict[str, Any] | None:
         """The numbers of an array, row by row; at most `self.elements` of them, those that do not hold first among the kept."""
         main = measured if measured is not None else predicted
         if main is None or main.value.size <= 1:
             return None
-        both = predicted if predicted is not None and measured is not None and predicted.value.shape == main.value.shape and relation not in ("order", "monotone", "exponent") else None
+        beside = predicted is not None and measured is not None and predicted.value.shape == main.value.shape and relation not in ("order", "monotone", "exponent")
+        both = predicted if beside else None
         count, labels = main.value.size, words.index_names(main)
         verdicts = list(elements) if len(elements) == count and relation not in ("order", "monotone") else [""] * count
         shown = list(range(count))
@@ -196,11 +229,15 @@ class _Page:
             evenly = {int(k * count / room) for k in range(room)} if room else set()
             shown = sorted(evenly | set(notable))
         rows = [
-            {"name": labels[i], "predicted": words.typeset(words.element_text(both, i)) if both is not None else None, "measured": words.typeset(words.element_text(main, i)), "verdict": verdicts[i], "verdict_name": words.VERDICTS.get(verdicts[i], verdicts[i])}
+            {
+                "name": labels[i], "predicted": words.typeset(words.element_text(both, i)) if both is not None else None, "measured": words.typeset(words.element_text(main, i)),
+                "verdict": verdicts[i], "verdict_name": words.VERDICTS.get(verdicts[i], verdicts[i]),
+            }
             for i in shown
-        ]
+        ]  # fmt: skip
         axes = " · ".join(axis.name + (f" ({axis.unit})" if axis.unit else "") for axis in main.axes) or "element"
-        return {"axes": axes, "rows": rows, "count": count, "predicted": both is not None, "verdicts": any(verdicts), "label": "measured" if main.role == "measured" else "predicted", "unit": main.unit}
+        label = "measured" if main.role == "measured" else "predicted"
+        return {"axes": axes, "rows": rows, "count": count, "predicted": beside, "verdicts": any(verdicts), "label": label, "unit": main.unit}
 
 
 def _error_text(reading: Reading) -> str:
@@ -266,6 +303,11 @@ def _cell(entry: Any) -> str:
     if isinstance(entry, (int, float)):
         return words.typeset(words.plain_number(float(entry)))
     return " × ".join(_cell(part) for part in entry) if isinstance(entry, (list, tuple)) else str(entry)
+
+
+def _nobreak(text: str) -> str:
+    """A number stays with its per cent sign, its plus-minus and its error."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=±) | (?=±)", "\u00a0", str(text))
 
 
 def _unique(*lists: Sequence[str]) -> list[str]:

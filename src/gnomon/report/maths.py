@@ -10,17 +10,20 @@ from markupsafe import Markup
 
 from gnomon.report import words
 
-_TAGS = frozenset(
-    "math mrow mi mn mo ms mtext mspace msub msup msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd mstyle mpadded mphantom menclose mmultiscripts mprescripts none mfenced".split()
-)
-_ATTRIBUTES = frozenset(
-    "display mathvariant stretchy fence separator form lspace rspace accent accentunder linethickness displaystyle scriptlevel columnalign width height depth minsize maxsize movablelimits notation open close largeop symmetric".split()
-)
+_TAGS = frozenset({
+    "math", "mrow", "mi", "mn", "mo", "ms", "mtext", "mspace", "msub", "msup", "msubsup", "munder", "mover", "munderover", "mfrac", "msqrt",
+    "mroot", "mtable", "mtr", "mtd", "mstyle", "mpadded", "mphantom", "menclose", "mmultiscripts", "mprescripts", "none", "mfenced",
+})  # fmt: skip
+_ATTRIBUTES = frozenset({
+    "display", "mathvariant", "stretchy", "fence", "separator", "form", "lspace", "rspace", "accent", "accentunder", "linethickness",
+    "displaystyle", "scriptlevel", "columnalign", "width", "height", "depth", "minsize", "maxsize", "movablelimits", "notation", "open", "close",
+    "largeop", "symmetric",
+})  # fmt: skip
 
 
 def with_maths(text: str) -> Markup:
     """Escaped text whose `$...$` are MathML; a formula that cannot be read stays as it was written."""
-    parts = re.split(r"(?<!\\)\$([^$]+)\$", str(text))
+    parts = re.split(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$", str(text))
     out = [formula(part) if i % 2 else Markup.escape(words.clean(part.replace("\\$", "$"))) for i, part in enumerate(parts)]
     return Markup("").join(out)
 

@@ -29,7 +29,8 @@ def _number(figure: Figure, ax: Any) -> None:
     for i, s in enumerate(figure.series):
         value = float(s.values)
         spread = np.array([[_reach(value - float(s.low))], [_reach(float(s.high) - value)]])
-        ax.errorbar([value], [i], xerr=spread, fmt="|" if s.predicted else "o", color=PREDICTED if s.predicted else MEASURED, markersize=12 if s.predicted else 6, capsize=3, label=s.label)
+        mark, colour, size = ("|", PREDICTED, 12) if s.predicted else ("o", MEASURED, 6)
+        ax.errorbar([value], [i], xerr=spread, fmt=mark, color=colour, markersize=size, capsize=3, label=s.label)
     if figure.allowed is not None:
         ax.axvspan(*(float(edge) if np.isfinite(edge) else limit for edge, limit in zip(figure.allowed, ax.get_xlim(), strict=True)), color=PREDICTED, alpha=0.08, linewidth=0)
     ax.set_yticks(range(len(figure.series)), [s.label for s in figure.series])

@@ -35,6 +35,8 @@ class Scale:
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
         room = (high - low) * pad or abs(high) * 0.1 or 1.0
+        if zero and low == high:
+            return cls(0.0, 1.0, start, end)
         return cls(low if zero and low == 0 else low - room, high if zero and high == 0 else high + room, start, end)
 
     def __call__(self, value: float) -> float:
@@ -53,7 +55,8 @@ class Scale:
 
     def ticks(self, count: int = 5) -> list[tuple[float, str]]:
         """About `count` round values with their labels."""
-        return self._decades(count) if self.log and self.high / self.low >= 8 else self._steps(count)
+        found = self._decades(count) if self.log and self.high / self.low >= 8 else self._steps(count)
+        return found if len(found) > 1 or count > 8 else self.ticks(count + 2)
 
     def _steps(self, count: int) -> list[tuple[float, str]]:
         rough = (self.high - self.low) / max(count, 1)

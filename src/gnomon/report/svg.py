@@ -22,14 +22,15 @@ ROWS = 26
 """Most bars drawn as rows with their names; more become columns."""
 
 STYLE = (
-    '.gf{--i:var(--ink,#1b1d1f);--m:var(--muted,#596067);--r:var(--rule,#d9dcdf);--a:var(--accent,#0b5a78);display:block;max-width:100%;height:auto;font-family:-apple-system,"Segoe UI",Roboto,'
-    '"Helvetica Neue","Liberation Sans",Arial,system-ui,sans-serif;font-size:12px;font-variant-numeric:tabular-nums}'
+    ".gf{--i:var(--ink,#1b1d1f);--m:var(--muted,#596067);--r:var(--rule,#d9dcdf);--a:var(--accent,#0b5a78);display:block;max-width:100%;height:auto;"
+    'font-family:-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,system-ui,sans-serif;font-size:12px;font-variant-numeric:tabular-nums}'
     "@media (prefers-color-scheme:dark){.gf{--i:var(--ink,#e4e6e8);--m:var(--muted,#a3aab1);--r:var(--rule,#3a4046);--a:var(--accent,#7cc4e0)}}"
-    ".gf text{fill:var(--i)}.gf .m{fill:var(--m)}.gf .b{font-weight:600}.gf path,.gf line{fill:none}.gf .g{stroke:var(--r);stroke-width:1}.gf .ax{stroke:var(--m);stroke-width:1}"
-    ".gf .ms{stroke:var(--a);stroke-width:1.75;stroke-linejoin:round}.gf .mw{stroke:var(--i);stroke-width:1.1}.gf .mf{fill:var(--a)}.gf .md{stroke:var(--a);stroke-width:7;stroke-linecap:round}"
-    ".gf .mds{stroke:var(--a);stroke-width:4.5;stroke-linecap:round}.gf .mb{fill:var(--a);fill-opacity:.38}.gf .band{fill:var(--a);fill-opacity:.2}.gf .ps{stroke:var(--i);stroke-width:1.5;stroke-dasharray:5 3}"
-    ".gf .pt{stroke:var(--i);stroke-width:2.25}.gf .pf{fill:var(--i)}.gf .pw{stroke:var(--i);stroke-width:1}.gf .ok{fill:var(--i);fill-opacity:.08}.gf .x{stroke:var(--i);stroke-width:1.75}.gf .ring{stroke:var(--i);stroke-width:1.25}"
-    "@media print{.gf{--i:#000;--m:#444;--r:#ccc;--a:#0b5a78}}"
+    ".gf text{fill:var(--i)}.gf .m{fill:var(--m)}.gf .b{font-weight:600}.gf path{fill:none}.gf .g{stroke:var(--r);stroke-width:1}"
+    ".gf .ax{stroke:var(--m);stroke-width:1}.gf .ms{stroke:var(--a);stroke-width:1.75;stroke-linejoin:round}.gf .mw{stroke:var(--i);stroke-width:1.1}"
+    ".gf .mf{fill:var(--a)}.gf .md{stroke:var(--a);stroke-width:7;stroke-linecap:round}.gf .mds{stroke:var(--a);stroke-width:4.5;stroke-linecap:round}"
+    ".gf .mb{fill:var(--a);fill-opacity:.38}.gf .band{fill:var(--a);fill-opacity:.2}.gf .ps{stroke:var(--i);stroke-width:1.5;stroke-dasharray:5 3}"
+    ".gf .pt{stroke:var(--i);stroke-width:2.25}.gf .pf{fill:var(--i)}.gf .pw{stroke:var(--i);stroke-width:1}.gf .ok{fill:var(--i);fill-opacity:.08}"
+    ".gf .x{stroke:var(--i);stroke-width:1.75}.gf .ring{stroke:var(--i);stroke-width:1.25}@media print{.gf{--i:#000;--m:#444;--r:#ccc;--a:#0b5a78}}"
 )
 """The style of every picture; a page that holds several includes it once."""
 
@@ -95,9 +96,11 @@ def _number(figure: Figure, canvas: _Canvas) -> float:
     if figure.allowed:
         canvas.rect(gutter, bottom + 26, 14, 10, "ok")
         canvas.text(gutter + 20, bottom + 35, "agrees within the tolerance", "m")
+    lines = 1 if figure.allowed or figure.unit else 0
     if figure.unit:
-        canvas.text(scale.end, bottom + 35, figure.unit, "m", "end")
-    return bottom + (42 if figure.allowed or figure.unit else 22)
+        lines = 2 if figure.allowed and gutter + 30 + (len(figure.unit) + 27) * 6 > width else 1
+        canvas.text(scale.end, bottom + 19 + 16 * lines, figure.unit, "m", "end")
+    return bottom + 24 + 16 * lines
 
 
 def _scalar(canvas: _Canvas, scale: Scale, s: Series, y: float) -> None:
@@ -254,9 +257,13 @@ def _heatmap(figure: Figure, canvas: _Canvas) -> float:
         if len(figure.series) > 1:
             canvas.text(gutter, top + 12, s.label)
             top += 20
+        cells: dict[tuple[str, float], list[str]] = {}
         for i, j in itertools.product(range(rows), range(columns)):
-            css, opacity = _shade(float(s.values[i, j]), low, high)
-            canvas.rect(gutter + j * side, top + i * tall, side - 0.6, tall - 0.6, css, f' fill-opacity="{opacity:.2f}"')
+            place = f"M{_n(gutter + j * side)} {_n(top + i * tall)}h{_n(side - 0.6)}v{_n(tall - 0.6)}h{_n(0.6 - side)}z"
+            cells.setdefault(_shade(float(s.values[i, j]), low, high), []).append(place)
+        for (css, opacity), places in cells.items():
+            canvas.parts.append(f'<path class="{css}" fill-opacity="{opacity:.2f}" d="{"".join(places)}"/>')
+        for i, j in itertools.product(range(rows), range(columns)):
             if not s.predicted and figure.elements and figure.elements[i * columns + j] == "fails":
                 canvas.cross(gutter + (j + 0.5) * side, top + (i + 0.5) * tall, min(3.5, side / 3))
         every = max(math.ceil(13 / tall), 1)
@@ -280,11 +287,12 @@ def _shade_key(canvas: _Canvas, low: float, high: float, unit: str, x: float, y:
 
 
 def _shade(value: float, low: float, high: float) -> tuple[str, float]:
+    """The colour and opacity of a cell, in steps that the eye cannot tell apart."""
     if not math.isfinite(value):
         return "pf", 0.0
     if low < 0 < high:
-        return ("mf" if value >= 0 else "pf"), 0.04 + 0.92 * abs(value) / max(high, -low)
-    return "mf", 0.06 + 0.9 * ((value - low) / (high - low) if high > low else 0.5)
+        return ("mf" if value >= 0 else "pf"), round(0.04 + 0.92 * abs(value) / max(high, -low), 2)
+    return "mf", round(0.06 + 0.9 * ((value - low) / (high - low) if high > low else 0.5), 2)
 
 
 def _column_names(axis: Axis, canvas: _Canvas, gutter: float, side: float, top: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -28,6 +29,9 @@ ERRORS: Mapping[str, str] = {
     "fit": "standard error of a fit", "bound": "half-width that contains the value", "truncation": "size of the first term left out",
 }  # fmt: skip
 
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that turn the direction of text, with which a name could rearrange the words around it."""
+
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -48,16 +52,17 @@ def sign(relation: str, reading: Reading) -> str:
     return "≤ " if relation == "at_most" or reading.role == "bound" else ""
 
 
-def value_text(reading: Reading, *, unit: bool = True, prefix: str = "") -> str:
+def value_text(reading: Reading, *, prefix: str = "", count: bool = True, unit: bool = True) -> str:
     """A Reading in a cell: `17.3 ± 1.4`, or `0.93 to 1.52 (8 values)` for an array."""
     if reading.value.size == 1:
         text = format_value(float(reading), float(reading.error.reshape(())), reading.ends(), reading.unit if unit else "")
         return text if text.startswith((">", "<")) else prefix + text
     if reading.value.size == 0:
         return "no values"
-    low, high = short(float(reading.value.min())), short(float(reading.value.max()))
+    least, most = float(reading.value.min()), float(reading.value.max())
+    low, high = "0" if 0 < least < 1e-9 * most else short(least), short(most)
     span = low if low == high else f"{low} to {high}"
-    return f"{prefix}{span}" + (f" {reading.unit}" if unit and reading.unit else "") + f" ({reading.value.size:,} values)"
+    return f"{prefix}{span}" + (f" {reading.unit}" if reading.unit and unit else "") + (f" ({reading.value.size:,} values)" if count else "")
 
 
 def element_text(reading: Reading, index: int) -> str:
@@ -92,7 +97,7 @@ def element_names(reading: Reading, relation: str, count: int, predicted: Readin
     if relation in ("order", "monotone") and count == len(names) - 1:
         if relation == "order" and predicted is not None and predicted.value.shape == reading.value.shape:
             names = [names[i] for i in np.argsort(predicted.value.ravel(), kind="stable")]
-        return [f"{a} to {b}" for a, b in zip(names, names[1:], strict=False)]
+        return [f"{a} to {b}" for a, b in itertools.pairwise(names)]
     return names if count == len(names) else [f"element {i}" for i in range(count)]
 
 
@@ -115,8 +120,8 @@ def plain_number(value: float) -> str:
 
 def short(value: float, digits: int = 3) -> str:
     """A number to a few digits, without zeros at the end that say nothing."""
-    text = format_number(value, digits)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    head, e, power = format_number(value, digits).partition("e")
+    return (head.rstrip("0").rstrip(".") if "." in head else head) + e + power
 
 
 def typeset(text: str) -> str:
@@ -134,12 +139,12 @@ def verdict_words(row: Mapping[str, Any]) -> str:
     return row.get("words") or PLAIN.get(row.get("verdict"), "")
 
 
-def examined(subject: Mapping[str, Any]) -> str:
+def examined(subject: Mapping[str, Any], of: str = " training examples") -> str:
     """`Fashion-MNIST, examined on 1,024 of 60,000`."""
     train, data = subject["train"], subject.get("data")
     used, all_of_them = int(train["examples"]), int(train["population"])
     how_many = f"all {used:,}" if used >= all_of_them else f"{used:,} of {all_of_them:,}"
-    return (f"{data}, examined" if data else "examined") + f" on {how_many} training examples"
+    return (f"{data}, examined" if data else "examined") + f" on {how_many}{of}"
 
 
 def trained(training: Mapping[str, Any]) -> str:
@@ -173,14 +178,19 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if count >= 9.95 or unit == "B" else f"{count:.1f} {unit}"
 
 
+def capital(text: str) -> str:
+    """A title with a capital letter at its start, unless it starts with the name of a layer or a symbol."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
+
+
 def shorten(text: str, length: int) -> str:
     """A name cut in its middle, so that both ends can still be told apart."""
     if len(text) <= length:
         return text
-    head = (length - 1 + 1) // 2
+    head = length // 2
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}" if length > 2 else text[:length]
 
 
-def clean(text: Any) -> str:
+def clean(text: Any, keep: str = "") -> str:
     """Text without control characters: no escape sequence of a name reaches a terminal, no stray byte breaks XML."""
-    return "".join(" " if c in "\n\t\r" else "" if unicodedata.category(c) in ("Cc", "Cs") or c in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffe\uffff" else c for c in str(text))
+    return "".join(c if c in keep else " " if c in "\n\t\r" else "" if unicodedata.category(c) in ("Cc", "Cs", "Cn") or c in _TURNS else c for c in str(text))
