@@ -82,7 +82,7 @@ def spectral_density(
     narrower than about range / m are not resolved: the default width is range / steps, at least 1 % of the range.
     Cost: probes x steps products; steps + 1 vectors of memory.
     Raises: InvalidInput for no probe or no step.
-    Source: Ghorbani, Krishnan & Xiao 2019, section 2; Ubaru, Chen & Saad 2017.
+    Source: Ghorbani, Krishnan & Xiao 2019; Ubaru, Chen & Saad 2017.
     """
     if probes < 1 or steps < 1:
         raise InvalidInput(f"A density takes at least one probe and one step, not {probes} and {steps}.")

@@ -27,7 +27,7 @@ def hutchinson(product: Product, dimension: int, *, rng: Generator, probes: int,
     Var(v^T A v) = 2 sum_{i != j} A_ij^2 for a symmetric A.
 
     Shapes: (probes,), float64 on the CPU.   Units: those of A.   Error: the spread of the values.   Cost: one product a probe.
-    Raises: InvalidInput for no probe.   Source: Hutchinson 1990.
+    Raises: InvalidInput for no probe.   Source: Hutchinson 1989.
     """
     if probes < 1:
         raise InvalidInput(f"probes must be at least 1, not {probes}.")
