@@ -1,60 +1,116 @@
-"""Spectral density of a symmetric operator by stochastic Lanczos quadrature."""
+"""The spectral density of a symmetric operator by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.numerics.lanczos import Krylov, Product
-
-RELATIVE_WIDTH = 0.01
-"""Standard deviation of the smoothing Gaussian, as a part of the range of Ritz values."""
+from gnomon.numerics.lanczos import Basis, Product
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Density:
-    """Shapes: grid (points,); samples (probes, points), one smoothed density a probe; width the smoothing's standard deviation."""
+    """A smoothed spectral density; unpacks into (grid, densities).
+
+    Shapes: `grid` (points,), `densities` (probes, points) with integral 1 each, `nodes` and `weights` (probes, steps): the quadrature of each probe,
+    padded with weight 0.  `width` is the standard deviation of the smoothing.
+    """
 
     grid: Tensor
-    samples: Tensor
+    densities: Tensor
     width: float
+    nodes: Tensor
+    weights: Tensor
+    dimension: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.grid
+        yield self.densities
+
+    def moment(self, order: int) -> Tensor:
+        """Each probe's unbiased estimate of tr(A^order) / P, for order < 2 steps.  Shapes: (probes,)."""
+        return (self.weights * self.nodes**order).sum(1)
+
+    @property
+    def error(self) -> Tensor:
+        """The standard error of the mean density.
+
+        For a uniform unit vector v in P dimensions Var(sum_i v_i^2 f_i) = 2 / (P + 2) (mean f^2 - (mean f)^2), and the same quadrature gives mean f^2:
+        steadier than the spread of a few probes, which is that of a chi-square with one degree of freedom at an isolated eigenvalue.
+        Shapes: (points,).
+        """
+        mean = self.densities.mean(0)
+        square = (self._bumps() ** 2 * self.weights).sum((1, 2)) / len(self.weights)
+        return (2 * (square - mean**2).clamp_min(0.0) / ((self.dimension + 2) * len(self.weights))).sqrt()
+
+    def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The interval of the mean density: it is near a chi-square with nu = 2 mean^2 / error^2 degrees of freedom.  Shapes: (points,), (points,)."""
+        mean, error = self.densities.mean(0).numpy(), self.error.numpy()
+        exact = error <= 1e-12 * mean
+        degrees = np.maximum(2 * (mean / np.where(exact, mean + 1e-300, error)) ** 2, 1e-3)
+        low, high = (np.where(exact, mean, degrees * mean / np.maximum(stats.chi2.ppf(q, degrees), 1e-300)) for q in (0.5 + level / 2, 0.5 - level / 2))
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    def _bumps(self) -> Tensor:
+        return bumps(self.grid, self.nodes, self.width)
 
 
-def quadrature(product: Product, dimension: int, *, rng: Generator, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Gauss quadrature of the spectral measure of a random unit vector: nodes and weights, sum 1.
-
-    Shapes: nodes (m,), weights (m,), m <= steps, float64.   Cost: m products, m vectors of memory.
-    """
-    size = min(steps, dimension)
-    krylov = Krylov(product, dimension, size, rng=rng, like=like)
-    filled = size
-    for j in range(size):
-        krylov.step(j)
-        if krylov.beta == 0.0:
-            filled = j + 1
-            break
-    nodes, vectors = torch.linalg.eigh(krylov.projected[:filled, :filled])
-    return nodes, vectors[0] ** 2
+def bumps(grid: Tensor, nodes: Tensor, width: float) -> Tensor:
+    """N(t; theta, width^2) for every point t and node theta.  Shapes: grid (points,), nodes (...) -> (points, ...)."""
+    away = (grid.reshape(-1, *[1] * nodes.ndim) - nodes) / width
+    return torch.exp(-(away**2) / 2) / (width * math.sqrt(2 * math.pi))
 
 
-def spectral_density(product: Product, dimension: int, *, rng: Generator, probes: int, steps: int, like: Tensor, points: int = 200) -> Density:
-    """The density of eigenvalues, smoothed by a Gaussian, one estimate a probe.
+def spectral_density(
+    product: Product, dimension: int, *, rng: Generator, probes: int, steps: int, like: Tensor, points: int = 200, width: float | None = None
+) -> Density:  # fmt: skip
+    """The density of the eigenvalues of a symmetric operator, smoothed by a Gaussian.
 
-    phi(t) = sum_m w_m N(t; theta_m, width^2), with the quadrature nodes and weights of a random Gaussian start.
+    phi(t) = (1/P) sum_i N(t; lambda_i, s^2), estimated for each random start v by sum_m w_m N(t; theta_m, s^2), with theta_m the eigenvalues and w_m the
+    squared first entries of the eigenvectors of the tridiagonal matrix of `steps` Lanczos steps from v (fully reorthogonalised).
 
-    Shapes: as `Density`.   Units: 1 / eigenvalue.   Error: the spread of the samples; the quadrature itself is exact for polynomials of degree 2 steps - 1.
-    Cost: probes x steps products, `steps` vectors of memory.   Raises: InvalidInput for no probe or no step.
-    Source: Ghorbani et al. 2019, section 3.
+    Shapes: grid (points,), densities (probes, points); the grid covers every node and three widths beyond.   Units: 1 / those of the operator.
+    Error: the spread over probes; besides, the quadrature with m steps is exact for polynomials of degree 2m - 1 alone, so that features of the bulk
+    narrower than about range / m are not resolved: the default width is range / steps, at least 1 % of the range.
+    Cost: probes x steps products; steps + 1 vectors of memory.
+    Raises: InvalidInput for no probe or no step.
+    Source: Ghorbani, Krishnan & Xiao 2019; Ubaru, Chen & Saad 2017.
     """
     if probes < 1 or steps < 1:
-        raise InvalidInput(f"At least one probe and one step are needed, not {probes} and {steps}.")
-    rules = [quadrature(product, dimension, rng=chance.child(rng, "probe", i), steps=steps, like=like) for i in range(probes)]
-    low, high = min(float(nodes[0]) for nodes, _ in rules), max(float(nodes[-1]) for nodes, _ in rules)
-    width = max(RELATIVE_WIDTH * (high - low), 1e-12 * max(abs(low), abs(high)), 1e-300)
-    grid = torch.linspace(low - 4 * width, high + 4 * width, points, dtype=torch.float64)
-    samples = [(weights * torch.exp(-((grid[:, None] - nodes) ** 2) / (2 * width**2))).sum(1) / (width * (2 * torch.pi) ** 0.5) for nodes, weights in rules]
-    return Density(grid, torch.stack(samples), width)
+        raise InvalidInput(f"A density takes at least one probe and one step, not {probes} and {steps}.")
+    steps = min(steps, dimension)
+    nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
+    for index in range(probes):
+        child = chance.child(rng, "probe", index)
+        theta, weight = quadrature(product, dimension, steps=steps, rng=child, like=like)
+        nodes[index, : len(theta)], weights[index, : len(theta)] = theta, weight
+        nodes[index, len(theta) :] = theta[0]
+    low, high = float(nodes.min()), float(nodes.max())
+    reach = high - low or max(abs(low), 1e-12)
+    s = width or max(reach / steps, 0.01 * reach)
+    grid = torch.linspace(low - 3 * s, high + 3 * s, points, dtype=torch.float64)
+    densities = (bumps(grid, nodes, s) * weights).sum(2).T.contiguous()
+    return Density(grid, densities, s, nodes, weights, dimension)
+
+
+def quadrature(product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the Gauss quadrature of v^T f(A) v for a random unit vector v, ascending; fewer where v spans an invariant subspace.
+
+    Shapes: (m,), (m,), m <= steps; weights sum to 1.   Cost: m products.   Source: Golub & Welsch 1969.
+    """
+    basis = Basis(product, dimension, steps, like, rng)
+    basis.begin(chance.normal(dimension, rng=rng, like=like))
+    while basis.filled < steps:
+        basis.step()
+        if basis.beta == 0:
+            break
+    nodes, rows = torch.linalg.eigh(basis.matrix[: basis.filled, : basis.filled])
+    return nodes, rows[0] ** 2

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues of a symmetric operator: thick-restart Lanczos with full reorthogonalisation, each value with a bound."""
+"""Eigenvalues at an end of the spectrum of a symmetric operator: thick-restart Lanczos with full reorthogonalisation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import torch
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput
+from gnomon.core.errors import InvalidInput, unknown
 
 Product = Callable[[Tensor], Tensor]
+
 EXTRA = 20
-"""Basis vectors beyond the wanted ones."""
+"""Vectors kept in the basis beside the wanted ones."""
+ROUNDING = 64
+"""Rounding of a product and of the basis, in units of eps |A|."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Eigen:
     """Eigenpairs with bounds.
 
-    Shapes: values (k,), descending for the largest and ascending for the smallest; vectors (P, k); bounds (k,), converged (k,).
-    Error: `bounds` are residual norms |A v - value v| with rounding added: an eigenvalue lies within each.
+    Shapes: `values` (k,) float64, descending for the largest, ascending for the smallest; `vectors` (P, k) of unit length; `bounds` (k,): some
+    eigenvalue lies within bounds[i] of values[i]; `converged` (k,) bool.  `products` is how many were made.
     """
 
     values: Tensor
@@ -32,95 +35,163 @@ class Eigen:
     converged: Tensor
 
 
-class Krylov:
-    """An orthonormal basis that grows by one product a step, with the operator's projection on it.
-
-    Shapes: basis (P, m); projected (m, m) float64.  `asymmetry` is the largest part of a product that a symmetric operator could not have: what rounding does.
-    """
-
-    def __init__(self, product: Product, dimension: int, size: int, *, rng: Generator, like: Tensor) -> None:
-        self.product, self.rng, self.like = product, rng, like
-        self.basis = torch.zeros(dimension, size, dtype=like.dtype, device=like.device)
-        self.projected = torch.zeros(size, size, dtype=torch.float64)
-        self.next, self.beta, self.asymmetry, self.count, self.restarts = self._fresh(0), 0.0, 0.0, 0, 0
-
-    def _fresh(self, length: int) -> Tensor:
-        """A random unit vector orthogonal to the first `length` basis vectors: the start, and the way out of an invariant subspace."""
-        self.restarts = getattr(self, "restarts", 0) + 1
-        w = chance.normal(self.basis.shape[0], rng=chance.child(self.rng, "start", self.restarts), like=self.like)
-        for _ in range(2):
-            w = w - self.basis[:, :length] @ (self.basis[:, :length].T @ w)
-        return w / w.norm()
-
-    def step(self, j: int) -> None:
-        """Make column j of the basis from `next`, apply the operator to it and orthogonalise twice against the whole basis."""
-        self.basis[:, j] = self.next
-        w = self.product(self.next).to(self.basis.dtype)
-        known, size = self.projected[:j, j].clone(), float(w.norm())
-        seen = torch.zeros(j + 1, dtype=torch.float64)
-        for _ in range(2):
-            part = self.basis[:, : j + 1].T @ w
-            w = w - self.basis[:, : j + 1] @ part
-            seen += part.double().cpu()
-        if j:
-            self.asymmetry = max(self.asymmetry, float((seen[:j] - known).norm()))
-        self.projected[: j + 1, j] = self.projected[j, : j + 1] = torch.cat([known, seen[j:]])
-        self.count, beta = self.count + 1, float(w.norm())
-        if beta > 10 * torch.finfo(self.basis.dtype).eps * max(size, float(self.projected[: j + 1, : j + 1].diagonal().abs().max())):
-            self.next, self.beta = w / beta, beta
-        elif j + 1 < self.basis.shape[0]:
-            self.next, self.beta = self._fresh(j + 1), 0.0
-        else:
-            self.beta = 0.0
-        if j + 1 < self.projected.shape[0]:
-            self.projected[j + 1, j] = self.projected[j, j + 1] = self.beta
-
-
 def lanczos_eigenvalues(
-    product: Product, dimension: int, *, k: int, which: Literal["largest", "smallest"] | str = "largest", rng: Generator, like: Tensor, tolerance: float = 1e-4,
-    max_products: int = 256,
+    product: Product, dimension: int, *, k: int = 1, which: Literal["largest", "smallest"] = "largest", rng: Generator, like: Tensor,
+    tolerance: float = 1e-4, max_products: int = 300, basis: int | None = None,
 ) -> Eigen:  # fmt: skip
-    """The k largest or smallest eigenvalues of a symmetric operator.
+    """The k largest (or smallest) eigenvalues of a symmetric matrix that is known by its products, with a bound on each.
 
-    A basis of k + 20 vectors is filled by Lanczos steps, each orthogonalised twice against all of it, and restarted from its best Ritz vectors until every
-    residual is below `tolerance` times the largest Ritz value's size, or the products are used up.  An invariant subspace is left by a fresh random
-    vector, so that repeated eigenvalues are found as often as they occur.
+    A V = V T + beta v e^T;  for a Ritz pair (theta, V s):  min_lambda |lambda - theta| <= |A V s - theta V s| = beta |s_last|.
 
-    Shapes: as `Eigen`.   Error: each value's bound; `converged` says which met the tolerance.
-    Cost: at most `max_products` products; k + 20 vectors of memory, twice that for a moment at a restart.
-    Raises: InvalidInput for k outside 1 .. dimension, too few products, or an operator that returns NaN.
-    Source: Wu & Simon 2000.
+    The basis is orthogonalised twice against all of itself, so no eigenvalue is found more often than it occurs.  Where the basis spans an invariant
+    subspace, a new random direction is taken up: multiple eigenvalues are then found as often as they occur.
+
+    Shapes: product (P,) -> (P,), P = dimension; vectors have dtype and device of `like`.   Units: those of the operator.
+    Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).
+    Assumes: the operator is symmetric.   A value is converged where its residual is at most `tolerance` times the larger of |value| and a hundredth of
+    the largest |eigenvalue| seen; those that are not are returned with the bounds they have.
+    Cost: at most `max_products` products; `basis` + 1 vectors of memory (default k + 20).
+    Raises: InvalidInput for k outside 1 .. dimension, too few products, or a product that is not finite.
+    Source: Wu & Simon 2000 (thick restart); Parlett 1980, section 4.5 (residual bounds).
     """
+    if which not in ("largest", "smallest"):
+        raise unknown("end of the spectrum", which, ("largest", "smallest"))
     if not 1 <= k <= dimension:
         raise InvalidInput(f"k must lie in 1 .. {dimension}, the dimension of the operator, not {k}.")
-    if which not in ("largest", "smallest"):
-        raise InvalidInput(f"which must be 'largest' or 'smallest', not {which!r}.")
-    size = min(dimension, k + EXTRA, max(max_products, 1))
-    if size < k:
-        raise InvalidInput(f"{k} eigenvalues take at least {k} products; only {max_products} were allowed.")
-    sign = 1.0 if which == "largest" else -1.0
-    krylov, start = Krylov(lambda v: sign * product(v), dimension, size, rng=rng, like=like), 0
-    while True:
-        for j in range(start, size):
-            krylov.step(j)
-            if not torch.isfinite(krylov.projected[j, j]):
-                raise InvalidInput("A product with the operator is not finite; look for NaN or overflow in the loss's second derivative.")
-            if krylov.count >= max_products:
-                break
-        filled = j + 1
-        values, vectors = torch.linalg.eigh(krylov.projected[:filled, :filled])
-        values, vectors = values.flip(0), vectors.flip(1)
-        residuals = krylov.beta * vectors[-1].abs()
-        scale = float(values.abs().max())
-        rounding = 8 * krylov.asymmetry + 32 * torch.finfo(like.dtype).eps * scale
-        done = bool((residuals[:k] <= tolerance * scale).all()) or filled == dimension
-        if done or krylov.count >= max_products or filled < size:
+    if max_products < min(k + 1, dimension):
+        raise InvalidInput(f"{k} eigenvalues of an operator of dimension {dimension} take at least {min(k + 1, dimension)} products; max_products is {max_products}.")
+    if basis is not None and basis < k + 2:
+        raise InvalidInput(f"The basis must hold at least k + 2 = {k + 2} vectors, not {basis}.")
+    size = min(basis or k + EXTRA, dimension)
+    run = _Lanczos(product, dimension, size, like, rng, sign=1.0 if which == "largest" else -1.0)
+    while run.products < max_products:
+        run.step()
+        if run.filled == dimension or (run.filled > k and run.settled(k, tolerance)):
             break
-        start = min(k + (size - k) // 2, size - 1)
-        krylov.basis[:, :start] = krylov.basis[:, :filled] @ vectors[:, :start].to(krylov.basis)
-        krylov.projected.zero_()
-        krylov.projected[:start, :start] = torch.diag(values[:start])
-        krylov.projected[start, :start] = krylov.projected[:start, start] = krylov.beta * vectors[-1, :start]
-    found = krylov.basis[:, :filled] @ vectors[:, :k].to(krylov.basis)
-    bounds = residuals[:k] + rounding
-    return Eigen(sign * values[:k], found / found.norm(dim=0), bounds, krylov.count, residuals[:k] <= tolerance * scale + rounding)
+        if run.filled == size and run.products < max_products:
+            run.restart(min(k + (size - k) // 2, size - 1))
+    values, rows, residuals = run.ritz()
+    if run.filled < k:
+        raise InvalidInput(f"{max_products} products did not give {k} eigenvalues; raise max_products.")
+    vectors = torch.stack([rows[:, i].to(run.vectors.dtype) @ run.vectors[: run.filled] for i in range(k)], 1)
+    vectors /= vectors.norm(dim=0)
+    converged = run.small(values[:k], residuals[:k], tolerance)
+    return Eigen(run.sign * values[:k], vectors, residuals[:k] + run.rounding(), run.products, converged)
+
+
+class Basis:
+    """Orthonormal rows, and the projection of an operator on them, grown a vector at a time."""
+
+    def __init__(self, product: Product, dimension: int, size: int, like: Tensor, rng: Generator, *, sign: float = 1.0) -> None:
+        self.product, self.dimension, self.size, self.rng, self.sign = product, dimension, size, rng, sign
+        self.vectors = torch.empty(size + 1, dimension, dtype=like.dtype, device=like.device)
+        self.matrix = torch.zeros(size + 1, size + 1, dtype=torch.float64)
+        self.filled = self.products = self.draws = self.block = self.previous = 0
+        self.norm = self.noise = self.beta = 0.0
+
+    def begin(self, start: Tensor | None = None) -> None:
+        """Take the first vector, drawn at random where none is given."""
+        self.vectors[0] = self._fresh(0) if start is None else start / start.norm()
+
+    def step(self) -> None:
+        """One product; the projection gets a row, the basis the next vector."""
+        j = self.filled
+        w = self.product(self.vectors[j]) * self.sign
+        self.products += 1
+        if not bool(torch.isfinite(w).all()):
+            raise InvalidInput("A product with the operator is not finite: the network's derivatives overflow. Examine it in float64, or look for infinite activations.")
+        self.norm = max(self.norm, float(w.norm()))
+        known = self.vectors[: j + 1]
+        first = known @ w
+        w = w - first @ known
+        second = known @ w
+        w = w - second @ known
+        seen = (first + second).double().cpu()
+        # What an exact symmetric operator would make 0, or equal to what is known already, shows how exact the products are.
+        if j:
+            self.noise = max(self.noise, float((seen[:j] - self.matrix[:j, j]).abs().max()))
+        self.matrix[j, j] = seen[j]
+        self.beta, self.filled = float(w.norm()), j + 1
+        if self.filled == self.dimension:
+            self.beta = 0.0
+        elif self.beta <= self._negligible():
+            self.beta, self.vectors[j + 1] = 0.0, self._fresh(j + 1)
+            self.previous, self.block = self.block, j + 1
+        else:
+            w = w / self.beta
+            w = w - (known @ w) @ known
+            self.vectors[j + 1] = w / w.norm()
+        self.matrix[j, j + 1] = self.matrix[j + 1, j] = self.beta
+
+    def _negligible(self) -> float:
+        return 10 * torch.finfo(self.vectors.dtype).eps * max(self.norm, torch.finfo(self.vectors.dtype).tiny) + 4 * self.noise
+
+    def _fresh(self, count: int) -> Tensor:
+        """A random unit vector orthogonal to the first `count`."""
+        vector = chance.normal(self.dimension, rng=chance.child(self.rng, "start", self.draws), like=self.vectors)
+        self.draws += 1
+        known = self.vectors[:count]
+        for _ in range(3):
+            vector = vector / vector.norm()
+            vector = vector - (known @ vector) @ known
+        return vector / vector.norm()
+
+    def rounding(self) -> float:
+        """A bound on what rounding does to a Ritz value."""
+        info = torch.finfo(self.vectors.dtype)
+        return ROUNDING * info.eps * max(self.norm, info.tiny / info.eps) + 4 * self.noise
+
+
+class _Lanczos(Basis):
+    def __init__(self, product: Product, dimension: int, size: int, like: Tensor, rng: Generator, *, sign: float) -> None:
+        super().__init__(product, dimension, size, like, rng, sign=sign)
+        self.begin()
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values, descending, their vectors in the basis (columns), and their residual norms."""
+        return self._ritz(0)
+
+    def _ritz(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        values, rows = torch.linalg.eigh(self.matrix[start : self.filled, start : self.filled])
+        values, rows = values.flip(0), rows.flip(1)
+        return values, rows, self.beta * rows[-1].abs()
+
+    def small(self, values: Tensor, residuals: Tensor, tolerance: float) -> Tensor:
+        """Which residuals count as converged."""
+        return residuals <= tolerance * torch.clamp_min(values.abs(), 0.01 * self.norm)
+
+    def settled(self, k: int, tolerance: float) -> bool:
+        """Whether the leading k have converged and no further copy of one is to come.
+
+        After a breakdown the basis falls into blocks that do not see each other, each with one copy of every eigenvalue that is left: the last block
+        must have shown its own leading value, and at its end it must not have changed the wanted ones.
+        """
+        values, _, residuals = self.ritz()
+        if not bool(self.small(values[:k], residuals[:k], tolerance).all()):
+            return False
+        if self.beta == 0:
+            before = torch.linalg.eigvalsh(self.matrix[: self.previous, : self.previous]).flip(0)
+            return len(before) >= k and bool(((before[:k] - values[:k]).abs() <= self.rounding()).all())
+        if self.block == 0:
+            return True
+        inner, _, inner_residuals = self._ritz(self.block)
+        return bool(self.small(inner[:1], inner_residuals[:1], tolerance).all())
+
+    def restart(self, keep: int) -> None:
+        """Keep the leading Ritz vectors and the last residual: A V_k = V_k diag(theta) + v (beta s_last)."""
+        m = self.filled
+        values, rows, _ = self.ritz()
+        turn = rows[:, :keep].T.to(self.vectors.dtype).to(self.vectors.device)
+        for start in range(0, self.dimension, 1 << 16):
+            part = self.vectors[:m, start : start + (1 << 16)]
+            part[:keep] = turn @ part
+        self.vectors[keep] = self.vectors[m]
+        self.matrix.zero_()
+        self.matrix[range(keep), range(keep)] = values[:keep]
+        self.matrix[keep, :keep] = self.matrix[:keep, keep] = self.beta * rows[m - 1, :keep]
+        self.filled = keep
+        self.previous, self.block = 0, keep if self.beta == 0 else 0
+        # Rows rotated in place lose a few units in the last place of their orthogonality; the next vector is cleaned against them.
+        last = self.vectors[keep]
+        last -= (self.vectors[:keep] @ last) @ self.vectors[:keep]
+        last /= last.norm()

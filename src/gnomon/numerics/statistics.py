@@ -1,0 +1,152 @@
+"""Intervals that instruments need: Student's and normal, bootstrap, Welch, ratios of means, sampling from a finite population."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from torch import Generator
+
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput
+
+Array = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error and its interval; an end of the interval may be infinite."""
+
+    value: float
+    error: float
+    interval: tuple[float, float]
+
+
+def student_quantile(probability: float, degrees: float) -> float:
+    """The quantile of Student's t; the normal one for infinitely many degrees of freedom."""
+    return float(stats.t.ppf(probability, degrees) if math.isfinite(degrees) else stats.norm.ppf(probability))
+
+
+def _samples(samples: ArrayLike, least: int = 2) -> Array:
+    drawn = np.asarray(samples, dtype=np.float64)
+    if drawn.ndim != 1 or len(drawn) < least:
+        raise InvalidInput(f"At least {least} samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")
+    return drawn
+
+
+def student_interval(samples: ArrayLike, level: float = 0.95, *, population: int | None = None) -> Estimate:
+    """The mean of samples, its standard error s / sqrt(n) and Student's t interval; with `population`, for n drawn without replacement out of so many.
+
+    Shapes: samples (n,), n >= 2.   Assumes: samples are independent and near normal, or many.   Raises: InvalidInput for fewer than two samples.
+    """
+    drawn = _samples(samples)
+    mean, error = float(drawn.mean()), float(drawn.std(ddof=1)) / math.sqrt(len(drawn))
+    error *= finite_population_factor(len(drawn), population)
+    half = student_quantile(0.5 + level / 2, len(drawn) - 1) * error
+    return Estimate(mean, error, (mean - half, mean + half))
+
+
+def normal_interval(value: float, error: float, level: float = 0.95) -> tuple[float, float]:
+    """value -+ z error."""
+    half = float(stats.norm.ppf(0.5 + level / 2)) * error
+    return value - half, value + half
+
+
+def finite_population_factor(n: int, population: int | None) -> float:
+    """sqrt(1 - n/N): what a standard error is multiplied by for n drawn without replacement out of N; 1 where N is None, 0 where all were drawn.
+
+    Var(mean) = (1 - n/N) s^2 / n, with s^2 the sample variance (divisor n - 1).
+    Raises: InvalidInput where more were drawn than there are.   Source: Cochran 1977, theorem 2.2.
+    """
+    if population is None:
+        return 1.0
+    if n > population:
+        raise InvalidInput(f"{n} examples cannot be drawn without replacement from {population}.")
+    return math.sqrt(1 - n / population)
+
+
+def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Estimate:
+    """The difference of two means (first - second) and its interval, variances unequal.
+
+    nu = (a + b)^2 / (a^2 / (n - 1) + b^2 / (m - 1)) degrees of freedom, with a = s_1^2 / n and b = s_2^2 / m.
+    Shapes: first (n,), second (m,), n and m at least 2.   Raises: InvalidInput for fewer.   Source: Welch 1947.
+    """
+    one, two = _samples(first), _samples(second)
+    a, b = float(one.var(ddof=1)) / len(one), float(two.var(ddof=1)) / len(two)
+    value, error = float(one.mean() - two.mean()), math.sqrt(a + b)
+    degrees = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(two) - 1)) if a + b > 0 else math.inf
+    half = student_quantile(0.5 + level / 2, degrees) * error
+    return Estimate(value, error, (value - half, value + half))
+
+
+def ratio_of_means(numerator: ArrayLike, denominator: ArrayLike, level: float = 0.95, *, factor: float = 1.0) -> Estimate:
+    """The ratio of the means of paired samples, with Fieller's interval.
+
+    {r : (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy)}, with the means x, y and the (co)variances v of the means: the ratios that a t test of
+    mean(numerator - r denominator) = 0 does not reject.  Where the denominator's mean is not distinguishable from 0 the set is not bounded: the interval
+    is then open on one side, in the direction of growing |r|, or on both.
+
+    Shapes: numerator (n,), denominator (n,), paired, n >= 2.   Error: by the delta method, infinite where the mean of the denominator is not positive.
+    Assumes: the true denominator is at least 0, as a squared norm is (this picks the side that is open).   `factor` multiplies the standard errors of
+    the means (`finite_population_factor`).
+    Raises: InvalidInput for unequal numbers of samples, or fewer than two.   Source: Fieller 1954.
+    """
+    up, down = _samples(numerator), _samples(denominator)
+    if len(up) != len(down):
+        raise InvalidInput(f"A ratio of means takes paired samples; {len(up)} and {len(down)} came.")
+    x, y = float(up.mean()), float(down.mean())
+    (v_xx, v_xy), (_, v_yy) = (np.cov(up, down) / len(up) * factor**2).tolist()
+    value = x / y if y > 0 else math.inf if x >= 0 else -math.inf
+    error = math.sqrt(max(v_xx - 2 * value * v_xy + value**2 * v_yy, 0.0)) / y if y > 0 else math.inf
+    square = student_quantile(0.5 + level / 2, len(up) - 1) ** 2
+    a, b, c = y * y - square * v_yy, x * y - square * v_xy, x * x - square * v_xx
+    discriminant = b * b - a * c
+    if a > 0:
+        # Not negative but for rounding: the ratio itself satisfies the inequality.
+        root = math.sqrt(max(discriminant, 0.0))
+        low, high = (b - root) / a, (b + root) / a
+        # An equation's small root is computed from the large one, without cancellation.
+        if b > 0 and high != 0:
+            low = c / (a * high)
+        elif b < 0 and low != 0:
+            high = c / (a * low)
+        # Where the best estimate of the denominator is not positive though it must be, every larger ratio is as likely.
+        return Estimate(value, error, (low, high)) if y > 0 else Estimate(value, error, (-math.inf, math.inf))
+    if c <= 0 or discriminant <= 0:
+        return Estimate(value, error, (-math.inf, math.inf))
+    roots = sorted(((b - math.sqrt(discriminant)) / a, (b + math.sqrt(discriminant)) / a)) if a else [c / (2 * b)] * 2
+    return Estimate(value, error, (roots[1], math.inf) if x > 0 else (-math.inf, roots[0]))
+
+
+def bootstrap(samples: Any, statistic: Callable[[Array], float], *, rng: Generator, level: float = 0.95, draws: int = 1000) -> Estimate:
+    """A statistic of samples, its standard deviation over resamples with replacement, and the BCa interval (bias corrected and accelerated).
+
+    Shapes: samples (n, ...), n >= 2, resampled along the first dimension; `statistic` maps such an array to a number.
+    Assumes: samples are independent.   Cost: draws + n + 1 evaluations of the statistic.
+    Raises: InvalidInput for fewer than two samples.   Source: Efron 1987.
+    """
+    drawn = np.asarray(samples, dtype=np.float64)
+    n = len(drawn)
+    if n < 2:
+        raise InvalidInput("A bootstrap takes at least two samples.")
+    value = float(statistic(drawn))
+    chosen = chance.integers(n, draws, n, rng=rng).numpy()
+    replicates = np.sort([float(statistic(drawn[rows])) for rows in chosen])
+    error = float(replicates.std(ddof=1))
+    if error == 0:
+        return Estimate(value, 0.0, (value, value))
+    below = (np.sum(replicates < value) + 0.5 * np.sum(replicates == value)) / draws
+    bias = float(stats.norm.ppf(min(max(float(below), 0.5 / draws), 1 - 0.5 / draws)))
+    left_out = np.array([float(statistic(np.delete(drawn, i, axis=0))) for i in range(n)])
+    away = left_out.mean() - left_out
+    scale = float((away**2).sum()) ** 1.5
+    acceleration = float((away**3).sum()) / (6 * scale) if scale > 0 else 0.0
+
+    def end(probability: float) -> float:
+        z = bias + float(stats.norm.ppf(probability))
+        return float(np.quantile(replicates, stats.norm.cdf(bias + z / (1 - acceleration * z))))
+
+    return Estimate(value, error, (end(0.5 - level / 2), end(0.5 + level / 2)))

@@ -1,0 +1,85 @@
+"""Intervals cover the truth as often as they say; open where nothing else is honest."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput
+from gnomon.numerics.statistics import bootstrap, finite_population_factor, normal_interval, ratio_of_means, student_interval, student_quantile, welch
+
+
+def test_closed_forms():
+    assert student_quantile(0.975, 4) == pytest.approx(2.7764451)
+    assert student_quantile(0.975, math.inf) == pytest.approx(1.9599640)
+    assert normal_interval(1.0, 2.0) == pytest.approx((1 - 3.919928, 1 + 3.919928))
+    samples = [1.0, 2.0, 4.0, 5.0]
+    result = student_interval(samples)
+    reference = stats.ttest_1samp(samples, 0).confidence_interval(0.95)
+    assert result.interval == pytest.approx((reference.low, reference.high))
+    other = [0.0, 1.0, 1.5, 0.3, 2.0]
+    reference = stats.ttest_ind(samples, other, equal_var=False).confidence_interval(0.95)
+    assert welch(samples, other).interval == pytest.approx((reference.low, reference.high))
+
+
+def test_finite_population():
+    assert finite_population_factor(10, None) == 1
+    assert finite_population_factor(10, 10) == 0
+    population = np.random.default_rng(0).standard_normal(40)
+    hits = sum(
+        low <= population.mean() <= high
+        for low, high in (student_interval(np.random.default_rng(i).choice(population, 30, replace=False), population=40).interval for i in range(1000))
+    )
+    assert 930 <= hits <= 970
+    with pytest.raises(InvalidInput, match="without replacement"):
+        finite_population_factor(11, 10)
+
+
+@pytest.mark.parametrize(("n", "mean"), [(8, 3.0), (8, 0.7), (20, 0.3), (16, 0.05)])
+def test_fieller_covers_the_ratio(n, mean):
+    """Also where the denominator is lost in noise: then the interval is open."""
+    hits = opened = 0
+    for trial in range(1000):
+        rng = np.random.default_rng(trial)
+        shared = rng.standard_normal(n)
+        result = ratio_of_means(5 * mean + 0.5 * shared + 0.2 * rng.standard_normal(n), mean + shared)
+        hits += result.interval[0] <= 5 <= result.interval[1]
+        opened += math.isinf(result.interval[1])
+    assert 930 <= hits <= 1000
+    assert (opened == 0) == (mean == 3.0)
+
+
+def test_fieller_is_the_set_that_the_test_does_not_reject():
+    rng = np.random.default_rng(3)
+    up, down = rng.standard_normal(12) + 9, rng.standard_normal(12) + 2
+    result = ratio_of_means(up, down)
+    for end in result.interval:
+        assert stats.ttest_1samp(up - end * down, 0).pvalue == pytest.approx(0.05, rel=1e-6)
+    assert result.value == pytest.approx(up.mean() / down.mean())
+    assert result.interval[0] < result.value < result.interval[1]
+    lost = ratio_of_means(rng.standard_normal(12) * 0.1 + 3, rng.standard_normal(12) * 0.1 + 0.01)
+    assert lost.interval[0] > 0
+    assert lost.interval[1] == math.inf
+    assert ratio_of_means([-1.0, -1.1], [0.1, -0.1]).interval == pytest.approx((-math.inf, ratio_of_means([-1.0, -1.1], [0.1, -0.1]).interval[1]))
+    assert ratio_of_means([2.0, 2.0], [1.0, 1.0]).interval == pytest.approx((2.0, 2.0))
+    negative = ratio_of_means([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9])
+    assert negative.value == math.inf
+    assert negative.interval == (-math.inf, math.inf)
+    with pytest.raises(InvalidInput, match="paired"):
+        ratio_of_means([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_bootstrap_covers_a_variance():
+    hits = 0
+    for trial in range(200):
+        samples = np.random.default_rng(trial).standard_normal(80)
+        low, high = bootstrap(samples, lambda x: float(x.var(ddof=1)), rng=chance.generator(trial), draws=400).interval
+        hits += low <= 1 <= high
+    assert 178 <= hits <= 198
+    assert bootstrap(np.ones(5), lambda x: float(x.mean()), rng=chance.generator(0)).interval == (1, 1)
+    with pytest.raises(InvalidInput):
+        bootstrap(np.ones(1), lambda x: float(x.mean()), rng=chance.generator(0))
