@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -75,10 +76,9 @@ def _report(
     """The Report; what can be seen to be wrong is refused before anything takes long."""
     from gnomon.cli._network import Network, subject_of
     from gnomon.cli._output import check_folder, check_page, progress
-    from gnomon.core.environment import cache_folder
+    from gnomon.core.environment import cache_folder, fixed_threads
     from gnomon.core.errors import InvalidInput
     from gnomon.examination.run import examine as make_report
-    from gnomon.examination.run import fixed_threads
     from gnomon.run.budget import seconds
     from gnomon.run.store import read_json
 
@@ -127,7 +127,9 @@ def command_line(model: str | None, options: dict[str, Any]) -> str:
 
 
 def _set_up(verbose: bool) -> None:
-    """Log messages go to stderr with -v; warnings of libraries are for developers."""
+    """Threads wait asleep; log messages go to stderr with -v; warnings of libraries are for developers."""
+    # threads that wait by spinning starve each other wherever another program runs; this must be set before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     else:
