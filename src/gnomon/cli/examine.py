@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -36,7 +37,7 @@ def examine(
     budget: Annotated[str, Option(help="The time to spend: 90s, 5m, 1h.")] = "60s",
     examples: Annotated[int | None, Option(help="Keep this many training examples.  [default: all; the budget decides how many are measured]", min=1)] = None,
     seed: Annotated[int, Option(help="Seed of every random number.")] = 0,
-    threads: Annotated[int, Option(help="Threads of PyTorch; part of what fixes the bits of a result.", min=1)] = 2,
+    threads: Annotated[int | None, Option(help="Threads of PyTorch, part of what fixes the bits of a result.  [default: 1 for small networks, else 2]", min=1)] = None,
     device: Annotated[str, Option(help="cpu, cuda, cuda:1 or mps (which has no float64).")] = "cpu",
     only: Annotated[str | None, Option(help="Chapters, with commas: landscape,dynamics.")] = None,
     out: Annotated[Path | None, Option(help="The page; report.json is written beside it.  [default: report.html; with --json no file]")] = None,
@@ -69,16 +70,15 @@ def examine(
 
 
 def _report(
-    model: str | None, network: dict[str, Any], *, page: Path | None, again: str, budget: str, seed: int, threads: int, only: str | None, plan: Path | None,
+    model: str | None, network: dict[str, Any], *, page: Path | None, again: str, budget: str, seed: int, threads: int | None, only: str | None, plan: Path | None,
     store: Path | None, verbose: bool, quiet: bool,
 ) -> Any:  # fmt: skip
     """The Report; what can be seen to be wrong is refused before anything takes long."""
     from gnomon.cli._network import Network, subject_of
     from gnomon.cli._output import check_folder, check_page, progress
-    from gnomon.core.environment import cache_folder
+    from gnomon.core.environment import cache_folder, fixed_threads
     from gnomon.core.errors import InvalidInput
     from gnomon.examination.run import examine as make_report
-    from gnomon.examination.run import fixed_threads
     from gnomon.run.budget import seconds
     from gnomon.run.store import read_json
 
@@ -95,7 +95,7 @@ def _report(
             raise InvalidInput(f"{given[0]} needs a network: gnomon examine net.py:make_model {given[0]} ...")
     elif network["data"] is None:
         raise InvalidInput("Give the data that the network was trained on: --data digits | mnist | fashion-mnist | file.npz | file.py:make_data()")
-    with fixed_threads(threads), progress(quiet=quiet, verbose=verbose) as tell:
+    with fixed_threads(threads or 2), progress(quiet=quiet, verbose=verbose) as tell:
         tell(0.0, "reading the network and its data" if model else "training a small network on digits")
         if model is None:
             from gnomon.studies.default import default_subject
@@ -118,7 +118,7 @@ def headline(subject: Any, data_name: str, budget: str) -> str:
 
 def command_line(model: str | None, options: dict[str, Any]) -> str:
     """The command that makes this report again, without what does not change it."""
-    defaults = {"budget": "60s", "seed": 0, "threads": 2, "device": "cpu"}
+    defaults = {"budget": "60s", "seed": 0, "device": "cpu"}
     words = ["gnomon", "examine", *([model] if model else [])]
     for name, value in options.items():
         for entry in value if isinstance(value, tuple) else () if value is None or value == defaults.get(name) else (value,):
@@ -127,7 +127,9 @@ def command_line(model: str | None, options: dict[str, Any]) -> str:
 
 
 def _set_up(verbose: bool) -> None:
-    """Log messages go to stderr with -v; warnings of libraries are for developers."""
+    """Threads wait asleep; log messages go to stderr with -v; warnings of libraries are for developers."""
+    # threads that wait by spinning starve each other wherever another program runs; this must be set before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from gnomon.core.errors import InvalidInput
 
 
 def version() -> str:
@@ -40,6 +44,26 @@ def code_hash() -> str:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Run torch at a fixed number of threads and numpy's linear algebra at one, so that the environment changes no bit; put back on leaving.
+
+    Raises: InvalidInput for less than one thread.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    if threads < 1:
+        raise InvalidInput(f"threads must be at least 1, not {threads}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def environment(*, threads: int, device: str) -> dict[str, Any]:

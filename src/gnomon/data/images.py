@@ -12,7 +12,7 @@ from gnomon.core import rng as chance
 from gnomon.data import idx
 
 Pair = tuple[Tensor, Tensor]
-TEST_SHARE = 0.2
+TEST_DIGITS = 360
 
 
 def digits(*, standardise: bool = True) -> tuple[Pair, Pair]:
@@ -25,7 +25,7 @@ def digits(*, standardise: bool = True) -> tuple[Pair, Pair]:
 
     data = load_digits()
     order = chance.permutation(len(data.target), rng=chance.generator(0, "digits split")).numpy()
-    test, train = np.split(order, [round(len(order) * TEST_SHARE)])
+    test, train = np.split(order, [TEST_DIGITS])
     pixels = data.images / 16.0
     return _pairs(pixels[train], data.target[train], pixels[test], data.target[test], standardise)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from gnomon.core import registry
 from gnomon.core import rng as chance
-from gnomon.core.environment import cache_folder, code_hash, environment
+from gnomon.core.environment import cache_folder, code_hash, environment, fixed_threads
 from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Reading
 from gnomon.core.subject import Subject
@@ -125,20 +121,6 @@ def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, thr
     instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in wanted}
     buys = affordable(budget, per_example, len(subject.train))
     return make_plan(subject, instruments, gradients=buys, budget=budget, seed=seed, threads=threads, memory=available_bytes())
-
-
-@contextlib.contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """Run torch at a fixed number of threads and numpy's linear algebra at one, so that the environment changes no bit; put back on leaving."""
-    if threads < 1:
-        raise InvalidInput(f"threads must be at least 1, not {threads}.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(limits=1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure(subject: Subject, plan: Plan, store: Store, key: str, progress: Progress) -> tuple[dict[str, Reading], dict[str, str], list[tuple[str, str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gnomon.core import dataset
 from gnomon.core import rng as chance
+from gnomon.core.environment import fixed_threads
 from gnomon.core.loss import cross_entropy
 from gnomon.core.subject import Subject
 from gnomon.data.images import digits
@@ -24,7 +25,9 @@ def default_subject(seed: int = 0) -> Subject:
     train_pair, test_pair = digits()
     rng = chance.generator(seed, "default subject")
     data = dataset.read(train_pair, rng=rng)
-    trained = train(DigitsCNN, cross_entropy, data, rng=rng, lr=LR, momentum=MOMENTUM, batch_size=BATCH_SIZE, epochs=EPOCHS)
+    # one thread: the network is too small for two, and its weights are then the same at any number of threads
+    with fixed_threads(1):
+        trained = train(DigitsCNN, cross_entropy, data, rng=rng, lr=LR, momentum=MOMENTUM, batch_size=BATCH_SIZE, epochs=EPOCHS)
     return Subject.freeze(
         trained.module, "cross_entropy", data, test_pair, initial=trained.initial, make=DigitsCNN, optimizer="sgd", lr=LR, momentum=MOMENTUM, batch_size=BATCH_SIZE,
         history={"loss": list(trained.losses)}, seed=seed,
