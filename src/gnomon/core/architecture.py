@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from gnomon.core import layers as describing
 from gnomon.core.dataset import Tree
 from gnomon.core.errors import GnomonError, InvalidInput, unknown
-from gnomon.core.layers import PARAMETRISED, Layer
+from gnomon.core.layers import PARAMETRISED, PART, Layer
 from gnomon.core.subject import Subject, first_tensor
 
 __all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "of", "read", "steps"]
@@ -104,7 +104,7 @@ def read(module: nn.Module, inputs: Tree, *, init: tuple[str, ...] = ()) -> Arch
     for layer in layers:
         layer = describing.declare(_family(layer, families), scheme)
         if layer.name in single:
-            layer = dataclasses.replace(layer, weight_variance=single[layer.name], declared=f"{layer.name}={single[layer.name]:g}")
+            layer = dataclasses.replace(layer, weight_variance=single[layer.name], weight_kurtosis=3.0, declared=f"{layer.name}={single[layer.name]:g}")
         done.append(dataclasses.replace(layer, parameters=tuple(owners[f"{layer.name}.{key}" if layer.name else key] for key in layer.parameters)))
     return Architecture(_tied(tuple(done), single), not reason, reason, tuple(init))
 
@@ -127,7 +127,8 @@ def _tied(layers: tuple[Layer, ...], single: Mapping[str, float]) -> tuple[Layer
             why = f"its weights are those of {owner[layer.parameters]}"
             layer = Layer(layer.name, "other", layer.inputs, input_shape=layer.input_shape, output_shape=layer.output_shape, why=why)
         elif layer.parameters:
-            layer = dataclasses.replace(layer, weight_variance=said[layer.parameters].weight_variance, declared=said[layer.parameters].declared)
+            teller = said[layer.parameters]
+            layer = dataclasses.replace(layer, weight_variance=teller.weight_variance, weight_kurtosis=teller.weight_kurtosis, declared=teller.declared)
         done.append(layer)
     return tuple(done)
 
@@ -150,7 +151,7 @@ def _family(layer: Layer, families: Mapping[str, Any]) -> Layer:
     variance, text = float(config.initializer_range) ** 2, "initializer_range^2"
     if getattr(config, "model_type", "") == "gpt2" and layer.name.endswith("c_proj"):
         variance, text = variance / (2 * config.n_layer), "initializer_range^2/(2 n_layer)"
-    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, declared=text)
+    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, weight_kurtosis=3.0, declared=text)
 
 
 @contextlib.contextmanager
@@ -262,10 +263,10 @@ def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     def keep(name: str) -> Any:
         def hook(child: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if name not in layers:
-                seen = next((part for part in given if isinstance(part, Tensor)), None)
+                seen = next((tuple(part.shape[1:]) for part in given if isinstance(part, Tensor)), ())
                 with contextlib.suppress(InvalidInput):
-                    made = first_tensor(output)
-                    layers[name] = dataclasses.replace(describing.of_module(name, child), input_shape=() if seen is None else tuple(seen.shape[1:]), output_shape=tuple(made.shape[1:]))
+                    made = tuple(first_tensor(output).shape[1:])
+                    layers[name] = dataclasses.replace(describing.of_module(name, child), input_shape=seen, output_shape=made)
 
         return hook
 
@@ -298,6 +299,8 @@ def steps(architecture: Architecture) -> dict[str, Step]:
 
 
 def _step(layer: Layer, by_name: Mapping[str, Layer], readers: Mapping[str, int], architecture: Architecture) -> Step:
+    if layer.kind == "embedding":  # it reads numbers of rows
+        return Step(layer.name, None, why="data")
     if not architecture.traced:
         return Step(layer.name, None, why=f"the network could not be traced ({architecture.reason})")
     through: list[str] = []
@@ -313,6 +316,8 @@ def _step(layer: Layer, by_name: Mapping[str, Layer], readers: Mapping[str, int]
             why = _unfit(before, layer, [by_name[name] for name in through])
             return Step(layer.name, None, why=why) if why else Step(layer.name, before.name, tuple(reversed(through)), branches=branches)
         if before.kind not in ("activation", "identity", "flatten"):
+            while before.why == PART and by_name[before.inputs[0]].why:
+                before = by_name[before.inputs[0]]
             return Step(layer.name, None, why=f"`{before.name}` ({before.why})")
         through.append(before.name)
         current = before

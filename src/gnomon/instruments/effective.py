@@ -75,7 +75,7 @@ def _drawn(subject: Subject, draws: int, rng: Generator) -> Iterator[tuple[int, 
         state = subject.redraw(rng=chance.child(rng, "network", draw))
         if before is not None and all(torch.equal(before[key], state[key]) for key in subject.trainable):
             name = getattr(subject.make, "__qualname__", type(subject.make).__name__)
-            raise OutOfScope(f"The factory {name} draws the same network every time: it seeds its own randomness. Take the seed out of it, so that it draws a fresh network at each call.")
+            raise OutOfScope(f"The factory {name} draws the same network every time: it seeds its own randomness. Take the seed out, so that each call draws a fresh network.")
         before = state if draw == 0 else None
         yield draw, state
 
@@ -138,7 +138,7 @@ def _sum_of_squares(child: nn.Module, seen: Tensor) -> float:
     square = seen.to(torch.float64).square()
     if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         ones = torch.ones(child.groups, child.in_channels // child.groups, *child.kernel_size, dtype=square.dtype, device=square.device)
-        return float(child._conv_forward(square, ones, None).mean())  # type: ignore[arg-type]
+        return float(child._conv_forward(square, ones, None).mean())
     return float(square.sum(-1).mean())
 
 
