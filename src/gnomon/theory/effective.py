@@ -174,7 +174,7 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], *, 
         else:
             samples.append(np.full(draws, mean))
         if step.source is None and step.why != "data":
-            assumes.append(f"{name} starts from its measured input: {step.why}")
+            assumes.append(f"{name} starts from its measured input: {'after ' if architecture.traced else ''}{step.why}")
         values.append(mean)
         errors.append(mean * math.sqrt(signal.fluctuation + 2 * (1 + signal.fluctuation) / max(layer.units, 1)))
     return Reading.predicted(
@@ -190,7 +190,7 @@ def _grouped(assumes: list[str]) -> tuple[str, ...]:
         layer, _, reason = text.partition(" starts from its measured input: ")
         by_reason.setdefault(reason, []).append(f"`{layer}`")
     first = ("weights and biases are independent, of mean 0 and of the declared variance; many units",)
-    return first + tuple(f"{_listed(layers)}: starts from the measured moment of what it reads, after {reason}" for reason, layers in by_reason.items())
+    return first + tuple(f"{_listed(layers)}: from the measured moment of what is read, {reason}" for reason, layers in by_reason.items())
 
 
 def _listed(names: list[str], most: int = 6) -> str:
