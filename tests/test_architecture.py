@@ -133,7 +133,6 @@ def test_interruptions_are_named():
     norm = of(networks.batchnorm())
     assert "BatchNorm1d" in steps(norm)["body.3"].why
     assert "adds branches" in steps(norm)["head"].why
-    assert set(norm.norms) == {"body.1", "body.4", "group"}
     recurrent = of(networks.lstm())
     assert recurrent.traced
     assert steps(recurrent)["head"].why.startswith("`lstm` (LSTM")
@@ -181,6 +180,12 @@ def test_what_cannot_be_traced_is_read_from_hooks():
     assert all("could not be traced" in step.why for step in steps(found).values())
     assert module.training
     assert not any(child._forward_hooks for child in module.modules())
+
+
+def test_a_network_that_is_one_layer():
+    found = read(nn.Linear(4, 2), torch.randn(3, 4))
+    assert [(layer.name, layer.kind, layer.parameters) for layer in found.layers] == [("network", "linear", ("weight",))]
+    assert found.reason == "it is one layer"
 
 
 def test_hooks_and_graph_agree():

@@ -252,6 +252,13 @@ def test_an_activation_in_place_changes_nothing():
         np.testing.assert_array_equal(a.samples, b.samples)
 
 
+def test_a_network_that_is_one_layer():
+    subject = subject_of(lambda: nn.Linear(5, 4))
+    reading = instruments.preactivation_variance(subject, rng=chance.generator(0, "one"), draws=200)
+    predicted = theory.preactivation_variance(architecture.of(subject), ["network"], maps={}, squares=reading.details["squares"])
+    assert abs(float(reading) - float(predicted)) < 4 * float(reading.error[0])
+
+
 def test_what_a_layer_reads_is_measured_as_it_reads_it():
     subject = networks.cnn(n=12)
     reading = instruments.preactivation_variance(subject, rng=chance.generator(0, "squares"), draws=16)
