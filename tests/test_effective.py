@@ -423,5 +423,11 @@ def test_every_network_has_rows(build):
     assert all(verdict.outcome not in ("fails", "error") and words for _, verdict, words, _ in rows)
 
 
+@pytest.mark.parametrize("source", [theory.PRINCIPLES, theory.HE_2015, theory.SCHOENHOLZ_2017, instruments.HE_2015, instruments.POOLE_2016])
+def test_sources_resolve(source):
+    assert source.bibtex.count("{") == source.bibtex.count("}")
+    assert source.url.startswith("https://arxiv.org/")
+
+
 def test_without_readings_there_are_no_rows():
     assert list(chapter.chapter(facts_of(networks.cnn()), {})) == []
