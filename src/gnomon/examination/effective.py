@@ -84,13 +84,17 @@ def _words(predicted: Reading, measured: Reading, verdict: Verdict, holds: str, 
     return holds + (f" in {len(verdict.elements) - few} of {len(verdict.elements)} layers; the others have too few units to tell" if few else "")
 
 
+def _span(values: Array) -> str:
+    low, high = (format_number(float(end)) for end in (values.min(), values.max()))
+    return low if low == high else f"from {low} to {high}"
+
+
 def _forward(architecture: Architecture, reading: Reading, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Iterator[Row]:
     names = _covered(architecture, reading)
     if not names:
         return
     predicted, measured = theory.preactivation_variance(architecture, names, maps=maps, squares=squares), _part(reading, names)
-    low, high = float(measured.value.min()), float(measured.value.max())
-    span = f"from {format_number(low)} to {format_number(high)} over the layers, as predicted"
+    span = f"{_span(measured.value)}, as predicted"
     because = "one network of finite width differs from the limit by a relative sqrt(r + 2/n)"
     yield Row("variance of pre-activations", predicted, measured, "equal", because=because, words=lambda verdict: _words(predicted, measured, verdict, span))
 
@@ -145,7 +149,7 @@ def _slopes(architecture: Architecture, reading: Reading | None, maps: Mapping[s
     yield Row(f"slope chi, {where}", predicted, measured, "equal", because=because, words=words, advice=advice, headline=True)
     if len(names) > 1:
         by_layer, seen = theory.slope(architecture, names, maps=maps, squares=squares), _measured_slopes(architecture, reading, names)
-        holds = f"from {format_number(float(by_layer.value.min()))} to {format_number(float(by_layer.value.max()))}, as predicted"
+        holds = f"{_span(by_layer.value)}, as predicted"
         yield Row("slope chi by layer", by_layer, seen, "equal", because="one network of finite width", words=lambda verdict: _words(by_layer, seen, verdict, holds))
 
 
@@ -154,7 +158,7 @@ def _advice(scales: Sequence[theory.CriticalScale]) -> str | None:
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for scale in scales:
         if abs(scale.factor - 1) > NEAR:
-            groups.setdefault((format_number(scale.factor), scale.activation, scale.declared, format_number(scale.critical)), []).append(scale.layer)
+            groups.setdefault((format_number(scale.factor), scale.activation, scale.declared.partition(",")[0], format_number(scale.critical)), []).append(scale.layer)
     told = []
     for (factor, activation, declared, critical), layers in sorted(groups.items(), key=lambda item: -len(item[1]))[:2]:
         named = ", ".join(f"`{name}`" for name in layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")

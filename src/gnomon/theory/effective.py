@@ -152,7 +152,7 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], *, 
 
     K^(l+1) = C_b + C_W <s^2>_{K^l};  relative truncation sqrt(r_l + 2 (1 + r_l)/n_l)  (derived in this module's docstring).
 
-    Shapes: value (layers,); samples (draws, layers), where a chain starts from a measured moment the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
+    Shapes: value (layers,); samples (draws, layers) where a chain starts from a measured moment, the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
     Units: none.   Error: truncation, the standard deviation of one network of this width about the limit.
     Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: as `forward`.
     Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
@@ -177,9 +177,10 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], *, 
             assumes.append(f"{name} starts from its measured input: {'after ' if architecture.traced else ''}{step.why}")
         values.append(mean)
         errors.append(mean * math.sqrt(signal.fluctuation + 2 * (1 + signal.fluctuation) / max(layer.units, 1)))
+    paired = np.stack(samples, axis=1) if draws > 1 else np.zeros((1, 1))
     return Reading.predicted(
         "preactivation_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),),
-        samples=np.stack(samples, axis=1) if draws > 1 else None, source=PRINCIPLES, assumes=_grouped(assumes),
+        samples=paired if np.ptp(paired, axis=0).any() else None, source=PRINCIPLES, assumes=_grouped(assumes),
     )  # fmt: skip
 
 
