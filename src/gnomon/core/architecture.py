@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnomon.core import layers as describing
+from gnomon.core import rng as chance
 from gnomon.core.dataset import Tree
 from gnomon.core.errors import GnomonError, InvalidInput, unknown
-from gnomon.core.layers import PARAMETRISED, Layer
+from gnomon.core.layers import PARAMETRISED, PART, Layer
 from gnomon.core.subject import Subject, first_tensor
 
-__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "of", "read", "steps"]
+ROOT = "network"
+"""The name of the only layer of a network that is a layer itself."""
+
+__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "child_of", "of", "read", "steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +49,6 @@ class Architecture:
         """Linear, convolution and embedding layers: those whose pre-activations theory predicts."""
         return tuple(layer for layer in self.layers if layer.kind in PARAMETRISED)
 
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """The names of the normalisation layers."""
-        return tuple(layer.name for layer in self.layers if layer.kind == "norm")
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -70,7 +69,7 @@ def of(subject: Subject) -> Architecture:
 
     def build() -> Architecture:
         block = next(subject.train.chunks(2))
-        return read(subject.module, subject.to_device(block.inputs), init=tuple(getattr(subject, "init", ())))
+        return read(subject.module, subject.to_device(block.inputs), init=subject.init)
 
     return subject.once("architecture", build)
 
@@ -87,13 +86,16 @@ def read(module: nn.Module, inputs: Tree, *, init: tuple[str, ...] = ()) -> Arch
     """
     scheme, single = describing.parse_init(init)
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {}) if isinstance(inputs, tuple) else ((inputs,), {})
-    with _quiet(module), torch.no_grad():
+    with chance.preserved(), _quiet(module), torch.no_grad():
         try:
             layers, reason = _traced(module, args, kwargs), ""
         except GnomonError:
             raise
         except Exception as error:  # fx raises whatever the traced code raises on a proxy
-            layers, reason = _called(module, args, kwargs), f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:160]}"
+            layers, reason = (
+                _called(module, args, kwargs),
+                f"{'' if isinstance(error, InvalidTrace) else type(error).__name__ + ': '}{(str(error).strip().splitlines() or ['no message'])[0][:160]}",
+            )
     known = {layer.name: layer for layer in layers if layer.parameters}
     for name in single:
         if name not in known:
@@ -104,8 +106,8 @@ def read(module: nn.Module, inputs: Tree, *, init: tuple[str, ...] = ()) -> Arch
     for layer in layers:
         layer = describing.declare(_family(layer, families), scheme)
         if layer.name in single:
-            layer = dataclasses.replace(layer, weight_variance=single[layer.name], declared=f"{layer.name}={single[layer.name]:g}")
-        done.append(dataclasses.replace(layer, parameters=tuple(owners[f"{layer.name}.{key}" if layer.name else key] for key in layer.parameters)))
+            layer = dataclasses.replace(layer, weight_variance=single[layer.name], weight_kurtosis=3.0, declared=f"{layer.name}={single[layer.name]:g}")
+        done.append(dataclasses.replace(layer, parameters=tuple(owners[key if layer.name == ROOT else f"{layer.name}.{key}"] for key in layer.parameters)))
     return Architecture(_tied(tuple(done), single), not reason, reason, tuple(init))
 
 
@@ -127,7 +129,8 @@ def _tied(layers: tuple[Layer, ...], single: Mapping[str, float]) -> tuple[Layer
             why = f"its weights are those of {owner[layer.parameters]}"
             layer = Layer(layer.name, "other", layer.inputs, input_shape=layer.input_shape, output_shape=layer.output_shape, why=why)
         elif layer.parameters:
-            layer = dataclasses.replace(layer, weight_variance=said[layer.parameters].weight_variance, declared=said[layer.parameters].declared)
+            teller = said[layer.parameters]
+            layer = dataclasses.replace(layer, weight_variance=teller.weight_variance, weight_kurtosis=teller.weight_kurtosis, declared=teller.declared)
         done.append(layer)
     return tuple(done)
 
@@ -150,7 +153,7 @@ def _family(layer: Layer, families: Mapping[str, Any]) -> Layer:
     variance, text = float(config.initializer_range) ** 2, "initializer_range^2"
     if getattr(config, "model_type", "") == "gpt2" and layer.name.endswith("c_proj"):
         variance, text = variance / (2 * config.n_layer), "initializer_range^2/(2 n_layer)"
-    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, declared=text)
+    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, weight_kurtosis=3.0, declared=text)
 
 
 @contextlib.contextmanager
@@ -189,7 +192,14 @@ class _Recorder(fx.Interpreter):
         return result
 
 
+def child_of(module: nn.Module, layer: Layer) -> nn.Module:
+    """The submodule that a layer is."""
+    return module if layer.name == ROOT else module.get_submodule(layer.name)
+
+
 def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layer]:
+    if not any(True for _ in module.children()):
+        raise InvalidTrace("it is one layer")
     signature = inspect.signature(module.forward)
     bound = signature.bind(*args, **kwargs)
     absent = {key: p.default for key, p in signature.parameters.items() if key not in bound.arguments and p.default is not inspect.Parameter.empty}
@@ -262,14 +272,14 @@ def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     def keep(name: str) -> Any:
         def hook(child: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             if name not in layers:
-                seen = next((part for part in given if isinstance(part, Tensor)), None)
+                seen = next((tuple(part.shape[1:]) for part in given if isinstance(part, Tensor)), ())
                 with contextlib.suppress(InvalidInput):
-                    made = first_tensor(output)
-                    layers[name] = dataclasses.replace(describing.of_module(name, child), input_shape=() if seen is None else tuple(seen.shape[1:]), output_shape=tuple(made.shape[1:]))
+                    made = tuple(first_tensor(output).shape[1:])
+                    layers[name] = dataclasses.replace(describing.of_module(name, child), input_shape=seen, output_shape=made)
 
         return hook
 
-    handles = [child.register_forward_hook(keep(name)) for name, child in module.named_modules() if _is_layer(child)]
+    handles = [child.register_forward_hook(keep(name or ROOT)) for name, child in module.named_modules() if _is_layer(child)]
     try:
         module(*args, **kwargs)
     finally:
@@ -298,6 +308,8 @@ def steps(architecture: Architecture) -> dict[str, Step]:
 
 
 def _step(layer: Layer, by_name: Mapping[str, Layer], readers: Mapping[str, int], architecture: Architecture) -> Step:
+    if layer.kind == "embedding":  # it reads numbers of rows
+        return Step(layer.name, None, why="data")
     if not architecture.traced:
         return Step(layer.name, None, why=f"the network could not be traced ({architecture.reason})")
     through: list[str] = []
@@ -313,6 +325,8 @@ def _step(layer: Layer, by_name: Mapping[str, Layer], readers: Mapping[str, int]
             why = _unfit(before, layer, [by_name[name] for name in through])
             return Step(layer.name, None, why=why) if why else Step(layer.name, before.name, tuple(reversed(through)), branches=branches)
         if before.kind not in ("activation", "identity", "flatten"):
+            while before.why == PART and by_name[before.inputs[0]].why:
+                before = by_name[before.inputs[0]]
             return Step(layer.name, None, why=f"`{before.name}` ({before.why})")
         through.append(before.name)
         current = before

@@ -8,16 +8,19 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from gnomon.core.errors import InvalidInput, unknown
 
 Kind = Literal["input", "linear", "conv", "activation", "flatten", "identity", "embedding", "norm", "pool", "add", "recurrent", "attention", "other"]
 Scheme = Literal["kaiming", "xavier", "orthogonal"]
+
+UNIFORM = 1.8
+"""<w^4>/<w^2>^2 of uniform weights."""
 
 PARAMETRISED: tuple[Kind, ...] = ("linear", "conv", "embedding")
 """Kinds whose pre-activations theory predicts."""
@@ -28,12 +31,16 @@ WHY: Mapping[str, str] = {
 }  # fmt: skip
 
 
+PART = "it takes a part of what it reads"
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer: plain numbers and names, no tensor.
 
     `inputs` are the layers that feed it, `parameters` the names of its weights in the state, `weights` how many entries they have; `weight_variance` and
-    `bias_variance` the declared variance of one entry (None where nothing is declared, 0 where there is no bias), `declared` how it was declared.
+    `bias_variance` the declared variance of one entry (None where nothing is declared, 0 where there is no bias), `weight_kurtosis` <w^4>/<w^2>^2 (3 normal, 1.8
+    uniform), `declared` how it was declared.
     `fan_in` and `fan_out` count the entries that one unit reads and that one entry of the input feeds (padding apart), `units` features or channels.
     Geometry is that of a convolution, `padding` a pair a dimension.  `function` is the activation of one number.
     Shapes: `input_shape` and `output_shape` without the examples' dimension, () where they are not known.   `why`: why it is not covered.
@@ -49,6 +56,7 @@ class Layer:
     weights: int = 0
     weight_variance: float | None = None
     bias_variance: float = 0.0
+    weight_kurtosis: float = 3.0
     declared: str = ""
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
@@ -82,13 +90,13 @@ def of_module(name: str, module: nn.Module) -> Layer:
     if isinstance(module, nn.Linear):
         return _linear(name, module, module.in_features, module.out_features, 1 / (3 * max(module.in_features, 1)), "1/(3 fan_in), nn.Linear's default")
     if is_hf_conv1d(module):
-        rows, columns = module.weight.shape
-        return dataclasses.replace(_linear(name, module, int(rows), int(columns), 0.02**2, "0.02^2, Conv1D's default"), bias_variance=0.0)
+        rows, columns = cast(Tensor, module.weight).shape
+        return dataclasses.replace(_linear(name, module, int(rows), int(columns), 0.02**2, "0.02^2, Conv1D's default"), bias_variance=0.0, weight_kurtosis=3.0)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return _conv(name, module)
     if isinstance(module, nn.Embedding):
-        rows = module.num_embeddings
-        return _with_weights(Layer(name, "embedding", fan_in=1, fan_out=module.embedding_dim, units=module.embedding_dim), module, ("weight",), 1.0 if rows else None, "1, nn.Embedding's default")
+        layer = Layer(name, "embedding", fan_in=1, fan_out=module.embedding_dim, units=module.embedding_dim)
+        return _with_weights(layer, module, ("weight",), 1.0, "1, nn.Embedding's default")
     if isinstance(module, nn.PReLU):
         return Layer(name, "activation", activation="prelu", function=functools.partial(F.leaky_relu, negative_slope=float(module.init)))
     for kind, activation in _ACTIVATION_MODULES.items():
@@ -106,11 +114,13 @@ def _uncovered(name: str, module: nn.Module) -> Layer:
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         weights = tuple(key for key, _ in module.named_parameters() if key.startswith("weight"))
         bound = 1 / (3 * module.hidden_size)
-        return _with_weights(Layer(name, "recurrent", units=module.hidden_size, bias_variance=bound, why=_why(called, "recurrent")), module, weights, bound, f"1/(3 hidden), nn.{called}'s default")
+        layer = Layer(name, "recurrent", units=module.hidden_size, bias_variance=bound, weight_kurtosis=UNIFORM, why=_why(called, "recurrent"))
+        return _with_weights(layer, module, weights, bound, f"1/(3 hidden), nn.{called}'s default")
     if isinstance(module, nn.MultiheadAttention):
         packed = module.in_proj_weight is not None
-        keys = ("in_proj_weight",) if packed else ()
-        return _with_weights(Layer(name, "attention", units=module.embed_dim, why=_why(called, "attention")), module, keys, 1 / (2 * module.embed_dim) if packed else None, "2/(fan_in + fan_out), nn.MultiheadAttention's default")  # fmt: skip
+        layer = Layer(name, "attention", units=module.embed_dim, weight_kurtosis=UNIFORM, why=_why(called, "attention"))
+        declared = "2/(fan_in + fan_out), nn.MultiheadAttention's default"
+        return _with_weights(layer, module, ("in_proj_weight",) if packed else (), 1 / (2 * module.embed_dim) if packed else None, declared)
     kind: Kind = "other"
     if "Norm" in called or isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmax2d)):
         kind = "norm"
@@ -132,7 +142,7 @@ def is_hf_conv1d(module: nn.Module) -> bool:
 
 def _linear(name: str, module: nn.Module, fan_in: int, fan_out: int, variance: float, declared: str) -> Layer:
     bias = 1 / (3 * max(fan_in, 1)) if getattr(module, "bias", None) is not None else 0.0
-    return _with_weights(Layer(name, "linear", fan_in=fan_in, fan_out=fan_out, units=fan_out, bias_variance=bias), module, ("weight",), variance, declared)
+    return _with_weights(Layer(name, "linear", fan_in=fan_in, fan_out=fan_out, units=fan_out, bias_variance=bias, weight_kurtosis=UNIFORM), module, ("weight",), variance, declared)
 
 
 def _conv(name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Layer:
@@ -143,7 +153,7 @@ def _conv(name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Layer:
     layer = Layer(
         name, "conv", fan_in=fan_in, fan_out=module.out_channels // module.groups * size, units=module.out_channels, kernel=tuple(module.kernel_size), stride=tuple(module.stride),
         padding=pairs, dilation=tuple(module.dilation), groups=module.groups, padding_mode=module.padding_mode,
-        bias_variance=1 / (3 * fan_in) if module.bias is not None else 0.0,
+        bias_variance=1 / (3 * fan_in) if module.bias is not None else 0.0, weight_kurtosis=UNIFORM,
     )  # fmt: skip
     return _with_weights(layer, module, ("weight",), 1 / (3 * fan_in), f"1/(3 fan_in), nn.{type(module).__name__}'s default")
 
@@ -159,7 +169,7 @@ def _with_weights(layer: Layer, module: nn.Module, keys: tuple[str, ...], varian
 def _frozen(module: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(module).eval()
     if hasattr(frozen, "inplace"):
-        frozen.inplace = False
+        setattr(frozen, "inplace", False)  # noqa: B010
     return frozen
 
 
@@ -172,6 +182,7 @@ class Applied:
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, value: Any) -> Any:
+        """The function's value."""
         return self.function(value, *self.arguments, **self.keywords)
 
 
@@ -181,11 +192,11 @@ def of_operation(name: str, target: Any, others: tuple[Any, ...], keywords: Mapp
     base = called.rstrip("_") if called != "requires_grad_" else called
     constants = tuple(keywords.values()) + others
     if base in _ACTIVATION_NAMES and tensors == 1:
-        function = getattr(torch.Tensor, base) if isinstance(target, str) else getattr(F, base, None) or getattr(torch, base)
+        function: Callable[..., Any] = getattr(torch.Tensor, base) if isinstance(target, str) else getattr(F, base, None) or getattr(torch, base)
         kept = {key: value for key, value in keywords.items() if key not in ("inplace", "training")}
         return Layer(name, "activation", activation=base, function=Applied(function, others, kept))
     if base in ("mul", "imul", "truediv", "div", "neg") and tensors == 1 and all(isinstance(c, (int, float)) for c in constants):
-        fixed = {"mul": operator.mul, "imul": operator.mul, "neg": operator.neg}.get(base, operator.truediv)
+        fixed: Callable[..., Any] = operator.neg if base == "neg" else operator.mul if "mul" in base else operator.truediv
         return Layer(name, "activation", activation=f"{base} {constants[0]}" if constants else base, function=Applied(fixed, constants))
     if base in _DROPOUT_NAMES:
         rest = dict(zip(("p", "training"), others, strict=False)) | dict(keywords)
@@ -198,6 +209,8 @@ def of_operation(name: str, target: Any, others: tuple[Any, ...], keywords: Mapp
         return Layer(name, "flatten")
     if "pool" in base or base in ("mean", "sum", "amax", "max", "interpolate"):
         kind = "pool"
+    elif base == "getitem":
+        return Layer(name, "other", why=PART)
     elif base in _NORM_NAMES:
         kind = "norm"
     elif base in _ADD_NAMES:
@@ -221,7 +234,7 @@ def parse_init(init: tuple[str, ...]) -> tuple[Scheme | None, dict[str, float]]:
                 raise InvalidInput(f"{unknown('initialisation', name, get_args(Scheme))} Give one of {', '.join(get_args(Scheme))}, or layer=variance.")
             if scheme not in (None, name):
                 raise InvalidInput(f"Two initialisations for the whole network were given, {scheme!r} and {name!r}; give one, and layer=variance for what differs.")
-            scheme = name
+            scheme = cast(Scheme, name)
             continue
         try:
             single[name.strip()] = float(value)
@@ -245,4 +258,4 @@ def declare(layer: Layer, scheme: Scheme | None) -> Layer:
         "kaiming": (2 / layer.fan_in, "2/fan_in, kaiming"), "xavier": (2 / (layer.fan_in + fan_out), "2/(fan_in + fan_out), xavier"),
         "orthogonal": (1 / max(layer.units, layer.fan_in), "1/max(fan_in, units), orthogonal"),
     }[scheme]  # fmt: skip
-    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, declared=text)
+    return dataclasses.replace(layer, weight_variance=variance, bias_variance=0.0, weight_kurtosis=3.0, declared=text)

@@ -75,7 +75,10 @@ def scoped(rng: Generator) -> Iterator[None]:
     """
     seed = rng.initial_seed()
     with preserved():
-        torch.manual_seed(seed % (2**63))
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed % (2**63))
+        else:  # without one, `torch.manual_seed` spends milliseconds on remembering the seed for devices that never come
+            torch.default_generator.manual_seed(seed % (2**63))
         np.random.seed(seed % (2**32))
         random.seed(seed)
         yield

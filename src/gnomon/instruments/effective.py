@@ -75,7 +75,9 @@ def _drawn(subject: Subject, draws: int, rng: Generator) -> Iterator[tuple[int, 
         state = subject.redraw(rng=chance.child(rng, "network", draw))
         if before is not None and all(torch.equal(before[key], state[key]) for key in subject.trainable):
             name = getattr(subject.make, "__qualname__", type(subject.make).__name__)
-            raise OutOfScope(f"The factory {name} draws the same network every time: it seeds its own randomness. Take the seed out of it, so that it draws a fresh network at each call.")
+            raise OutOfScope(
+                f"The factory {name} draws the same network every time: it seeds its own randomness, or loads weights. Take that out, so that each call draws a fresh network."
+            )
         before = state if draw == 0 else None
         yield draw, state
 
@@ -104,7 +106,7 @@ class _Tap:
         """Register on a module of its own, which goes when the measurement ends."""
         starts, mapped = {layer.name for layer in _starts(self.known)}, {layer.name for layer in _mapped(self.known)}
         for layer in self.known.parametrised:
-            module.get_submodule(layer.name).register_forward_hook(self._hook(layer, layer.name in starts, layer.name in mapped), with_kwargs=True)
+            architecture.child_of(module, layer).register_forward_hook(self._hook(layer, layer.name in starts, layer.name in mapped), with_kwargs=True)
 
     def _hook(self, layer: Layer, starts: bool, mapped: bool) -> Callable[..., Tensor | None]:
         def hook(child: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> Tensor | None:
@@ -138,7 +140,7 @@ def _sum_of_squares(child: nn.Module, seen: Tensor) -> float:
     square = seen.to(torch.float64).square()
     if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         ones = torch.ones(child.groups, child.in_channels // child.groups, *child.kernel_size, dtype=square.dtype, device=square.device)
-        return float(child._conv_forward(square, ones, None).mean())  # type: ignore[arg-type]
+        return float(child._conv_forward(square, ones, None).mean())
     return float(square.sum(-1).mean())
 
 
@@ -180,7 +182,7 @@ def _assumes(known: Architecture, module: nn.Module, count: int) -> tuple[str, .
     return tuple(told)
 
 
-TRUTH_DRAWS = 2048
+TRUTH_DRAWS = 1024
 
 
 def many_networks(subject: Subject, reading: Reading) -> Array:
@@ -215,7 +217,7 @@ def preactivation_variance(subject: Subject, *, rng: Generator, draws: int = 64)
     values: list[list[float]] = []
     squares: dict[str, list[float]] = {}
     maps: dict[str, Array] = {}
-    with measuring(subject), torch.no_grad():
+    with measuring(subject), chance.scoped(chance.child(rng, "forward")), torch.no_grad():
         for _, state in _drawn(subject, draws, rng):
             tap.clear()
             probe(state, block.inputs)
@@ -255,7 +257,7 @@ def gradient_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> R
     tap.gradients = True
     wanted = tuple(dict.fromkeys([*last, *last.values()]))
     values = []
-    with measuring(subject), torch.enable_grad():
+    with measuring(subject), chance.scoped(chance.child(rng, "forward")), torch.enable_grad():
         for draw, state in _drawn(subject, draws, rng):
             tap.clear()
             output = probe(state, block.inputs)
@@ -297,7 +299,7 @@ def weight_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Rea
     layers = _weighted(known)
     if not layers:
         raise OutOfScope("weight_variance: the network has no layer whose initialisation is declared.")
-    padding = {layer.name: child.padding_idx for layer in layers if isinstance(child := subject.module.get_submodule(layer.name), nn.Embedding)}
+    padding = {layer.name: child.padding_idx for layer in layers if isinstance(child := architecture.child_of(subject.module, layer), nn.Embedding)}
     values = [[_mean_square(state, layer, padding.get(layer.name)) for layer in layers] for _, state in _drawn(subject, draws, rng)]
     skipped = tuple(f"{layer.name} ({layer.why})" for layer in known.parametrised if not layer.parameters)
     return Reading.of_samples("weight_variance", values, unit="", error_kind="seed", source=HE_2015, axes=(Axis("layer", tuple(layer.name for layer in layers)),), skipped=skipped)

@@ -67,7 +67,7 @@ def moments(function: Function, variance: Array) -> Moments:
     """Gaussian moments of an activation and of its derivative, by closed forms where it is scale invariant, else by quadrature.
 
     A scale-invariant s has slopes a+ and a-:  <s^2> = (a+^2 + a-^2) K / 2,  <s^4> = 3 (a+^4 + a-^4) K^2 / 2,  <s'^2> = (a+^2 + a-^2) / 2.
-    Otherwise d<s^2>/dK = <z s s'>/K (write z = sqrt(K) u and differentiate) and d<s'^2>/dK = (<s'^2 z^2>/K - <s'^2>)/(2K), differentiating the density.
+    At K = 0 the derivative is that at 0 as autograd takes it (0 for ReLU).  Otherwise d<s^2>/dK = <z s s'>/K (write z = sqrt(K) u and differentiate) and d<s'^2>/dK = (<s'^2 z^2>/K - <s'^2>)/(2K), differentiating the density.
 
     Shapes: variance any, not negative; the moments have its shape.   Error: that of the quadrature.
     Cost: one quadrature a moment and distinct variance.
@@ -81,6 +81,10 @@ def moments(function: Function, variance: Array) -> Moments:
     else:
         distinct, where = np.unique(flat, return_inverse=True)
         parts = [part[where] for part in _quadrature(function, distinct)]
+    dead = flat == 0
+    if dead.any():  # nothing but 0 arrives: the derivative at a kink is the one that autograd takes
+        at_zero = float(_derivative(function)(torch.zeros(1, dtype=torch.float64))) ** 2
+        parts[2], parts[3], parts[5] = np.where(dead, at_zero, parts[2]), np.where(dead, at_zero**2, parts[3]), np.where(dead, 0.0, parts[5])
     return Moments(*(part.reshape(shape) for part in parts))
 
 

@@ -23,6 +23,7 @@ the patch sum.  Given delta^(l+1) and k, the units' contributions are independen
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -35,11 +36,13 @@ from gnomon.core.architecture import Architecture, Layer, Step, chains, steps
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
-from gnomon.theory.activations import Function, Moments, compose, moments
+from gnomon.theory.activations import Function, Moments, compose, critical_weight_variance, moments
 
 PRINCIPLES = Source("roberts2022", "chapters 4 and 5")
 HE_2015 = Source("he2015", "section 2.2")
 SCHOENHOLZ_2017 = Source("schoenholz2017", "section 3")
+
+_ASSUMED = ("weights are independent of the forward pass; many units", "at a chain's last layer the gradient is the same at every position on average")
 
 WEIGHT_TOLERANCE = 0.01
 """One percent of a weight variance moves no other row of the chapter beyond its own tolerance."""
@@ -149,7 +152,7 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], *, 
 
     K^(l+1) = C_b + C_W <s^2>_{K^l};  relative truncation sqrt(r_l + 2 (1 + r_l)/n_l)  (derived in this module's docstring).
 
-    Shapes: value (layers,); samples (draws, layers), where a chain starts from a measured moment the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
+    Shapes: value (layers,); samples (draws, layers) where a chain starts from a measured moment, the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
     Units: none.   Error: truncation, the standard deviation of one network of this width about the limit.
     Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: as `forward`.
     Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
@@ -171,12 +174,13 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], *, 
         else:
             samples.append(np.full(draws, mean))
         if step.source is None and step.why != "data":
-            assumes.append(f"{name} starts from its measured input: {step.why}")
+            assumes.append(f"{name} starts from its measured input: {'after ' if architecture.traced else ''}{step.why}")
         values.append(mean)
         errors.append(mean * math.sqrt(signal.fluctuation + 2 * (1 + signal.fluctuation) / max(layer.units, 1)))
+    paired = np.stack(samples, axis=1) if draws > 1 else np.zeros((1, 1))
     return Reading.predicted(
         "preactivation_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),),
-        samples=np.stack(samples, axis=1) if draws > 1 else None, source=PRINCIPLES, assumes=_grouped(assumes),
+        samples=paired if np.ptp(paired, axis=0).any() else None, source=PRINCIPLES, assumes=_grouped(assumes),
     )  # fmt: skip
 
 
@@ -187,7 +191,11 @@ def _grouped(assumes: list[str]) -> tuple[str, ...]:
         layer, _, reason = text.partition(" starts from its measured input: ")
         by_reason.setdefault(reason, []).append(f"`{layer}`")
     first = ("weights and biases are independent, of mean 0 and of the declared variance; many units",)
-    return first + tuple(f"{', '.join(layers)}: starts from the measured moment of what it reads, after {reason}" for reason, layers in by_reason.items())
+    return first + tuple(f"{_listed(layers)}: from the measured moment of what is read, {reason}" for reason, layers in by_reason.items())
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +236,7 @@ def backward(architecture: Architecture, *, maps: Mapping[str, Array], squares: 
             continue
         gradient = np.ones_like(signals[covered[-1]].kernel)
         relative, fluctuation = gradient.mean(), 0.0
-        for name, following in reversed(list(zip(covered, covered[1:], strict=False))):
+        for name, following in reversed(list(itertools.pairwise(covered))):
             step, layer, signal = reached[following], architecture[following], signals[name]
             assert layer.weight_variance is not None
             here = moments(activation_after(architecture, step), signal.kernel)
@@ -272,8 +280,7 @@ def gradient_variance(architecture: Architecture, names: Sequence[str], *, maps:
     found = _chosen(backward(architecture, maps=maps, squares=squares), names)
     values = [slope.gradient for slope in found]
     errors = [slope.gradient * math.sqrt(slope.fluctuation) for slope in found]
-    assumes = ("weights are independent of the forward pass", "at a chain's last layer the gradient is the same at every position on average")
-    return Reading.predicted("gradient_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=HE_2015, assumes=assumes)
+    return Reading.predicted("gradient_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=HE_2015, assumes=_ASSUMED)
 
 
 def _chosen(found: Mapping[str, Slope], names: Sequence[str]) -> list[Slope]:
@@ -286,8 +293,8 @@ def _chosen(found: Mapping[str, Slope], names: Sequence[str]) -> list[Slope]:
 def weight_variance(architecture: Architecture, names: Sequence[str]) -> Reading:
     """The declared variance of each layer's weights.
 
-    Shapes: value (layers,).   Units: none.   Error: truncation, 1 % plus two standard deviations sqrt(2/N) of the mean square of N normal weights of one
-    network (for uniform ones it is sqrt(0.8/N)), relative.
+    Shapes: value (layers,).   Units: none.   Error: truncation, 1 % plus two standard deviations of the mean square of the N weights of one
+    network, sqrt((<w^4>/<w^2>^2 - 1)/N), which is sqrt(2/N) for normal and sqrt(0.8/N) for uniform ones.
     Assumes: independent weights of mean 0.   Cost: none.   Raises: InvalidInput for a layer without a declared variance.   Source: derived here.
     """
     values, errors = [], []
@@ -296,8 +303,11 @@ def weight_variance(architecture: Architecture, names: Sequence[str]) -> Reading
         if layer.weight_variance is None:
             raise InvalidInput(f"Layer {name!r} has no declared variance ({layer.why}); leave it out of `names`.")
         values.append(layer.weight_variance)
-        errors.append(layer.weight_variance * (WEIGHT_TOLERANCE + 2 * math.sqrt(2 / max(layer.weights, 1))))
-    declared = tuple(f"`{name}`: {architecture[name].declared}" for name in names)
+        errors.append(layer.weight_variance * (WEIGHT_TOLERANCE + 2 * math.sqrt((layer.weight_kurtosis - 1) / max(layer.weights, 1))))
+    by_text: dict[str, list[str]] = {}
+    for name in names:
+        by_text.setdefault(architecture[name].declared, []).append(f"`{name}`")
+    declared = tuple(f"{_listed(layers)}: {text}" for text, layers in by_text.items())
     return Reading.predicted("weight_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), assumes=declared)
 
 
@@ -307,3 +317,68 @@ def depth_scale(chi: float) -> float:
     Units: layers.   Error: exact for equal layers.   Assumes: the same slope chi at every layer.   Source: Schoenholz et al. 2017, section 3.
     """
     return math.inf if chi == 1 else 0.0 if chi <= 0 else 1 / abs(math.log(chi))
+
+
+def slope(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+    """The slope chi of each step of a chain: by what factor the squared norm of the gradient grows from the next layer to this one.
+
+    chi = n_l g^l / (n_(l+1) g^(l+1)) with n counting units at all positions: C_W <s'^2>_K, less what zero padding loses at the edges.
+
+    Shapes: value (layers,); `maps` and `squares` as in `forward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
+    Assumes: as `backward`.   Cost: as `backward`.   Raises: InvalidInput for a layer that no other of its chain follows.
+    Source: Schoenholz et al. 2017, sections 3 and 4.
+    """
+    found = backward(architecture, maps=maps, squares=squares)
+    values, errors = [], []
+    for step in _chosen(found, names):
+        after = found.get(step.following)
+        chi = step.gradient * _elements(architecture, step.layer) / ((after.gradient if after else 1.0) * _elements(architecture, step.following))
+        values.append(chi)
+        errors.append(chi * math.sqrt(max(step.fluctuation - (after.fluctuation if after else 0.0), 0.0)))
+    return Reading.predicted("slope", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=SCHOENHOLZ_2017, assumes=_ASSUMED)
+
+
+def mean_slope(architecture: Architecture, chain: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+    """The geometric mean of the slopes along a chain, whose depth scale says over how many layers signals and gradients live.
+
+    chi = (n_1 g^1 / (n_L g^L))^(1/(L-1)).
+
+    Shapes: value ().   Units: none.   Error: truncation, that of one network of this width: sqrt(r)/(L-1), relative.   Assumes: as `backward`.
+    Cost: as `backward`.   Raises: InvalidInput for a chain of one layer.   Source: Schoenholz et al. 2017, sections 3 and 4.
+    """
+    first = _chosen(backward(architecture, maps=maps, squares=squares), chain[:1])[0]
+    count = len(chain) - 1
+    value = (first.gradient * _elements(architecture, chain[0]) / _elements(architecture, chain[-1])) ** (1 / count)
+    return Reading.predicted("mean_slope", value, unit="", error=value * math.sqrt(first.fluctuation) / count, error_kind="truncation", source=SCHOENHOLZ_2017, assumes=_ASSUMED)
+
+
+def _elements(architecture: Architecture, name: str) -> int:
+    return math.prod(architecture[name].output_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticalScale:
+    """By what `factor` the standard deviation of a layer's weights must be multiplied to be critical, and C_W as declared and where it is critical."""
+
+    layer: str
+    activation: str
+    factor: float
+    declared: str
+    critical: float
+
+
+def critical_scales(architecture: Architecture, *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> tuple[CriticalScale, ...]:
+    """For every step of every chain the weight scale of its later layer that is critical: C_W <s'^2>_K = 1 at a fixed point of K.
+
+    Shapes: as `forward`.   Units: none.   Error: that of `critical_weight_variance`.   Assumes: the later layer's biases stay as declared (scale-invariant
+    activations: none).   Cost: a root search an activation that is not scale invariant.   Source: as `critical_weight_variance`.
+    """
+    reached, found = steps(architecture), []
+    for step in backward(architecture, maps=maps, squares=squares).values():
+        through = reached[step.following]
+        later = architecture[step.following]
+        at = critical_weight_variance(activation_after(architecture, through), bias_variance=later.bias_variance, near=max(step.kernel, 1e-6))
+        named = [text for name in through.through if (text := architecture[name].activation)]
+        if at is not None and step.c_w > 0:
+            found.append(CriticalScale(step.following, " and ".join(named) or "no activation", math.sqrt(at[0] / step.c_w), later.declared, at[0]))
+    return tuple(found)
