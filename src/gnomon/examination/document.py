@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -48,9 +49,13 @@ def assemble(
     kept, rows = Readings(readings), list[dict[str, Any]]()
     sources: dict[str, Source] = {}
     for name, module in chapters.items():
-        for row in _rows(module, facts, kept):
-            rows.append(_row_json(name, row, arrays))
-            sources.update(_sources(row))
+        try:
+            for row in _rows(module, facts, kept):
+                rows.append(_row_json(name, row, arrays))
+                sources.update(_sources(row))
+        except Exception as error:
+            logging.getLogger(__name__).exception("chapter %s", name)
+            rows.append(_fault_row(name, "the rest of this chapter", f"{type(error).__name__}: {error}"))
         sources.update({source.key: source for source in getattr(module, "SOURCES", ())})
     known = registry.instruments()
     for key, reading in readings.items():
@@ -61,7 +66,7 @@ def assemble(
             sources.update(_sources(row))
     for key, fault in failures.items():
         topic = known[key.partition("@")[0]].topic
-        rows.append(_empty_row(topic, key.replace("_", " ")) | {"verdict": "error", "why": f"gnomon failed here: {fault}. Please report it.", "words": "gnomon failed here"})
+        rows.append(_fault_row(topic, key.replace("_", " "), fault))
     order = {name: position for position, name in enumerate(chapters)}
     rows.sort(key=lambda row: order.get(row["chapter"], len(order)))
     document = {
@@ -90,6 +95,10 @@ def _empty_row(chapter: str, title: str) -> dict[str, Any]:
         "chapter": chapter, "title": title, "headline": False, "predicted": None, "measured": None, "relation": "equal", "verdict": None, "why": "", "gap": None, "interval": None,
         "tolerance": None, "because": "", "elements": [], "words": "", "advice": None,
     }  # fmt: skip
+
+
+def _fault_row(chapter: str, title: str, fault: str) -> dict[str, Any]:
+    return _empty_row(chapter, title) | {"verdict": "error", "why": f"gnomon failed here: {fault}. Please report it.", "words": "gnomon failed here"}
 
 
 def _row_json(chapter: str, row: Row, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:

@@ -155,8 +155,8 @@ def sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Readi
 def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """How many eigenvalues of the Hessian lie above the largest one of the Hessian restricted to the complement of the class-mean gradients.
 
-    With Q an orthonormal basis of the class means g_c = sum_{i in c} p_{i,c} grad loss_i, the count is of lambda_i(H) > lambda_max((1 - QQ') H (1 - QQ')).
-    By Cauchy's interlacing it is at most the number of classes.  Eigenvalues whose residual bounds reach across the edge are counted half and
+    With Q an orthonormal basis of the centred class means g_c - g of p_{i,c} grad loss_i, the count is of lambda_i(H) > lambda_max((1 - QQ') H (1 - QQ')).
+    By Cauchy's interlacing it is at most classes - 1, and reaches it where the class means span the top of the spectrum.  Eigenvalues whose residual bounds reach across the edge are counted half and
     put into the error.
 
     Shapes: value ().   Units: eigenvalues.   Error: bound, half the number of undecided eigenvalues.
@@ -189,29 +189,31 @@ def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -
 
 
 def class_mean_basis(subject: Subject) -> Tensor:
-    """Orthonormal basis of the class-mean gradients g_c = sum_{i in c} p_{i,c} grad loss_i, p the probability given to the true class.
+    """Orthonormal basis of the class means g_c of p_{i,c} grad loss_i less their mean over all examples; p is the probability given to the true class.
 
-    Shapes: (P, r), r at most the number of classes.   Cost: one gradient and one forward pass.
+    Shapes: (P, r), r at most classes - 1.   Cost: one gradient and one forward pass.
     Raises: OutOfScope where a class has no example, or targets are not one label an example.
     """
     labels = torch.cat([leaves(block.targets)[0] for block in subject.train.blocks])
     if labels.ndim != 1:
         raise OutOfScope("class means are taken where every example has one label; here are several (tokens)")
     assert subject.classes is not None
-    means = []
+    means, counts = [], []
     for label in range(subject.classes):
         chosen = (labels == label).nonzero().flatten()
         if not len(chosen):
             raise OutOfScope(f"class {label} has no example among the {len(labels):,} examined; examine more examples")
         part: Dataset = subject.train.select(chosen)
         means.append(_confident_gradient(subject, part))
+        counts.append(len(chosen))
     stacked = torch.stack(means, 1)
-    left, size, _ = torch.linalg.svd(stacked, full_matrices=False)
-    return left[:, size > 1e-5 * size[0]]
+    share = torch.tensor(counts, dtype=stacked.dtype, device=stacked.device) / len(labels)
+    left, size, _ = torch.linalg.svd(stacked - (stacked @ share)[:, None], full_matrices=False)
+    return left[:, : subject.classes - 1][:, size[: subject.classes - 1] > 1e-5 * size[0]]
 
 
 def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
-    """sum_i p_i grad loss_i over examples of one class, up to scale: the gradient of sum_i -p_i(fixed) log p_i, that is of minus the sum of p_i."""
+    """The mean of p_i grad loss_i over examples of one class: the gradient of minus the mean of p_i."""
 
     def minus_probability(output: Tensor, targets: Tensor) -> Tensor:
         return -torch.softmax(output, -1).gather(-1, targets.reshape(-1, 1)).mean()

@@ -73,7 +73,7 @@ def density(subject: Subject, reading: Reading) -> Any:
 
 
 def hessian_outliers(subject: Subject) -> float:
-    """Eigenvalues of the Hessian above the largest one of its restriction to the complement of the class means of p grad loss."""
+    """Eigenvalues of the Hessian above the largest one of its restriction to the complement of the centred class means of p grad loss."""
     matrix = hessian(subject)
     (block,) = subject.train.blocks
     inputs, labels = subject.to_device(block.inputs), leaves(block.targets)[0]
@@ -85,7 +85,9 @@ def hessian_outliers(subject: Subject) -> float:
             mean = torch.softmax(subject(state, inputs)[chosen], -1)[:, label].mean()
             parts = torch.autograd.grad(mean, [state[key] for key in subject.trainable])
         means.append(torch.cat([part.reshape(-1) for part in parts]))
-    left, size, _ = torch.linalg.svd(torch.stack(means, 1), full_matrices=True)
+    share = torch.bincount(labels, minlength=subject.classes or 0).to(matrix.dtype) / len(labels)
+    between = torch.stack(means, 1) @ (torch.eye(len(means), dtype=matrix.dtype) - share[:, None])
+    left, size, _ = torch.linalg.svd(between, full_matrices=True)
     rest = left[:, int((size > 1e-5 * size[0]).sum()) :]
     edge = torch.linalg.eigvalsh(rest.T @ matrix @ rest)[-1]
     return float((eigenvalues(subject) > edge).sum())

@@ -48,9 +48,9 @@ def largest_stable_lr(training: Training, sharpness: float) -> float:
 def hessian_outliers(classes: int) -> Reading:
     """How many eigenvalues of a trained classifier's Hessian stand apart from the bulk: classes - 1.
 
-    The Gauss-Newton matrix's class part is the second moment of the `classes` class means g_c = sum_{i in c} p_{i,c} grad loss_i (p the probability given
-    to the true class).  Late in training every p is near 1, so the g_c sum to nearly the gradient of the loss, which is 0 at a stationary point: classes - 1
-    directions are left.  (Sagun et al. count about `classes`; Papyan adds a mini-bulk of cross-class means below the outliers.)
+    The Gauss-Newton matrix's class part is the second moment of the `classes` class means g_c of p_{i,c} grad loss_i (p the probability given to the true
+    class).  Late in training every p is near 1, so their mean is nearly the gradient of the loss, which is 0 at a stationary point: classes - 1 directions
+    are left.  (Sagun et al. count about `classes`; Papyan adds a mini-bulk of cross-class means below the outliers.)
 
     Shapes: value ().   Units: count.   Error: exact.   Assumes: a trained classifier, cross-entropy, near a stationary point.   Cost: none.
     Raises: OutOfScope for fewer than two classes.
