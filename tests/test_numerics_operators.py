@@ -12,7 +12,7 @@ from gnomon.core.dataset import leaves
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
-from gnomon.numerics.measuring import measuring
+from gnomon.numerics.measuring import _full_precision, measuring
 from gnomon.numerics.operators import GaussNewton, Hessian, InputJacobian, ParameterJacobian, loss_gradient, loss_value
 
 networks = pytest.mark.parametrize("build", NETWORKS, ids=lambda b: b.__name__)
@@ -207,3 +207,12 @@ def test_integer_inputs_have_no_input_jacobian():
         InputJacobian(subject, subject.train.blocks[0].inputs)
     with pytest.raises(OutOfScope, match="no test data"):
         loss_gradient(subject, "test")
+
+
+def test_tf32_is_put_back():
+    """The settings exist without a GPU too; on one they are what `measuring` changes."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    with _full_precision():
+        assert [place.fp32_precision for place in places] == ["ieee"] * 3
+    assert [place.fp32_precision for place in places] == before

@@ -18,14 +18,14 @@ from gnomon.numerics.lanczos import Basis, Product
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Density:
-    """A smoothed spectral density; unpacks into (grid, densities).
+    """A smoothed spectral density; unpacks into (grid, samples).
 
-    Shapes: `grid` (points,), `densities` (probes, points) with integral 1 each, `nodes` and `weights` (probes, steps): the quadrature of each probe,
+    Shapes: `grid` (points,), `samples` (probes, points), the density of each probe, with integral 1, `nodes` and `weights` (probes, steps): the quadrature of each probe,
     padded with weight 0.  `width` is the standard deviation of the smoothing.
     """
 
     grid: Tensor
-    densities: Tensor
+    samples: Tensor
     width: float
     nodes: Tensor
     weights: Tensor
@@ -33,7 +33,7 @@ class Density:
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.grid
-        yield self.densities
+        yield self.samples
 
     def moment(self, order: int) -> Tensor:
         """Each probe's unbiased estimate of tr(A^order) / P, for order < 2 steps.  Shapes: (probes,)."""
@@ -47,13 +47,13 @@ class Density:
         steadier than the spread of a few probes, which is that of a chi-square with one degree of freedom at an isolated eigenvalue.
         Shapes: (points,).
         """
-        mean = self.densities.mean(0)
+        mean = self.samples.mean(0)
         square = (self._bumps() ** 2 * self.weights).sum((1, 2)) / len(self.weights)
         return (2 * (square - mean**2).clamp_min(0.0) / ((self.dimension + 2) * len(self.weights))).sqrt()
 
     def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The interval of the mean density: it is near a chi-square with nu = 2 mean^2 / error^2 degrees of freedom.  Shapes: (points,), (points,)."""
-        mean, error = self.densities.mean(0).numpy(), self.error.numpy()
+        mean, error = self.samples.mean(0).numpy(), self.error.numpy()
         exact = error <= 1e-12 * mean
         degrees = np.maximum(2 * (mean / np.where(exact, mean + 1e-300, error)) ** 2, 1e-3)
         low, high = (np.where(exact, mean, degrees * mean / np.maximum(stats.chi2.ppf(q, degrees), 1e-300)) for q in (0.5 + level / 2, 0.5 - level / 2))
@@ -77,7 +77,7 @@ def spectral_density(
     phi(t) = (1/P) sum_i N(t; lambda_i, s^2), estimated for each random start v by sum_m w_m N(t; theta_m, s^2), with theta_m the eigenvalues and w_m the
     squared first entries of the eigenvectors of the tridiagonal matrix of `steps` Lanczos steps from v (fully reorthogonalised).
 
-    Shapes: grid (points,), densities (probes, points); the grid covers every node and three widths beyond.   Units: 1 / those of the operator.
+    Shapes: grid (points,), samples (probes, points); the grid covers every node and three widths beyond.   Units: 1 / those of the operator.
     Error: the spread over probes; besides, the quadrature with m steps is exact for polynomials of degree 2m - 1 alone, so that features of the bulk
     narrower than about range / m are not resolved: the default width is range / steps, at least 1 % of the range.
     Cost: probes x steps products; steps + 1 vectors of memory.
@@ -97,8 +97,8 @@ def spectral_density(
     reach = high - low or max(abs(low), 1e-12)
     s = width or max(reach / steps, 0.01 * reach)
     grid = torch.linspace(low - 3 * s, high + 3 * s, points, dtype=torch.float64)
-    densities = (bumps(grid, nodes, s) * weights).sum(2).T.contiguous()
-    return Density(grid, densities, s, nodes, weights, dimension)
+    samples = (bumps(grid, nodes, s) * weights).sum(2).T.contiguous()
+    return Density(grid, samples, s, nodes, weights, dimension)
 
 
 def quadrature(product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor) -> tuple[Tensor, Tensor]:

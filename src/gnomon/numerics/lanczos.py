@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -36,7 +35,7 @@ class Eigen:
 
 
 def lanczos_eigenvalues(
-    product: Product, dimension: int, *, k: int = 1, which: Literal["largest", "smallest"] = "largest", rng: Generator, like: Tensor,
+    product: Product, dimension: int, *, k: int = 1, which: str = "largest", rng: Generator, like: Tensor,
     tolerance: float = 1e-4, max_products: int = 300, basis: int | None = None,
 ) -> Eigen:  # fmt: skip
     """The k largest (or smallest) eigenvalues of a symmetric matrix that is known by its products, with a bound on each.
