@@ -19,6 +19,8 @@ from gnomon.core.registry import Instrument
 from gnomon.core.subject import Subject
 
 SEED = 20_260_000
+FEWEST_TESTS = 64
+"""Test examples that are drawn for a reading at least."""
 
 
 class ContractBroken(GnomonError):
@@ -127,10 +129,16 @@ CHECKS: tuple[Callable[[Instrument, Subject], None], ...] = (check_reading, chec
 
 
 def draws_of(instrument: Instrument, subject: Subject, draws: int, *, half: bool = False) -> Iterator[Reading]:
-    """Independent readings: other probes, seeds or partitions, and other random halves of the examples with `half`."""
+    """Independent readings: other probes, seeds or partitions, and other random halves of the examples with `half`.
+
+    Where the instrument needs test data, these are drawn anew, independently, from the test examples at hand: for them they are the world.
+    """
     part = max(len(subject.train) // 2, 2)
     for index in range(draws):
         seen = subject.sample(part, rng=chance.generator(SEED, "half", index)) if half else subject
+        if "test" in instrument.needs and subject.test is not None:
+            chosen = chance.integers(len(subject.test), max(len(subject.test), FEWEST_TESTS), rng=chance.generator(SEED, "test", index))
+            seen = dataclasses.replace(seen, test=subject.test.select(chosen), _shared={})
         yield take(instrument, seen, index=index + 1)
 
 
