@@ -258,7 +258,7 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     return Reading("preconditioned_sharpness", value, error=error, error_kind="sample", n=groups, interval=(value - half, value + half), details={"bound": bound}, **common)
 
 
-@instrument(topic="landscape", truth=dense.hessian_trace, knob="probes", smallest=8, largest=256, cost=lambda subject, probes: _product_cost(subject, probes, 4))
+@instrument(topic="landscape", truth=dense.hessian_trace, knob="probes", smallest=16, largest=256, cost=lambda subject, probes: _product_cost(subject, probes, 4))
 def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Reading:
     """Trace of the Hessian of the mean training loss by Hutchinson's estimator: the mean of v' H v over random signs v.
 
@@ -296,10 +296,10 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Read
 def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4) -> Reading:
     """Density of the Hessian's eigenvalues, smoothed by a Gaussian, by stochastic Lanczos quadrature.
 
-    phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is 1 % of the range.
+    phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is the range over the steps.
 
-    Shapes: value (points,); samples (probes, points).   Units: 1 / eigenvalue.
-    Error: standard error over probes; the band is the 95 % one.   Assumes: eval mode; the density is that of the Hessian on the examples seen.
+    Shapes: value (points,).   Units: 1 / eigenvalue.
+    Error: standard error of the mean over probes, from tr f^2 by the same quadrature; the band is that of a chi-square of the same mean and variance.   Assumes: eval mode; the density is that of the Hessian on the examples seen.
     Cost: 24 x `probes` Hessian products.   Raises: InvalidInput for fewer than two probes.
     Source: Ghorbani et al. 2019, section 3.
     """
@@ -310,6 +310,7 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4) -> Re
     )  # fmt: skip
     seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
     axis = Axis("eigenvalue", tuple(found.grid.tolist()), "loss / parameter²")
-    return Reading.of_samples(
-        "spectral_density", found.samples, unit="1 / eigenvalue", error_kind="probe", source=GHORBANI_2019, axes=(axis,), assumes=seen, details={"width": found.width},
+    return Reading(
+        "spectral_density", found.samples.mean(0), "1 / eigenvalue", error=found.error, error_kind="probe", n=probes, interval=found.band(), source=GHORBANI_2019, axes=(axis,),
+        assumes=seen, details={"width": found.width},
     )  # fmt: skip
