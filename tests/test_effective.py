@@ -73,6 +73,17 @@ def test_moments_by_a_second_quadrature(function):
         assert found.growth[i] == pytest.approx((adaptive(lambda z: function(z) ** 2, k + step) - adaptive(lambda z: function(z) ** 2, k - step)) / (2 * step), rel=1e-4)
 
 
+@pytest.mark.parametrize(("function", "rel"), [(torch.tanh, 1e-7), (nn.functional.gelu, 1e-6), (nn.Hardtanh(), 1e-3), (nn.functional.softplus, 1e-3)])
+def test_many_variances_are_interpolated(function, rel):
+    many = np.geomspace(1e-4, 20, 500)
+    some = many[::83]
+    found, exact = activations.moments(function, many), activations.moments(function, some)
+    for field in dataclasses.fields(found):
+        if field.name != "slope_growth":
+            np.testing.assert_allclose(getattr(found, field.name)[::83], getattr(exact, field.name), rtol=rel)
+    np.testing.assert_allclose(many[::83] * found.slope_growth[::83], some * exact.slope_growth, atol=1e-3 * float(exact.slope.max()))
+
+
 def test_critical_weight_scales():
     assert activations.critical_weight_variance(torch.relu)[0] == pytest.approx(2)
     assert activations.critical_weight_variance(nn.LeakyReLU(0.5))[0] == pytest.approx(2 / 1.25)
@@ -92,6 +103,14 @@ def test_depth_scale():
 
 
 # --- the recursion
+
+
+def variances(found, names, maps, squares):
+    return theory.preactivation_variance(found, names, theory.forward(found, maps=maps, squares=squares), squares)
+
+
+def gradients_of(found, names, maps, squares):
+    return theory.gradient_variance(found, names, theory.backward(found, theory.forward(found, maps=maps, squares=squares)))
 
 
 def ensemble(net, x, found, draws, seed=0):
@@ -135,9 +154,9 @@ def test_convolutions_with_padding_stride_and_dilation_against_an_ensemble():
     found = architecture.read(net, x)
     names, moments, gradients = ensemble(net, x, found, 120)
     maps = {"0": x.square().mean(1).numpy()}
-    predicted = theory.preactivation_variance(found, names, maps=maps, squares={})
+    predicted = variances(found, names, maps, {})
     assert within(moments, predicted.value, 0.015).all()
-    back = theory.gradient_variance(found, names[:-1], maps=maps, squares={})
+    back = gradients_of(found, names[:-1], maps, {})
     assert within(gradients[:, :-1] / gradients[:, -1:], back.value, 0.03).all()
     edges = moments.mean(0)[0] / (found["0"].bias_variance + found["0"].weight_variance * 9 * maps["0"].mean())
     assert edges < 0.95  # zero padding is seen: without it the first layer would be predicted too large
@@ -160,11 +179,11 @@ def test_a_tower_of_tanh_follows_each_example():
     found = architecture.read(net, x, init=("xavier",))
     names, moments, gradients = ensemble(net, x, found, 150)
     maps = {"0": x.square().mean(1).numpy()}
-    predicted = theory.preactivation_variance(found, names, maps=maps, squares={}).value
+    predicted = variances(found, names, maps, {}).value
     assert within(moments, predicted, 0.01).all()
-    pooled = theory.preactivation_variance(found, names, maps={"0": maps["0"].mean(keepdims=True)}, squares={}).value
+    pooled = variances(found, names, {"0": maps["0"].mean(keepdims=True)}, {}).value
     assert abs(pooled[1] / moments[:, 1].mean() - 1) > 0.1  # the mean norm of the data would not do
-    assert within(gradients[:, :2] / gradients[:, 2:], theory.gradient_variance(found, names[:2], maps=maps, squares={}).value, 0.02).all()
+    assert within(gradients[:, :2] / gradients[:, 2:], gradients_of(found, names[:2], maps, {}).value, 0.02).all()
 
 
 @pytest.mark.parametrize(("function", "grows"), [(nn.ReLU, 5), (nn.Identity, 2)])
@@ -175,7 +194,7 @@ def test_fluctuations_are_those_of_one_network(function, grows):
     c_w = 2.0 if grows == 5 else 1.0
     found = architecture.read(net, torch.randn(2, width), init=tuple(f"{2 * i}={c_w / width}" for i in range(depth + 1)))
     names = [layer.name for layer in found.parametrised]
-    predicted = theory.preactivation_variance(found, names, maps={"0": np.ones(1) / c_w}, squares={})
+    predicted = variances(found, names, {"0": np.ones(1) / c_w}, {})
     rng = np.random.default_rng(0)
     kernel = np.ones(draws)
     act = (lambda z: np.maximum(z, 0)) if grows == 5 else (lambda z: z)
@@ -193,7 +212,7 @@ def test_fluctuations_of_gradients():
     x = torch.ones(1, 8, dtype=torch.float64)
     found = architecture.read(net, x, init=("kaiming",))
     names, _, gradients = ensemble(net, x, found, draws)
-    predicted = theory.gradient_variance(found, names[:2], maps={"0": np.ones(1)}, squares={})
+    predicted = gradients_of(found, names[:2], {"0": np.ones(1)}, {})
     ratio = gradients[:, :2] / gradients[:, 2:]
     assert predicted.error / predicted.value == pytest.approx(ratio.std(0) / ratio.mean(0), rel=0.15)
 
@@ -206,9 +225,9 @@ def test_theory_refuses_what_it_cannot_predict():
         theory.forward(found, maps={"conv1": np.ones((2, 5))}, squares={"conv2": np.ones(3)})
     maps, squares = {"conv1": np.ones((2, 6, 6)), "conv2": np.ones((2, 6, 6))}, {}
     with pytest.raises(InvalidInput, match="head"):
-        theory.gradient_variance(found, ["head"], maps=maps, squares=squares)
+        gradients_of(found, ["head"], maps, squares)
     with pytest.raises(InvalidInput, match="nothing"):
-        theory.preactivation_variance(found, ["nothing"], maps=maps, squares=squares)
+        variances(found, ["nothing"], maps, squares)
 
 
 # --- instruments
@@ -255,7 +274,7 @@ def test_an_activation_in_place_changes_nothing():
 def test_a_network_that_is_one_layer():
     subject = subject_of(lambda: nn.Linear(5, 4))
     reading = instruments.preactivation_variance(subject, rng=chance.generator(0, "one"), draws=200)
-    predicted = theory.preactivation_variance(architecture.of(subject), ["network"], maps={}, squares=reading.details["squares"])
+    predicted = variances(architecture.of(subject), ["network"], {}, reading.details["squares"])
     assert abs(float(reading) - float(predicted)) < 4 * float(reading.error[0])
 
 
@@ -267,7 +286,7 @@ def test_what_a_layer_reads_is_measured_as_it_reads_it():
     assert reading.details["squares"]["conv1"] == pytest.approx(np.full(16, float(patches.square().sum(1).mean())))
     assert "conv1" not in reading.details["maps"]
     assert reading.details["maps"]["conv2"].shape == (12, 6, 6)
-    paired = theory.preactivation_variance(architecture.of(subject), reading.axes[0].values, maps=reading.details["maps"], squares=reading.details["squares"])
+    paired = variances(architecture.of(subject), reading.axes[0].values, reading.details["maps"], reading.details["squares"])
     assert paired.samples.shape == reading.samples.shape
     assert paired.value[1] == pytest.approx(paired.samples[:, 1].mean())
 
@@ -309,7 +328,7 @@ def facts_of(subject, init=()):
 
 
 def settled(make, shape, init=(), draws=24, seed=0):
-    subject = subject_of(make, shape)
+    subject = subject_of(make, shape, n=8)
     readings = {}
     for instrument in (instruments.preactivation_variance, instruments.gradient_variance, instruments.weight_variance):
         reading = instrument(subject, rng=chance.generator(seed, instrument.__name__), draws=draws)

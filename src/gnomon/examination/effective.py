@@ -35,19 +35,20 @@ NEAR = 0.05
 def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     """The rows of this chapter."""
     forward, backward, weights = (readings.get(name) for name in ("preactivation_variance", "gradient_variance", "weight_variance"))
-    maps, squares = _statistics(forward)
     if forward is not None:
-        yield from _slopes(facts.architecture, backward, maps, squares)
-        yield from _forward(facts.architecture, forward, maps, squares)
+        maps, squares = _statistics(forward)
+        signals = theory.forward(facts.architecture, maps=maps, squares=squares)
+        slopes = theory.backward(facts.architecture, signals)
+        yield from _slopes(facts.architecture, backward, slopes)
+        yield from _forward(facts.architecture, forward, signals, squares)
         if backward is not None:
-            yield from _backward(facts.architecture, backward, maps, squares)
+            yield from _backward(facts.architecture, backward, slopes)
     if weights is not None:
         yield from _weights(facts.architecture, weights)
 
 
-def _statistics(forward: Reading | None) -> tuple[dict[str, Array], dict[str, Array]]:
-    details = forward.details if forward is not None else {}
-    maps, squares = ({str(name): np.asarray(values, dtype=np.float64) for name, values in details.get(part, {}).items()} for part in ("maps", "squares"))
+def _statistics(forward: Reading) -> tuple[dict[str, Array], dict[str, Array]]:
+    maps, squares = ({str(name): np.asarray(values, dtype=np.float64) for name, values in forward.details.get(part, {}).items()} for part in ("maps", "squares"))
     return maps, squares
 
 
@@ -89,21 +90,21 @@ def _span(values: Array) -> str:
     return low if low == high else f"from {low} to {high}"
 
 
-def _forward(architecture: Architecture, reading: Reading, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Iterator[Row]:
+def _forward(architecture: Architecture, reading: Reading, signals: Mapping[str, theory.Signal], squares: Mapping[str, Array]) -> Iterator[Row]:
     names = _covered(architecture, reading)
     if not names:
         return
-    predicted, measured = theory.preactivation_variance(architecture, names, maps=maps, squares=squares), _part(reading, names)
+    predicted, measured = theory.preactivation_variance(architecture, names, signals, squares), _part(reading, names)
     span = f"{_span(measured.value)}, as predicted"
     because = "one network of finite width differs from the limit by a relative sqrt(r + 2/n)"
     yield Row("variance of pre-activations", predicted, measured, "equal", because=because, words=lambda verdict: _words(predicted, measured, verdict, span))
 
 
-def _backward(architecture: Architecture, reading: Reading, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Iterator[Row]:
+def _backward(architecture: Architecture, reading: Reading, slopes: Mapping[str, theory.Slope]) -> Iterator[Row]:
     names = _followed(architecture, reading)
     if not names:
         return
-    predicted, measured = theory.gradient_variance(architecture, names, maps=maps, squares=squares), _part(reading, names)
+    predicted, measured = theory.gradient_variance(architecture, names, slopes), _part(reading, names)
     because = "one network of finite width differs from the limit by what each layer adds, (3<s'^4>/<s'^2>^2 - 1)/n"
     span = "gradients reach every layer as predicted"
     yield Row("variance of gradients", predicted, measured, "equal", because=because, words=lambda verdict: _words(predicted, measured, verdict, span))
@@ -116,7 +117,7 @@ def _followed(architecture: Architecture, reading: Reading) -> list[str]:
     return [str(name) for name in reading.axes[0].values if name in whole]
 
 
-def _slopes(architecture: Architecture, reading: Reading | None, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Iterator[Row]:
+def _slopes(architecture: Architecture, reading: Reading | None, slopes: Mapping[str, theory.Slope]) -> Iterator[Row]:
     names = [] if reading is None else _followed(architecture, reading)
     if reading is None or not names:
         if max((len(chain) for chain in chains(architecture)), default=0) < 2:
@@ -124,8 +125,7 @@ def _slopes(architecture: Architecture, reading: Reading | None, maps: Mapping[s
             yield Row("slope chi", out_of_scope=why, words="no chain of layers to speak of", headline=True)
         return
     chain = max((c for c in chains(architecture) if set(c[:-1]) <= set(names)), key=len)
-    predicted, measured = theory.mean_slope(architecture, chain, maps=maps, squares=squares), _measured_mean(reading, chain)
-    scales = theory.critical_scales(architecture, maps=maps, squares=squares)
+    predicted, measured = theory.mean_slope(architecture, chain, slopes), _measured_mean(reading, chain)
     value, count = float(predicted), len(chain) - 1
     scale = theory.depth_scale(value)
     shown = "infinite" if np.isinf(scale) else f"{format_number(scale, 2)} layers"
@@ -142,13 +142,13 @@ def _slopes(architecture: Architecture, reading: Reading | None, maps: Mapping[s
         return f"{phase} {total}-fold over {count} step{'s' * (count > 1)}, depth scale {shown}"
 
     def advice(verdict: Verdict) -> str | None:
-        return None if verdict.outcome != "holds" or scale >= count else _advice(scales)
+        return None if verdict.outcome != "holds" or scale >= count else _advice(theory.critical_scales(architecture, slopes))
 
     where = f"{chain[0]} to {chain[-1]}"
     because = "one network of finite width differs from the limit; the geometric mean over the steps divides that by their number"
     yield Row(f"slope chi, {where}", predicted, measured, "equal", because=because, words=words, advice=advice, headline=True)
     if len(names) > 1:
-        by_layer, seen = theory.slope(architecture, names, maps=maps, squares=squares), _measured_slopes(architecture, reading, names)
+        by_layer, seen = theory.slope(architecture, names, slopes), _measured_slopes(architecture, reading, names)
         holds = f"{_span(by_layer.value)}, as predicted"
         yield Row("slope chi by layer", by_layer, seen, "equal", because="one network of finite width", words=lambda verdict: _words(by_layer, seen, verdict, holds))
 

@@ -50,11 +50,15 @@ WEIGHT_TOLERANCE = 0.01
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Signal:
-    """The second moment of a layer's pre-activations: `kernel` (examples, *positions), its mean, and its relative variance r over networks."""
+    """The second moment of a layer's pre-activations: `kernel` (examples, *positions), its mean, and its relative variance r over networks.
+
+    `arrived` are the moments of the activation through which the layer before it is read, shaped like that layer's kernel; None where a chain starts.
+    """
 
     kernel: Array
     mean: float
     fluctuation: float
+    arrived: Moments | None = None
 
 
 def activation_after(architecture: Architecture, step: Step) -> Function:
@@ -95,7 +99,8 @@ def forward(architecture: Architecture, *, maps: Mapping[str, Array], squares: M
             found = moments(activation_after(architecture, step), before.kernel)
             kernel = _read(layer, _reshaped(architecture, step, found.square))
             mean = float(kernel.mean())
-            done[name] = Signal(kernel, mean, _fluctuation(before, found, architecture[step.source].units, 1 - layer.bias_variance / mean if mean else 0.0))
+            share = 1 - layer.bias_variance / mean if mean else 0.0
+            done[name] = Signal(kernel, mean, _fluctuation(before, found, architecture[step.source].units, share), found)
     return done
 
 
@@ -147,17 +152,17 @@ def _fluctuation(before: Signal, found: Moments, units: int, share: float) -> fl
     return share**2 * (response**2 * before.fluctuation + spread**2 / units)
 
 
-def preactivation_variance(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+def preactivation_variance(architecture: Architecture, names: Sequence[str], signals: Mapping[str, Signal], squares: Mapping[str, Array]) -> Reading:
     """Second moment of the pre-activations of each layer at initialisation.
 
     K^(l+1) = C_b + C_W <s^2>_{K^l};  relative truncation sqrt(r_l + 2 (1 + r_l)/n_l)  (derived in this module's docstring).
 
-    Shapes: value (layers,); samples (draws, layers) where a chain starts from a measured moment, the value that goes with it, draw by draw; `maps` and `squares` as in `forward`.
+    Shapes: value (layers,); samples (draws, layers) where a chain starts from a measured moment, the value that goes with it, draw by draw; `signals` from
+    `forward`, `squares` as there.
     Units: none.   Error: truncation, the standard deviation of one network of this width about the limit.
-    Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: as `forward`.
+    Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: none.
     Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
     """
-    signals = forward(architecture, maps=maps, squares=squares)
     reached = steps(architecture)
     draws = max((np.size(s) for s in squares.values()), default=0)
     values, errors, samples, assumes = [], [], [], []
@@ -217,17 +222,16 @@ class Slope:
     c_w: float
 
 
-def backward(architecture: Architecture, *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> dict[str, Slope]:
+def backward(architecture: Architecture, signals: Mapping[str, Signal]) -> dict[str, Slope]:
     """Slopes and gradient variances along every chain of at least two layers.
 
     chi_perp = C_W <s'^2>_K,  chi_par = C_W d<s^2>/dK,  g^l = <s'^2>_{K^l} v sum g^(l+1) over what a unit feeds (for convolutions the adjoint of the patch sum,
     stride, padding and dilation included).
 
-    Shapes: as `forward`; one Slope for every layer that another of its chain follows.   Units: none.   Error: `fluctuation`.
+    Shapes: `signals` from `forward`; one Slope for every layer that another of its chain follows.   Units: none.   Error: `fluctuation`.
     Assumes: as `forward`; weights independent of the forward pass; the gradient at a chain's last layer the same at every position and example on average.
-    Cost: as `forward`.   Source: He et al. 2015, section 2.2 (backward); Schoenholz et al. 2017, section 4; padding derived here.
+    Cost: none to speak of.   Source: He et al. 2015, section 2.2 (backward); Schoenholz et al. 2017, section 4; padding derived here.
     """
-    signals = forward(architecture, maps=maps, squares=squares)
     reached = steps(architecture)
     found: dict[str, Slope] = {}
     for chain in chains(architecture):
@@ -238,8 +242,9 @@ def backward(architecture: Architecture, *, maps: Mapping[str, Array], squares: 
         relative, fluctuation = gradient.mean(), 0.0
         for name, following in reversed(list(itertools.pairwise(covered))):
             step, layer, signal = reached[following], architecture[following], signals[name]
+            here = signals[following].arrived
             assert layer.weight_variance is not None
-            here = moments(activation_after(architecture, step), signal.kernel)
+            assert here is not None
             gradient = here.slope * _fed(architecture, step, layer, gradient, signal.kernel)
             relative = float(gradient.mean())
             slope = float(here.slope.mean())
@@ -268,16 +273,16 @@ def _fed(architecture: Architecture, step: Step, layer: Layer, gradient: Array, 
     return layer.weight_variance * np.broadcast_to(gradient.reshape(gradient.shape + (1,) * (kernel.ndim - gradient.ndim)), kernel.shape)
 
 
-def gradient_variance(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+def gradient_variance(architecture: Architecture, names: Sequence[str], slopes: Mapping[str, Slope]) -> Reading:
     """Mean square of the gradient with respect to each layer's pre-activations, relative to that at the last layer of its chain.
 
     g^l / g^L = prod over the layers between of <s'^2>_K v (what a unit feeds);  relative truncation sqrt(r), see the module's docstring.
 
-    Shapes: value (layers,); `maps` and `squares` as in `forward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
-    Assumes: as `backward`.   Cost: as `backward`.   Raises: InvalidInput for a layer that no other of its chain follows.
+    Shapes: value (layers,); `slopes` from `backward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
+    Assumes: as `backward`.   Cost: none.   Raises: InvalidInput for a layer that no other of its chain follows.
     Source: He et al. 2015, section 2.2.
     """
-    found = _chosen(backward(architecture, maps=maps, squares=squares), names)
+    found = _chosen(slopes, names)
     values = [slope.gradient for slope in found]
     errors = [slope.gradient * math.sqrt(slope.fluctuation) for slope in found]
     return Reading.predicted("gradient_variance", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=HE_2015, assumes=_ASSUMED)
@@ -319,34 +324,33 @@ def depth_scale(chi: float) -> float:
     return math.inf if chi == 1 else 0.0 if chi <= 0 else 1 / abs(math.log(chi))
 
 
-def slope(architecture: Architecture, names: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+def slope(architecture: Architecture, names: Sequence[str], slopes: Mapping[str, Slope]) -> Reading:
     """The slope chi of each step of a chain: by what factor the squared norm of the gradient grows from the next layer to this one.
 
     chi = n_l g^l / (n_(l+1) g^(l+1)) with n counting units at all positions: C_W <s'^2>_K, less what zero padding loses at the edges.
 
-    Shapes: value (layers,); `maps` and `squares` as in `forward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
-    Assumes: as `backward`.   Cost: as `backward`.   Raises: InvalidInput for a layer that no other of its chain follows.
+    Shapes: value (layers,); `slopes` from `backward`.   Units: none.   Error: truncation, the standard deviation of one network of this width.
+    Assumes: as `backward`.   Cost: none.   Raises: InvalidInput for a layer that no other of its chain follows.
     Source: Schoenholz et al. 2017, sections 3 and 4.
     """
-    found = backward(architecture, maps=maps, squares=squares)
     values, errors = [], []
-    for step in _chosen(found, names):
-        after = found.get(step.following)
+    for step in _chosen(slopes, names):
+        after = slopes.get(step.following)
         chi = step.gradient * _elements(architecture, step.layer) / ((after.gradient if after else 1.0) * _elements(architecture, step.following))
         values.append(chi)
         errors.append(chi * math.sqrt(max(step.fluctuation - (after.fluctuation if after else 0.0), 0.0)))
     return Reading.predicted("slope", values, unit="", error=errors, error_kind="truncation", axes=(Axis("layer", tuple(names)),), source=SCHOENHOLZ_2017, assumes=_ASSUMED)
 
 
-def mean_slope(architecture: Architecture, chain: Sequence[str], *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> Reading:
+def mean_slope(architecture: Architecture, chain: Sequence[str], slopes: Mapping[str, Slope]) -> Reading:
     """The geometric mean of the slopes along a chain, whose depth scale says over how many layers signals and gradients live.
 
     chi = (n_1 g^1 / (n_L g^L))^(1/(L-1)).
 
-    Shapes: value ().   Units: none.   Error: truncation, that of one network of this width: sqrt(r)/(L-1), relative.   Assumes: as `backward`.
-    Cost: as `backward`.   Raises: InvalidInput for a chain of one layer.   Source: Schoenholz et al. 2017, sections 3 and 4.
+    Shapes: value (); `slopes` from `backward`.   Units: none.   Error: truncation, that of one network of this width: sqrt(r)/(L-1), relative.   Assumes: as `backward`.
+    Cost: none.   Raises: InvalidInput for a chain of one layer.   Source: Schoenholz et al. 2017, sections 3 and 4.
     """
-    first = _chosen(backward(architecture, maps=maps, squares=squares), chain[:1])[0]
+    first = _chosen(slopes, chain[:1])[0]
     count = len(chain) - 1
     value = (first.gradient * _elements(architecture, chain[0]) / _elements(architecture, chain[-1])) ** (1 / count)
     return Reading.predicted("mean_slope", value, unit="", error=value * math.sqrt(first.fluctuation) / count, error_kind="truncation", source=SCHOENHOLZ_2017, assumes=_ASSUMED)
@@ -367,18 +371,22 @@ class CriticalScale:
     critical: float
 
 
-def critical_scales(architecture: Architecture, *, maps: Mapping[str, Array], squares: Mapping[str, Array]) -> tuple[CriticalScale, ...]:
+def critical_scales(architecture: Architecture, slopes: Mapping[str, Slope]) -> tuple[CriticalScale, ...]:
     """For every step of every chain the weight scale of its later layer that is critical: C_W <s'^2>_K = 1 at a fixed point of K.
 
-    Shapes: as `forward`.   Units: none.   Error: that of `critical_weight_variance`.   Assumes: the later layer's biases stay as declared (scale-invariant
+    Shapes: `slopes` from `backward`.   Units: none.   Error: that of `critical_weight_variance`.   Assumes: the later layer's biases stay as declared (scale-invariant
     activations: none).   Cost: a root search an activation that is not scale invariant.   Source: as `critical_weight_variance`.
     """
     reached, found = steps(architecture), []
-    for step in backward(architecture, maps=maps, squares=squares).values():
+    known: dict[tuple[str, float, float], tuple[float, float] | None] = {}
+    for step in slopes.values():
         through = reached[step.following]
         later = architecture[step.following]
-        at = critical_weight_variance(activation_after(architecture, through), bias_variance=later.bias_variance, near=max(step.kernel, 1e-6))
         named = [text for name in through.through if (text := architecture[name].activation)]
+        key = (" ".join(named), later.bias_variance, round(math.log(max(step.kernel, 1e-6))))
+        if key not in known:
+            known[key] = critical_weight_variance(activation_after(architecture, through), bias_variance=later.bias_variance, near=math.exp(key[2]))
+        at = known[key]
         if at is not None and step.c_w > 0:
             found.append(CriticalScale(step.following, " and ".join(named) or "no activation", math.sqrt(at[0] / step.c_w), later.declared, at[0]))
     return tuple(found)
