@@ -359,5 +359,5 @@ def sgd_step_terms(subject: Subject, *, rng: Generator, draws: int = 16) -> Read
     return Reading(
         "sgd_step_terms", table.mean(0), "loss / lr, loss / lr²", error=np.maximum(rounding, 1e-300), error_kind="bound", axes=(Axis("term", ("G·g", "g'Hg")),),
         source=MCCANDLISH_2018.at("section 2.2"), assumes=_seen(subject, size),
-        details={"batches": len(table), "first": table[:, 0].tolist(), "second": table[:, 1].tolist()},
+        details={"batches": len(table), "batch": size, "first": table[:, 0].tolist(), "second": table[:, 1].tolist()},
     )  # fmt: skip
