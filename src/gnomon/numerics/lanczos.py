@@ -23,8 +23,9 @@ ROUNDING = 64
 class Eigen:
     """Eigenpairs with bounds.
 
-    Shapes: `values` (k,) float64, descending for the largest, ascending for the smallest; `vectors` (P, k) of unit length; `bounds` (k,): some
-    eigenvalue lies within bounds[i] of values[i]; `converged` (k,) bool.  `products` is how many were made.
+    Shapes: `values` (k,) float64, descending for the largest, ascending for the smallest; `vectors` (P, k) of unit length; `residuals` (k,): some
+    eigenvalue lies within residuals[i] of values[i]; `bounds` (k,): the i-th eigenvalue does, if none was missed among those that have converged;
+    `converged` (k,) bool.  `products` is how many were made.
     """
 
     values: Tensor
@@ -32,6 +33,7 @@ class Eigen:
     bounds: Tensor
     products: int
     converged: Tensor
+    residuals: Tensor
 
 
 def lanczos_eigenvalues(
@@ -46,7 +48,8 @@ def lanczos_eigenvalues(
     subspace, a new random direction is taken up: multiple eigenvalues are then found as often as they occur.
 
     Shapes: product (P,) -> (P,), P = dimension; vectors have dtype and device of `like`.   Units: those of the operator.
-    Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).
+    Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).  From the first value that has not
+    converged on, eigenvalues may have been missed; bounds then reach to the last value that has (Ritz values lie below the eigenvalue of their rank).
     Assumes: the operator is symmetric.   A value is converged where its residual is at most `tolerance` times the larger of |value| and a hundredth of
     the largest |eigenvalue| seen; those that are not are returned with the bounds they have.
     Cost: at most `max_products` products; `basis` + 1 vectors of memory (default k + 20).
@@ -75,7 +78,17 @@ def lanczos_eigenvalues(
     vectors = torch.stack([rows[:, i].to(run.vectors.dtype) @ run.vectors[: run.filled] for i in range(k)], 1)
     vectors /= vectors.norm(dim=0)
     converged = run.small(values[:k], residuals[:k], tolerance)
-    return Eigen(run.sign * values[:k], vectors, residuals[:k] + run.rounding(), run.products, converged)
+    residuals = residuals[:k] + run.rounding()
+    return Eigen(run.sign * values[:k], vectors, _bounds(values[:k], residuals, converged), run.products, converged, residuals)
+
+
+def _bounds(values: Tensor, residuals: Tensor, converged: Tensor) -> Tensor:
+    """Residuals; from the first value that has not converged on, eigenvalues may have been missed: the i-th one lies between its Ritz value and the last converged one."""
+    settled = int((~converged).int().argmax()) if not bool(converged.all()) else len(converged)
+    if not 0 < settled < len(values):
+        return residuals
+    reach = values[settled - 1] + residuals[settled - 1] - values
+    return torch.where(torch.arange(len(values)) >= settled, torch.maximum(residuals, reach), residuals)
 
 
 class Basis:
