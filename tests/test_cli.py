@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,14 +94,12 @@ class Seen:
         data.write_text(json.dumps(self.document))
         return [(page, 8), (data, 8)]
 
-    def __str__(self):
-        return "the summary"
-
 
 @pytest.fixture
 def seen(monkeypatch):
     stand_in = Seen()
     monkeypatch.setattr("gnomon.examination.run.examine", stand_in)
+    monkeypatch.setattr("gnomon.report.text.summary", lambda document, paths: f"the summary of {', '.join(str(path) for path, _ in paths)}\n")
     return stand_in
 
 
@@ -167,8 +166,7 @@ def test_options_reach_the_subject(place, seen):
     }
     assert seen.options["again"].startswith("gnomon examine net.py:make_model --weights w.ckpt ")
     assert invoke(*seen.options["again"].split()[1:]).exit_code == 0
-    assert "the summary" in result.stdout
-    assert "report.html (0 KiB) · report.json" in result.stdout
+    assert result.stdout == "the summary of report.html, report.json\n"
     assert Path("report.html").read_text() == "new page"
 
 
@@ -372,3 +370,23 @@ def test_a_report_end_to_end_has_the_same_bits_whatever_the_environment_says(pla
     assert numbers("report.json") == numbers("again.json")
     assert numbers("report.json")["rows"]
     np.testing.assert_equal(numbers("report.json")["plan"], numbers("again.json")["plan"])
+
+
+def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(place):
+    words = [sys.executable, "-m", "gnomon.cli.main", "examine", "net.py:make_model", "--data", "net.py:make_data(n=3000)", "--lr", "0.1", "--budget", "6s", "--store", "kept"]
+    environment = os.environ | {"PYTHONPATH": str(Path(gnomon.__file__).parents[1])}
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pieces: list[Path] = []
+    while first.poll() is None and len(pieces) < 2:
+        time.sleep(0.02)
+        pieces = list(Path("kept").rglob("*.json"))
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 130, (first.returncode, pieces, err)
+    assert out == ""
+    assert "run the same command again to go on" in err
+    assert "Traceback" not in err
+    assert not Path("report.html").exists()
+    plan = next(json.loads(path.read_text()) for path in Path("kept").rglob("plan.json"))
+    assert subprocess.run(words, capture_output=True, env=environment, check=False).returncode == 0
+    assert json.loads(Path("report.json").read_text())["plan"] == plan, "the plan that was cut off is taken up"

@@ -66,7 +66,9 @@ def examine(
 
         typer.echo(dumps(report.document), nl=False)
     elif not quiet:
-        typer.echo(str(report).rstrip() + "\n\n" + " · ".join(f"{path} ({size / 1024:,.0f} KiB)" for path, size in files))
+        from gnomon.report.text import summary
+
+        typer.echo(summary(report.document, paths=files), nl=False)
 
 
 def _report(

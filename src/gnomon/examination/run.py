@@ -20,6 +20,7 @@ from gnomon.examination.document import assemble, bounded
 from gnomon.examination.report import Report
 from gnomon.instruments.timing import one_gradient
 from gnomon.run.budget import as_memory_error, available_bytes, peak_bytes, seconds
+from gnomon.run.interrupt import interruptible
 from gnomon.run.plan import Entry, Plan, affordable, make_plan, seconds_per_example
 from gnomon.run.store import Store, key_of
 
@@ -134,7 +135,8 @@ def measure(subject: Subject, plan: Plan, store: Store, key: str, progress: Prog
         progress(done / total, f"{entry.key.replace('_', ' ')} on {entry.examples:,} examples")
         piece = store.piece(key, entry.key)
         if piece is None:
-            piece = _piece(_placed(subject, entry, plan.seed, subjects), entry, plan.seed)
+            with interruptible():
+                piece = _piece(_placed(subject, entry, plan.seed, subjects), entry, plan.seed)
             store.put_piece(key, entry.key, piece)
         topic = piece["topic"]
         if "reading" in piece:
