@@ -390,3 +390,7 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(place):
     plan = next(json.loads(path.read_text()) for path in Path("kept").rglob("plan.json"))
     assert subprocess.run(words, capture_output=True, env=environment, check=False).returncode == 0
     assert json.loads(Path("report.json").read_text())["plan"] == plan, "the plan that was cut off is taken up"
+
+
+def test_the_schema_is_printed():
+    assert json.loads(invoke("schema").stdout)["title"]
