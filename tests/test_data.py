@@ -211,3 +211,12 @@ def test_a_factory_file_is_called_with_a_seeded_state(tmp_path):
         load(f"{tmp_path}/mydata.py:bad")
     with pytest.raises(InvalidInput, match="defines: make, bad"):
         load(f"{tmp_path}/mydata.py")
+
+
+def test_a_list_of_two_batches_is_no_pair_of_inputs_and_targets():
+    from gnomon.core import dataset, rng
+
+    batches = [(torch.zeros(3, 2), torch.zeros(3)), (torch.ones(2, 2), torch.ones(2))]
+    assert len(dataset.read(batches, rng=rng.generator(0))) == 5
+    assert len(dataset.read([torch.zeros(3, 2), torch.zeros(3)], rng=rng.generator(0))) == 3
+    assert len(dataset.read(((torch.zeros(3, 2), torch.zeros(3)), torch.zeros(3)), rng=rng.generator(0))) == 3

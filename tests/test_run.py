@@ -15,7 +15,7 @@ from gnomon.core.subject import Subject
 from gnomon.run.budget import as_memory_error, available_bytes, seconds
 from gnomon.run.plan import Plan, affordable, make_plan
 from gnomon.run.pool import ProcessPool, Task
-from gnomon.run.store import Store, dumps, key_of, read_json, write_atomic
+from gnomon.run.store import Store, dumps, key_of, read_json, write_all, write_atomic
 
 
 def subject(n=4096):
@@ -105,6 +105,17 @@ def test_a_cut_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_several_files_are_replaced_together_or_not_at_all(tmp_path):
+    page, data = tmp_path / "r.html", tmp_path / "r.json"
+    write_all({page: "old", data: "old"})
+    data.unlink()
+    data.mkdir()
+    with pytest.raises(CannotWrite):
+        write_all({page: "new", data: "new"})
+    assert page.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
 
 
 def test_a_device_is_no_place_for_a_report():

@@ -118,7 +118,7 @@ def read(data: Any, *, rng: Generator, what: str = "train", examples: int | None
 
 
 def _batches(data: Any, what: str) -> Iterator[tuple[Tree, Tree]]:
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(tree_flatten(part)[0][0] if tree_flatten(part)[0] else None, (Tensor, np.ndarray)) for part in data):
+    if _is_pair(data):
         yield _as_batch(tuple(data), what)
         return
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple, Mapping, torch.utils.data.DataLoader)):
@@ -127,6 +127,13 @@ def _batches(data: Any, what: str) -> Iterator[tuple[Tree, Tree]]:
         raise InvalidInput(f"{what} data must be a pair (inputs, targets), a Dataset, a DataLoader or an iterable of such pairs, not {type(data).__name__}.")
     for batch in data:
         yield _as_batch(batch, what)
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether these are inputs and targets, not a list of batches: a tuple of two, or a list of two arrays."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or (isinstance(data, list) and not all(isinstance(part, (Tensor, np.ndarray)) for part in data)):
+        return False
+    return all(isinstance(next(iter(tree_flatten(part)[0]), None), (Tensor, np.ndarray)) for part in data)
 
 
 def _as_batch(batch: Any, what: str) -> tuple[Tree, Tree]:

@@ -13,7 +13,7 @@ from gnomon.core.errors import unknown
 from gnomon.core.reading import Reading
 from gnomon.report.html import render
 from gnomon.report.text import summary
-from gnomon.run.store import dumps, write_atomic
+from gnomon.run.store import dumps, write_all
 
 
 class Chapter:
@@ -71,7 +71,7 @@ class Report:
         return summary(self.document)
 
     def save(self, html: str | Path, json: str | Path | None = None) -> list[tuple[Path, int]]:
-        """Write the page and the JSON beside it (and, where arrays are large, an .npz); each replaces the old one whole.
+        """Write the page and the JSON beside it (and, where arrays are large, an .npz); all replace the old ones, or none does.
 
         Returns the files with their sizes in bytes.   Raises: CannotWrite for a place that cannot be written; the old files stay.
         """
@@ -82,6 +82,5 @@ class Report:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **self.arrays)
             contents.append((data.with_suffix(".npz"), buffer.getvalue()))
-        for path, content in contents:
-            write_atomic(path, content)
+        write_all(dict(contents))
         return [(path, len(content)) for path, content in contents]

@@ -29,27 +29,35 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Raises: CannotWrite for a full disk, a read-only place or a device; what stood there stays as it was.
     """
-    path = Path(path)
-    raw = content.encode() if isinstance(content, str) else content
-    temporary: str | None = None
+    write_all({Path(path): content})
+
+
+def write_all(contents: Mapping[Path, str | bytes]) -> None:
+    """Write several files beside the old ones, and put them in place once all are there.
+
+    Raises: CannotWrite for a full disk, a read-only place or a device; then every old file stays as it was.
+    """
+    staged: dict[Path, str] = {}
+    path = Path()
     try:
-        if path.exists() and not path.is_file():
-            raise CannotWrite(f"{path} is not a regular file; nothing was written. Choose another place (--out).")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        for path, content in contents.items():
+            if path.exists() and not path.is_file():
+                raise CannotWrite(f"{path} is not a regular file; nothing was written. Choose another place (--out).")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staged[path], 0o644)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except CannotWrite:
         raise
     except OSError as error:
         raise CannotWrite(f"Cannot write {path}: {error.strerror or error}. Nothing was changed; free some space or choose another place.") from error
     finally:
-        if temporary is not None:
+        for temporary in staged.values():
             Path(temporary).unlink(missing_ok=True)
 
 
