@@ -156,7 +156,7 @@ def exact_noise_scale(subject: Subject) -> float:
     return float(((rows - mean) ** 2).sum() / (len(rows) - 1) / (mean @ mean))
 
 
-@instrument(topic="dynamics", truth=exact_noise_scale, knob="groups", smallest=16, largest=128, cost=_noise_cost)
+@instrument(topic="dynamics", truth=exact_noise_scale, knob="groups", smallest=16, largest=128, essential=True, cost=_noise_cost)
 def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) -> Reading:
     """Gradient noise scale: how many examples a batch needs until its gradient is more signal than noise.
 

@@ -199,7 +199,7 @@ def many_networks(subject: Subject, reading: Reading) -> Array:
     return subject.once(f"effective/truth/{reading.name}", build)
 
 
-@instrument(topic="effective", needs=("make",), truth=many_networks, knob="draws", smallest=16, largest=256, cost=lambda subject, draws: _cost(subject, draws, 0.4))
+@instrument(topic="effective", needs=("make",), truth=many_networks, knob="draws", smallest=16, largest=256, essential=True, cost=lambda subject, draws: _cost(subject, draws, 0.4))
 def preactivation_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Reading:
     """Mean square of the pre-activations of each linear, convolution and embedding layer, over networks drawn by the factory.
 
@@ -285,7 +285,7 @@ def _weighted(known: Architecture) -> list[Layer]:
     return [layer for layer in known.layers if layer.parameters and layer.weight_variance is not None]
 
 
-@instrument(topic="effective", needs=("make",), truth=declared_weight_variance, knob="draws", smallest=8, largest=256, cost=lambda subject, draws: _cost(subject, draws, 0.0))
+@instrument(topic="effective", needs=("make",), truth=declared_weight_variance, knob="draws", smallest=8, largest=256, essential=True, cost=lambda subject, draws: _cost(subject, draws, 0.0))
 def weight_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Reading:
     """Mean square of each layer's weights over networks drawn by the factory: linear, convolution, embedding, recurrent and attention layers.
 

@@ -106,7 +106,7 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
 
 
 @instrument(
-    topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256,
+    topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256, essential=True,
     cost=lambda subject, products: _product_cost(subject, products + 10, 40 + 2 * _count(subject)),
 )  # fmt: skip
 def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128) -> Reading:

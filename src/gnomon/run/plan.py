@@ -113,8 +113,9 @@ def unmet(subject: Subject, instrument: Instrument, at: Where) -> str | None:
 def make_plan(subject: Subject, instruments: Mapping[str, Instrument], *, gradients: float, budget: float, seed: int, threads: int, memory: int | None) -> Plan:
     """Share `gradients` full gradients among the instruments that fit the subject.
 
-    Cheap instruments take what they need and leave the rest to the others.  Each first buys examples, up to ENOUGH, then accuracy, in powers of two.
-    What is not affordable at its smallest setting on FEWEST examples, or does not fit in memory, is skipped with the reason.
+    Each gets its smallest setting on FEWEST examples; what is left is dealt out in rounds, and cheap instruments leave to the others what they do not need.
+    Each buys examples first, up to ENOUGH, then accuracy and examples by turns, in powers of two.  Where not even the smallest settings are affordable, the
+    dearest are skipped, those that a chapter rests on last; what does not fit in memory is skipped too, with the reason.
     """
     skipped: list[tuple[str, str, str]] = []
     candidates: list[tuple[Instrument, Where]] = []
@@ -129,15 +130,11 @@ def make_plan(subject: Subject, instruments: Mapping[str, Instrument], *, gradie
     groups: dict[tuple[str, Where], list[Instrument]] = {}
     for instrument, at in candidates:
         groups.setdefault((instrument.shares or instrument.name, at), []).append(instrument)
-    left, entries = gradients, []
-    order = sorted(groups.items(), key=lambda group: (sizes.cost(group[1], len(subject.train), group[1][0].largest), group[0]))
-    for position, ((_, at), members) in enumerate(order):
-        found = _fit(members, at, left / (len(order) - position), sizes, memory)
-        if isinstance(found, str):
-            skipped.extend((reading_key(instrument.name, at), instrument.topic, found) for instrument in members)
-            continue
-        entries.extend(found)
-        left = max(left - sum(entry.gradients for entry in found), 0.0)
+    order = [_Group(members, at, sizes) for (_, at), members in sorted(groups.items())]
+    order.sort(key=lambda group: (group.cost(len(sizes.levels) - 1, group.largest), group.name))
+    kept, dropped = _reachable(order, gradients, memory)
+    skipped.extend((reading_key(member.name, group.at), member.topic, why) for group, why in dropped for member in group.members)
+    entries = [entry for group in _shared_out(kept, gradients, memory) for entry in group.entries()]
     entries.sort(key=lambda e: (e.gradients, e.instrument, e.at))
     return Plan(budget, seed, threads, subject.chunk, tuple(entries), tuple(sorted(skipped)))
 
@@ -154,37 +151,79 @@ class _Sizes:
             self.samples[examples] = self.subject.sample(examples, rng=chance.generator(0, "plan"))
         return instrument.cost(self.samples[examples], **({instrument.knob: value} if instrument.knob else {}))
 
-    def cost(self, members: list[Instrument], examples: int, value: int) -> float:
-        return sum(self.raw(instrument, examples, value).gradients for instrument in members) * examples / self.total
 
-    def bytes(self, members: list[Instrument], examples: int, value: int) -> int:
-        return max(self.raw(instrument, examples, value).bytes for instrument in members)
+class _Group:
+    """Instruments that share their work, with the level of examples and the knob that they have been given so far."""
+
+    def __init__(self, members: list[Instrument], at: Where, sizes: _Sizes) -> None:
+        first = members[0]
+        self.members, self.at, self.sizes, self.name, self.knob = members, at, sizes, first.name, first.knob
+        self.largest, self.level, self.value, self.smallest = first.largest, 0, first.smallest, first.smallest
+        self.weight = 2.0 if self.essential else 1.0
+
+    @property
+    def essential(self) -> bool:
+        return any(member.essential for member in self.members)
+
+    def cost(self, level: int | None = None, value: int | None = None) -> float:
+        examples, value = self.sizes.levels[self.level if level is None else level], self.value if value is None else value
+        return sum(self.sizes.raw(member, examples, value).gradients for member in self.members) * examples / self.sizes.total
+
+    def bytes(self, level: int, value: int) -> int:
+        return max(self.sizes.raw(member, self.sizes.levels[level], value).bytes for member in self.members)
+
+    def grow(self, share: float, memory: int | None) -> None:
+        """Take as many examples and turn the knob as far as the share and the memory allow: examples up to ENOUGH first, then by turns."""
+
+        def fits(level: int, value: int) -> bool:
+            return self.cost(level, value) <= share and _fits_memory(self.bytes(level, value), memory)
+
+        while True:
+            more_examples = self.level + 1 < len(self.sizes.levels) and fits(self.level + 1, self.value)
+            more_value = self.knob is not None and 2 * self.value <= self.largest and fits(self.level, 2 * self.value)
+            examples = self.sizes.levels[self.level]
+            ahead = math.log2(max(examples / ENOUGH, 0.5)) >= math.log2(self.value / self.smallest)
+            if more_examples and (examples < ENOUGH or not more_value or not ahead):
+                self.level += 1
+            elif more_value:
+                self.value *= 2
+            else:
+                return
+
+    def entries(self) -> list[Entry]:
+        n = self.sizes.levels[self.level]
+        value = self.value if self.knob else None
+        return [Entry(m.name, self.at, n, m.knob, value, round(self.sizes.raw(m, n, self.value).gradients * n / self.sizes.total, 6)) for m in self.members]
 
 
-def _fit(members: list[Instrument], at: Where, share: float, sizes: _Sizes, memory: int | None) -> list[Entry] | str:
-    """Entries for instruments that share their work: the same examples and knob for all, as much of both as the share buys."""
-    knob, smallest, largest = members[0].knob, members[0].smallest, members[0].largest
+def _fits_memory(taken: int, memory: int | None) -> bool:
+    return memory is None or taken <= 0.8 * memory
 
-    def fits(level: int, value: int) -> bool:
-        n = sizes.levels[level]
-        return sizes.cost(members, n, value) <= share and (memory is None or sizes.bytes(members, n, value) <= 0.8 * memory)
 
-    level, value, top = 0, smallest, len(sizes.levels) - 1
-    if not fits(level, value):
-        taken = sizes.bytes(members, sizes.levels[0], value)
-        if memory is not None and taken > 0.8 * memory:
-            return f"it takes {taken / 2**20:,.0f} MiB and {memory / 2**20:,.0f} MiB are free; no smaller setting of {knob or 'its examples'} fits"
-        least = sizes.cost(members, sizes.levels[0], value)
-        return f"the budget does not reach: its least costs {least:.2g} full gradients, its share is {share:.2g}; a larger --budget or --only {members[0].topic} makes room"
-    while True:
-        more_examples = level < top and fits(level + 1, value)
-        more_value = knob is not None and 2 * value <= largest and fits(level, 2 * value)
-        ahead = math.log2(max(sizes.levels[level] / ENOUGH, 0.5)) >= math.log2(value / smallest)
-        if more_examples and (sizes.levels[level] < ENOUGH or not more_value or not ahead):
-            level += 1
-        elif more_value:
-            value *= 2
+def _reachable(groups: list[_Group], gradients: float, memory: int | None) -> tuple[list[_Group], list[tuple[_Group, str]]]:
+    """The groups whose least settings fit in memory and, together, in the budget; the dearest go first, those that chapters rest on last."""
+    kept, dropped = [], []
+    for group in groups:
+        taken = group.bytes(0, group.smallest)
+        if _fits_memory(taken, memory):
+            kept.append(group)
         else:
-            break
-    n = sizes.levels[level]
-    return [Entry(m.name, at, n, m.knob, value if m.knob else None, round(sizes.cost([m], n, value), 6)) for m in members]
+            why = f"it takes {taken / 2**20:,.0f} MiB and {(memory or 0) / 2**20:,.0f} MiB are free; no smaller setting of {group.knob or 'its examples'} fits"
+            dropped.append((group, why))
+    while kept and sum(group.cost() for group in kept) > gradients:
+        worst = max(kept, key=lambda group: (not group.essential, group.cost()))
+        kept.remove(worst)
+        room = f"a larger --budget or --only {worst.members[0].topic} makes room"
+        dropped.append((worst, f"the budget does not reach: the least that it takes is {worst.cost():.2g} full gradients, and the whole budget buys {gradients:.3g}; {room}"))
+    return kept, dropped
+
+
+def _shared_out(groups: list[_Group], gradients: float, memory: int | None) -> list[_Group]:
+    """Give every group its least setting, then deal out what is left in rounds, the cheap first: what they do not need goes to the dear."""
+    for _ in range(4):
+        left = gradients - sum(group.cost() for group in groups)
+        for position, group in enumerate(groups):
+            before = group.cost()
+            group.grow(before + left * group.weight / sum(other.weight for other in groups[position:]), memory)
+            left -= group.cost() - before
+    return groups
