@@ -17,7 +17,7 @@ from gnomon.core.reading import Array, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
-from gnomon.instruments.outcomes import NOT_PROBABILITIES, UNITS, Outcomes, bounded_interval, kind_of, labelled, of_block, outcomes, variance
+from gnomon.instruments.outcomes import NOT_PROBABILITIES, UNITS, Kind, Outcomes, bounded_interval, kind_of, labelled, of_block, outcomes, variance
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.statistics import finite_population_factor, student_quantile
 
@@ -94,7 +94,7 @@ def test_error(subject: Subject, *, rng: Generator) -> Reading:
     )  # fmt: skip
 
 
-test_error.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name
+vars(test_error)["__test__"] = False  # not a test, whatever its name
 
 
 def exact_gap(subject: Subject) -> float:
@@ -333,12 +333,17 @@ def _noise(subject: Subject, distance: float) -> tuple[float, int]:
     return FIRST_NOISE * 2 ** (-index / 2), index
 
 
-def _noisy_error(subject: Subject, data: Dataset, sigma: float, rng: Generator) -> float:
-    """Mean error of the examples under one draw of the weights; each example counts alike."""
+def _noisy(subject: Subject, sigma: float, rng: Generator) -> dict[str, Tensor]:
+    """One draw of the weights."""
     state = dict(subject.state)
     for key in subject.trainable:
         state[key] = state[key] + sigma * chance.normal(*state[key].shape, rng=rng, like=state[key])
-    kind, means = kind_of(subject), []
+    return state
+
+
+def _mean_error(subject: Subject, data: Dataset, state: dict[str, Tensor], kind: Kind) -> float:
+    """Mean error of examples, each of which counts alike."""
+    means = []
     for block in dataclasses.replace(subject, train=data, _shared={}).batches():
         found = of_block(subject, block, subject(state, block.inputs), kind).kept()
         means.append(found.sums / found.counts)
@@ -359,13 +364,13 @@ def _labelled_examples(subject: Subject, data: Dataset) -> Dataset:
 def exact_stochastic_error(subject: Subject, draws: int = 3000) -> float:
     """The mean over very many draws of the weights, on all test examples."""
     assert subject.test is not None
-    data, (sigma, _) = _labelled_examples(subject, subject.test), _noise(subject, _distance(subject))
+    data, (sigma, _), kind = _labelled_examples(subject, subject.test), _noise(subject, _distance(subject)), kind_of(subject)
     with measuring(subject), torch.no_grad():
-        return float(np.mean([_noisy_error(subject, data, sigma, chance.generator(17, "exact", i)) for i in range(draws)]))
+        return float(np.mean([_mean_error(subject, data, _noisy(subject, sigma, chance.generator(17, "exact", i)), kind) for i in range(draws)]))
 
 
 @instrument(
-    topic="generalization", needs=("test", "initial"), truth=exact_stochastic_error, knob="draws", smallest=64, largest=512,
+    topic="generalization", needs=("test", "initial"), truth=exact_stochastic_error, knob="draws", smallest=32, largest=512,
     cost=lambda subject, draws: Cost(gradients=FORWARD * 4 * draws * BATCH / len(subject.train), bytes=8 * subject.dimension),
 )  # fmt: skip
 def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> Reading:
@@ -384,7 +389,8 @@ def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> R
         raise InvalidInput(f"draws must be at least 2, not {draws}.")
     if kind_of(subject) == "loss":
         raise OutOfScope("a PAC-Bayes bound needs an error between 0 and 1; this is a regression")
-    assert subject.initial is not None and subject.test is not None
+    assert subject.initial is not None
+    assert subject.test is not None
     moved = [key for key, value in subject.state.items() if key not in subject.trainable and not torch.equal(value, subject.initial[key])]
     if any(subject.state[key].is_floating_point() for key in moved):
         raise OutOfScope(f"{moved[0]!r} was fitted to the training data but is no trainable parameter (running statistics?): no prior covers it")
@@ -393,13 +399,15 @@ def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> R
         raise OutOfScope("the network is at its initialisation: it has learned nothing that could be bounded")
     sigma, index = _noise(subject, distance)
     errors: dict[str, list[float]] = {"train": [], "test": []}
+    kind, usable = kind_of(subject), {"train": _labelled_examples(subject, subject.train), "test": _labelled_examples(subject, subject.test)}
+    if not all(len(data) for data in usable.values()):
+        raise OutOfScope("every target is ignored: there is nothing to be right or wrong about")
     with measuring(subject), torch.no_grad():
-        for what, data in (("train", subject.train), ("test", subject.test)):
-            usable = _labelled_examples(subject, data)
-            for draw in range(draws):
-                child = chance.child(rng, what, draw)
-                chosen = usable.select(chance.integers(len(usable), BATCH, rng=child))
-                errors[what].append(_noisy_error(subject, chosen, sigma, child))
+        for draw in range(draws):
+            child = chance.child(rng, "draw", draw)
+            state = _noisy(subject, sigma, child)
+            for what, data in usable.items():
+                errors[what].append(_mean_error(subject, data.select(chance.integers(len(data), BATCH, rng=child)), state, kind))
     tests = np.asarray(errors["test"])
     low, high = bounded_interval(tests, np.ones(draws))
     spread = float(tests.std(ddof=1)) / math.sqrt(draws)

@@ -53,7 +53,7 @@ def _weights(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _covered(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Linear, nn.Embedding, *CONVOLUTIONS, *BATCH_NORMS)) or _is_transposed_linear(layer)
+    return isinstance(layer, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or (isinstance(layer, BATCH_NORMS) and layer.track_running_stats) or _is_transposed_linear(layer)
 
 
 def _is_transposed_linear(layer: nn.Module) -> bool:
@@ -109,12 +109,19 @@ def _matrix(call: _Call) -> Tensor | None:
     return weight.double() if weight is not None and (isinstance(call.layer, (nn.Linear, nn.Embedding)) or _is_transposed_linear(call.layer)) else None
 
 
+def _batch_norm_scale(call: _Call) -> Tensor:
+    """|gamma| / sqrt(var + eps) of a batch norm in eval mode.  Raises: OutOfScope where it keeps no running statistics: it is then no linear map."""
+    if "running_var" not in call.weights:
+        raise OutOfScope("a batch norm without running statistics is no linear map")
+    variance = call.weights["running_var"].double()
+    gamma = call.weights["weight"].double() if "weight" in call.weights else torch.ones_like(variance)
+    return gamma.abs() / (variance + float(vars(call.layer)["eps"])).sqrt()
+
+
 def _norm(call: _Call, rng: Generator) -> tuple[float, float]:
     """The largest singular value of a layer and a bound on its error."""
     if isinstance(call.layer, BATCH_NORMS):
-        variance = call.weights["running_var"].double() if "running_var" in call.weights else torch.ones(1, dtype=torch.float64)
-        scale = call.weights["weight"].double() if "weight" in call.weights else torch.ones_like(variance)
-        return float((scale.abs() / (variance + call.layer.eps).sqrt()).max()), 0.0
+        return float(_batch_norm_scale(call).max()), 0.0
     matrix = _matrix(call)
     if matrix is not None:
         if min(matrix.shape) <= DENSE:
@@ -126,8 +133,8 @@ def _norm(call: _Call, rng: Generator) -> tuple[float, float]:
     size = zero.numel()
 
     def gram(v: Tensor) -> Tensor:
-        output, pull = torch.func.vjp(function, v.reshape(zero.shape).to(zero.dtype))
-        return pull(output)[0].reshape(-1)
+        pushed = torch.func.vjp(function, v.reshape(zero.shape).to(zero.dtype))
+        return pushed[1](pushed[0])[0].reshape(-1)
 
     if size <= 256:
         identity = torch.eye(size, dtype=zero.dtype, device=zero.device).reshape(size, *zero.shape[1:])
@@ -173,8 +180,7 @@ def exact_spectral_norms(subject: Subject) -> Array:
         for call in _calls(subject).values():
             matrix = _matrix(call)
             if matrix is None and isinstance(call.layer, BATCH_NORMS):
-                weight = call.weights.get("weight", torch.ones(1))
-                matrix = torch.diag(weight.double() / (call.weights["running_var"].double() + call.layer.eps).sqrt())
+                matrix = torch.diag(_batch_norm_scale(call))
             if matrix is None:
                 function, zero = _linear_map(call)
                 matrix = torch.stack([function(row.reshape(zero.shape)).reshape(-1) for row in torch.eye(zero.numel(), dtype=zero.dtype)])
