@@ -102,7 +102,7 @@ def exact_gap(subject: Subject) -> float:
     return outcomes(subject, "test").value - outcomes(subject, "train").value
 
 
-@instrument(topic="generalization", needs=("test",), truth=exact_gap, cost=lambda subject: Cost(gradients=_passes(subject, train=True)))
+@instrument(topic="generalization", needs=("test",), truth=exact_gap, essential=True, cost=lambda subject: Cost(gradients=_passes(subject, train=True)))
 def generalization_gap(subject: Subject, *, rng: Generator) -> Reading:
     """Generalization gap: test error less training error, of classes or tokens; for regression the difference of the mean losses.
 
