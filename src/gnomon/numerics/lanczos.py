@@ -75,7 +75,7 @@ def lanczos_eigenvalues(
     values, rows, residuals = run.ritz()
     if run.filled < k:
         raise InvalidInput(f"{max_products} products did not give {k} eigenvalues; raise max_products.")
-    vectors = torch.stack([rows[:, i].to(run.vectors.dtype) @ run.vectors[: run.filled] for i in range(k)], 1)
+    vectors = torch.stack([rows[:, i].to(run.vectors) @ run.vectors[: run.filled] for i in range(k)], 1)
     vectors /= vectors.norm(dim=0)
     converged = run.small(values[:k], residuals[:k], tolerance)
     residuals = residuals[:k] + run.rounding()
@@ -193,7 +193,7 @@ class _Lanczos(Basis):
         """Keep the leading Ritz vectors and the last residual: A V_k = V_k diag(theta) + v (beta s_last)."""
         m = self.filled
         values, rows, _ = self.ritz()
-        turn = rows[:, :keep].T.to(self.vectors.dtype).to(self.vectors.device)
+        turn = rows[:, :keep].T.to(self.vectors)
         for start in range(0, self.dimension, 1 << 16):
             part = self.vectors[:m, start : start + (1 << 16)]
             part[:keep] = turn @ part
