@@ -30,7 +30,7 @@ def flat(text):
 def test_it_fits_the_width_and_one_screen(width):
     text = summary(report_document.document(), width, PATHS, stream=Stream())
     assert max(len(line) for line in text.splitlines()) <= width
-    assert width < 100 or len(text.splitlines()) <= 32
+    assert width < 100 or len(text.splitlines()) <= 40
     assert text.endswith("report.html (212 KiB) · report.json (78 KiB)\n" if width > 44 else "report.html (212 KiB)\nreport.json (78 KiB)\n")
     assert "\x1b" not in text
 

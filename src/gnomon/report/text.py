@@ -18,6 +18,8 @@ from gnomon.report import words
 
 SKIPPED = 3
 """Skipped things named in the terminal; the rest are counted."""
+LONG_UNIT = 12
+"""Units longer than this are left to the page."""
 WIDE = 96
 """Columns from which the table has a column for each of prediction, measurement and verdict."""
 
@@ -75,33 +77,27 @@ def _title(document: Mapping[str, Any]) -> str:
 
 def _table(document: Mapping[str, Any], say: Callable[..., Text], width: int) -> Table:
     """The headline rows side by side, or below WIDE columns each as a sentence with its verdict under it."""
-    wide, room = width >= WIDE, max(width // 4, 16)
+    wide = width >= WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=wide)
     table.add_column("", no_wrap=True)
-    for name in ("", "predicted", "measured") if wide else ():
-        table.add_column(say(name), no_wrap=True)
-    table.add_column(say("verdict"), overflow="fold")
+    if wide:
+        for name, part in (("", 0.19), ("predicted", 0.16), ("measured", 0.22)):
+            table.add_column(say(name), max_width=int(part * width))
+    table.add_column(say("verdict"))
     before = None
     for row in [row for row in document["rows"] if row["headline"]] or document["rows"]:
         predicted, measured = words.reading_of(row["predicted"]), words.reading_of(row["measured"])
-        alone = measured is None or (predicted is not None and predicted.unit != measured.unit)
+        alone = measured is None or (predicted is not None and predicted.unit != measured.unit and len(predicted.unit) <= LONG_UNIT)
         expected = words.value_text(predicted, prefix=words.sign(row["relation"], predicted), count=False, unit=alone) if predicted else ""
-        found = words.value_text(measured, count=False) if measured else ""
+        found = words.value_text(measured, count=False, unit=len(measured.unit) <= LONG_UNIT) if measured else ""
         chapter, verdict = say(f" {row['chapter']}" if row["chapter"] != before else ""), say(_verdict(row), "bold" if row["verdict"] == "fails" else "")
         before = row["chapter"]
         if wide:
-            table.add_row(chapter, say(_cut(row["title"], room)), say(expected or "-"), say(found or "-"), verdict)
+            table.add_row(chapter, say(row["title"]), say(expected or "-"), say(found or "-"), verdict)
         else:
             values = ", ".join(f"{label} {value}" for label, value in (("predicted", expected), ("measured", found)) if value)
             table.add_row(chapter, Text("\n").join([say(f"{row['title']}: {values}"), *([verdict] if verdict.plain else [])]))
     return table
-
-
-def _cut(text: str, room: int) -> str:
-    """A title on one line, cut at a word."""
-    if len(text) <= room:
-        return text
-    return text[: room - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "…"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
