@@ -100,7 +100,8 @@ def _scaling(facts: Facts, noise: Reading) -> Iterator[Row]:
     value = max(float(noise), noise.ends()[0])
     ratio = theory.lr_ratio(value, batch, 2 * batch)
     lr = facts.training.lr
-    to = "" if lr is None or facts.training.optimizer in ("adam", "adamw") else f", from {format_number(lr)} to {format_number(lr * ratio)}"
+    adaptive = facts.training.optimizer in ("adam", "adamw")
+    to = " (of plain gradient descent; Adam's grows more slowly)" if adaptive else "" if lr is None else f", from {format_number(lr)} to {format_number(lr * ratio)}"
     lost = "the linear-scaling rule still holds" if ratio > 1.8 else "the linear-scaling rule is breaking" if ratio > 1.2 else "the linear-scaling rule is broken"
     words = f"twice the batch may have {format_number(ratio)} times the learning rate{to}: {lost} (it breaks at batch {_round(value)})"
     yield Row("where linear scaling breaks", predicted=theory.learning_rate_curve(value, batch), words=words)
@@ -142,5 +143,5 @@ def _step(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
             f"Single steps would lower the loss most at lr {format_number(best, 2)}, {longer} than yours ({format_number(lr)}); over many steps the stability limit counts as well."
         )
 
-    because = "the next order, were the series geometric: (second-order term)² / |first-order term|"
+    because = "twice the next order, were the series geometric: 2 (second-order term)² / |first-order term|"
     yield Row("one step's change of the loss", predicted, change, "equal", because=because, words=words, advice=advice)

@@ -121,7 +121,10 @@ def _calibration(readings: Mapping[str, Reading]) -> Iterator[Row]:
         return
     predicted = theory.calibrated_error(confidence)
     tolerance = min(theory.CALIBRATION_TOLERANCE, float(predicted) / 4)
-    gap = float(error) - float(predicted)
+    gap = float(confidence.details["gap"])
+    # both are means over the same examples: the error that counts is that of their difference
+    said = ("the error bar is that of the difference between errors and confidence, on the same examples",)
+    paired = error.replace(error=float(confidence.details["gap_error"]), error_kind="sample", n=confidence.n, assumes=said)
 
     def words(verdict: Verdict) -> str:
         if verdict.outcome == "fails":
@@ -138,7 +141,7 @@ def _calibration(readings: Mapping[str, Reading]) -> Iterator[Row]:
         return f"Divide the logits by {format_number(1 / float(scale), 3)} before the softmax (fitted on one half of the test data, checked on the other): {left}, and no answer changes."
 
     because = "temperature scaling leaves up to 2 points (Guo et al. 2017, table 1); a quarter of the error where that is less"
-    yield Row("confidence against errors", predicted, error, "equal", tolerance, because=because, words=words, advice=advice)
+    yield Row("confidence against errors", predicted, paired, "equal", tolerance, because=because, words=words, advice=advice)
     if scale is not None:
         where = (
             "the logits are too large"
@@ -164,7 +167,8 @@ def _pac_bayes(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     def words(verdict: Verdict) -> str:
         noise = f"noise of {format_number(float(details['sigma']), 2)} on every weight"
         if verdict.outcome == "vacuous":
-            return f"vacuous: with {noise}, all that the bound can pay for, the network is no better than a guess, or the bound is not"
+            left = "what was learned is lost" if float(measured) > 0.8 * guess else "the network still works, but the bound says no more than a guess"
+            return f"vacuous: a bound from the training data alone can pay for the weights only with {noise}; with it {left}"
         return f"not vacuous: with {noise} the network still learns, and the bound says so" if verdict.outcome == "holds" else f"with {noise} the test data do not keep the bound"
 
     yield Row("error with noisy weights (PAC-Bayes)", predicted, measured, "at_most", 0.0, trivial=guess, because="a bound is kept or not", words=words)

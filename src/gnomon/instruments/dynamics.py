@@ -17,6 +17,7 @@ from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import flatten
+from gnomon.numerics.measuring import measuring
 from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
 from gnomon.numerics.statistics import student_quantile
 
@@ -324,13 +325,13 @@ def exact_step_terms(subject: Subject) -> Array:
         ]  # fmt: skip
         return torch.stack(parts).sum() / total
 
-    leaf = start.requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
-    rows = []
-    for batch in _batches(subject, FEWEST_DRAWS)[0]:
-        g = _batch_gradient(subject, batch)
-        (curved,) = torch.autograd.grad(slope @ g, leaf, retain_graph=True)
-        rows.append([float(slope.detach() @ g), float(curved @ g)])
+    leaf, rows = start.requires_grad_(), []
+    with measuring(subject):
+        (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        for batch in _batches(subject, FEWEST_DRAWS)[0]:
+            g = _batch_gradient(subject, batch)
+            (curved,) = torch.autograd.grad(slope @ g, leaf, retain_graph=True)
+            rows.append([float(slope.detach() @ g), float(curved @ g)])
     return np.asarray(rows).mean(0)
 
 

@@ -48,10 +48,9 @@ BATCH = 8
 """Examples on which one draw of the weights is tried."""
 
 
-def _passes(subject: Subject, *, train: bool) -> float:
-    """Forward passes over the test data, and the training data if asked, in gradients of the training data."""
-    tests = len(subject.test) if subject.test else 0
-    return FORWARD * (tests / len(subject.train) + float(train))
+def _test_pass(subject: Subject) -> float:
+    """A forward pass over the test data, in gradients of the training data."""
+    return FORWARD * (len(subject.test) if subject.test else 0) / len(subject.train)
 
 
 def _mean_interval(found: Outcomes, factor: float = 1.0) -> tuple[float, float, float]:
@@ -76,7 +75,7 @@ def exact_test_error(subject: Subject) -> float:
     return outcomes(subject, "test").value
 
 
-@instrument(topic="generalization", needs=("test",), truth=exact_test_error, cost=lambda subject: Cost(gradients=_passes(subject, train=False)))
+@instrument(topic="generalization", needs=("test",), truth=exact_test_error, cost=lambda subject: Cost(gradients=_test_pass(subject)))
 def test_error(subject: Subject, *, rng: Generator) -> Reading:
     """Error rate on the test data: wrong classes over targets (tokens) that are not ignored; for regression the mean loss.
 
@@ -102,7 +101,7 @@ def exact_gap(subject: Subject) -> float:
     return outcomes(subject, "test").value - outcomes(subject, "train").value
 
 
-@instrument(topic="generalization", needs=("test",), truth=exact_gap, essential=True, cost=lambda subject: Cost(gradients=_passes(subject, train=True)))
+@instrument(topic="generalization", needs=("test",), truth=exact_gap, essential=True, shares="test_error", cost=lambda subject: Cost(gradients=FORWARD))
 def generalization_gap(subject: Subject, *, rng: Generator) -> Reading:
     """Generalization gap: test error less training error, of classes or tokens; for regression the difference of the mean losses.
 
@@ -161,7 +160,7 @@ def exact_held_out(subject: Subject) -> float:
     return float(values.mean()) * scale
 
 
-@instrument(topic="generalization", needs=("test",), truth=exact_held_out, cost=lambda subject: Cost(gradients=_passes(subject, train=False)))
+@instrument(topic="generalization", needs=("test",), truth=exact_held_out, shares="test_error", cost=lambda subject: Cost())
 def held_out_error(subject: Subject, *, rng: Generator) -> Reading:
     """Error on a random three quarters of the test examples; the sum over the other quarter, which a bound may be made from, stands in `details`.
 
@@ -205,11 +204,12 @@ def exact_confidence(subject: Subject) -> float:
     return float(found.confidences.sum() / found.counts.sum())
 
 
-@instrument(topic="generalization", needs=("test",), truth=exact_confidence, cost=lambda subject: Cost(gradients=_passes(subject, train=False)))
+@instrument(topic="generalization", needs=("test",), truth=exact_confidence, shares="test_error", cost=lambda subject: Cost())
 def confidence(subject: Subject, *, rng: Generator) -> Reading:
     """Mean confidence on the test inputs: the largest probability of the softmax (of the sigmoid and its complement), over targets that are not ignored.
 
-    Shapes: value ().   Units: none (probability).   Error: over test examples, as `test_error`.
+    Shapes: value ().   Units: none (probability).   Error: over test examples, as `test_error`; `details` hold the gap, errors less 1 - confidence, and its
+    standard error on the same examples, at least that of a calibrated network.
     Assumes: the output holds logits, or log-probabilities.   Cost: shared with `test_error`.
     Raises: OutOfScope without test data, for regression and for losses that make no probabilities.
     Source: Guo et al. 2017, section 2.
@@ -217,8 +217,15 @@ def confidence(subject: Subject, *, rng: Generator) -> Reading:
     found = _with_confidence(subject)
     low, high = bounded_interval(found.confidences, found.counts)
     error = math.sqrt(variance(found.confidences, found.counts)) or (high - low) / 4
-    value = float(found.confidences.sum() / found.counts.sum())
-    return Reading("confidence", value, "", error=error, error_kind="sample", n=len(found.sums), interval=(low, high), source=GUO_2017.at("section 2"), assumes=_said(found))
+    total = found.counts.sum()
+    sure = np.clip(found.confidences / found.counts, 0.0, 1.0)
+    # of errors few of which were seen the spread says little: it is at least what a calibrated network's would be
+    least = float((found.counts * sure * (1 - sure)).sum()) / total**2
+    gap_error = math.sqrt(max(variance(found.sums + found.confidences, found.counts), least))
+    return Reading(
+        "confidence", float(found.confidences.sum() / total), "", error=error, error_kind="sample", n=len(found.sums), interval=(low, high), source=GUO_2017.at("section 2"), assumes=_said(found),
+        details={"gap": float((found.sums + found.confidences).sum() / total - 1), "gap_error": gap_error},
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +296,7 @@ def exact_logit_scale(subject: Subject) -> float:
     return float(value.x)
 
 
-@instrument(topic="generalization", needs=("test", "labels"), truth=exact_logit_scale, cost=lambda subject: Cost(gradients=_passes(subject, train=False), bytes=SCORES * 32))
+@instrument(topic="generalization", needs=("test", "labels"), truth=exact_logit_scale, cost=lambda subject: Cost(gradients=_test_pass(subject), bytes=SCORES * 32))
 def logit_scale(subject: Subject, *, rng: Generator) -> Reading:
     """The factor on the logits that fits the test labels best: the inverse temperature b that minimises the mean of -log softmax(b z)_y.
 

@@ -58,8 +58,10 @@ def kind_of(subject: Subject) -> Kind:
         return "labels"
     function = subject.loss.function
     binary = function in (losses.bce_with_logits, F.binary_cross_entropy_with_logits) or isinstance(function, nn.BCEWithLogitsLoss)
+    if not binary:
+        return "loss"
     exact = all(bool(((leaf == 0) | (leaf == 1)).all()) for data in (subject.train, subject.test) if data for block in data.blocks for leaf in leaves(block.targets))
-    return "binary" if binary and exact else "loss"
+    return "binary" if exact else "loss"
 
 
 def outcomes(subject: Subject, split: str) -> Outcomes:

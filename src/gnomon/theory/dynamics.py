@@ -75,7 +75,7 @@ def sgd_step(first: Sequence[float], second: Sequence[float], lr: float) -> Read
     dL = -lr G . g_B + lr^2 / 2  g_B' H g_B
 
     Shapes: `first` (draws,) holds G . g_B, `second` (draws,) g_B' H g_B; value ().   Units: loss.
-    Error: truncation: the next order, were the series geometric: |second term|^2 / |first term|, averaged over batches.
+    Error: truncation: twice the next order, were the series geometric: 2 |second term|^2 / |first term|, averaged over batches; twice, for it need not be.
     Assumes: a loss with three derivatives.   Cost: none.
     Raises: InvalidInput where the two have no, or not as many, batches.
     Source: McCandlish et al. 2018, section 2.2 (their expansion of the loss about a step).
@@ -86,7 +86,7 @@ def sgd_step(first: Sequence[float], second: Sequence[float], lr: float) -> Read
         raise InvalidInput(f"first and second must hold one number for each batch; their shapes are {one.shape} and {two.shape}.")
     linear, quadratic = -lr * one, lr**2 / 2 * two
     # where the first term vanishes (a stationary point) the series says nothing of its next term: as large as the second
-    following = np.where(np.abs(linear) > np.abs(quadratic), quadratic**2 / np.maximum(np.abs(linear), 1e-300), np.abs(quadratic))
+    following = 2 * np.where(np.abs(linear) > np.abs(quadratic), quadratic**2 / np.maximum(np.abs(linear), 1e-300), np.abs(quadratic))
     return Reading.predicted(
         "sgd_step_change", float((linear + quadratic).mean()), unit="loss", error=float(following.mean()), error_kind="truncation",
         source=MCCANDLISH_2018.at("section 2.2"), assumes=("the loss has three derivatives along the step",),

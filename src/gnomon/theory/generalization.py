@@ -67,8 +67,8 @@ def held_out_bound(error_sum: float, examples: int, *, whole: bool, level: float
         raise InvalidInput(f"A sum of {error_sum:g} does not fit {examples} numbers between 0 and 1.")
     delta = 1 - level
     value = binomial_inversion(round(error_sum), examples, delta) if whole else divergence_inversion(min(error_sum / examples, 1.0), math.log(1 / delta) / examples)
-    return Reading.predicted(
-        "held_out_bound", scale * value, unit=unit, source=LANGFORD_2005.at("section 3"), assumes=("the examples are independent and training has not seen them",),
+    return Reading(
+        "held_out_bound", scale * value, unit, role="bound", source=LANGFORD_2005.at("section 3"), assumes=("the examples are independent and training has not seen them",),
         details={"level": level, "examples": examples, "error": scale * error_sum / examples},
     )  # fmt: skip
 
@@ -100,8 +100,8 @@ def pac_bayes_bound(
         seen = divergence_inversion(seen, math.log(4 / delta) / at_hand)
     share = delta / 2 * 6 / (math.pi**2 * (index + 1) ** 2)
     value = divergence_inversion(seen, (divergence + math.log(2 * math.sqrt(examples) / share)) / examples)
-    return Reading.predicted(
-        "pac_bayes_bound", value, unit="", source=MAURER_2004, assumes=("the initialisation does not depend on the training data", "training examples are independent"),
+    return Reading(
+        "pac_bayes_bound", value, "", role="bound", source=MAURER_2004, assumes=("the initialisation does not depend on the training data", "training examples are independent"),
         details={"divergence": divergence, "sigma": sigma, "train_error_at_most": seen, "level": level, "examples": examples},
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def calibrated_error(confidence: Reading) -> Reading:
 
     Calibration says P(right | confidence p) = p; the mean over inputs gives P(right) = E p.
 
-    Shapes: value ().   Units: error rate.   Error: that of the mean confidence, over test examples.
+    Shapes: value ().   Units: error rate.   Error: exact for the examples that the confidence was measured on; compare it with the errors on the same ones.
     Assumes: the network is calibrated.   Cost: none.
     Raises: InvalidInput for a confidence outside [0, 1].
     Source: Guo et al. 2017, section 2, equation (1) (perfect calibration).
@@ -119,8 +119,4 @@ def calibrated_error(confidence: Reading) -> Reading:
     value = float(confidence)
     if not 0 <= value <= 1:
         raise InvalidInput(f"A confidence lies in [0, 1]; {value:g} came.")
-    low, high = confidence.ends()
-    return Reading.predicted(
-        "calibrated_error", 1 - value, unit="", error=confidence.error, error_kind=confidence.error_kind, n=confidence.n, interval=(1 - high, 1 - low), source=GUO_2017.at("section 2"),
-        assumes=("the network is calibrated",),
-    )  # fmt: skip
+    return Reading.predicted("calibrated_error", 1 - value, unit="", source=GUO_2017.at("equation (1)"), assumes=("the network is calibrated",))
