@@ -1,12 +1,16 @@
 """Every registered instrument keeps the contract, on a convolutional and on a token network."""
 
+import dataclasses
+
 import pytest
 import torch
 from networks import cnn, tokens
 
 from gnomon.core import contract, registry
+from gnomon.core import rng as chance
 from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import CHANCE
+from gnomon.core.training import Training
 from gnomon.run.plan import unmet
 
 INSTRUMENTS = registry.instruments()
@@ -17,7 +21,10 @@ EXAMPLES = 64
 def subject_for(instrument, build, dtype=torch.float64):
     """The network with what the instrument needs; None where the instrument says that it has nothing to measure there."""
     subject = build(dtype, n=EXAMPLES, chunk=EXAMPLES)
-    return None if unmet(subject, instrument, "end") else subject
+    if "adaptive" in instrument.needs:
+        moments = {key: 0.1 + chance.uniform(*value.shape, rng=chance.generator(0, key), like=value) for key, value in subject.parameters.items()}
+        subject = dataclasses.replace(subject, training=Training("adam", 0.01, 0.9, second_moment=moments, steps=10))
+    return None if unmet(subject, instrument, "end") is not None else subject
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -132,7 +132,25 @@ def folder(tmp_path):
 
 
 def command(folder, out, *more, store="store"):
-    return [*GNOMON, "examine", "net.py:make_model", "--data", "digits.npz", "--lr", "0.1", "--batch-size", "32", "--budget", "5s", "--quiet", "--out", out, "--store", store, *more]
+    return [
+        *GNOMON,
+        "examine",
+        "net.py:make_model",
+        "--data",
+        "digits.npz",
+        "--lr",
+        "0.1",
+        "--batch-size",
+        "32",
+        "--budget",
+        "5s",
+        "--quiet",
+        "--out",
+        out,
+        "--store",
+        store,
+        *more,
+    ]
 
 
 def environment(**more):

@@ -280,7 +280,7 @@ def test_a_regression_gets_a_decided_row():
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
     rows = chapter_rows(Subject.freeze(model, "mse", (x[:200], y[:200]), (x[200:], y[200:])))
-    row, verdict, _, advice = rows["squared error on new data, clipped"]
+    _, verdict, _, advice = rows["squared error on new data, clipped"]
     assert verdict.outcome == "holds"
     assert "99.9 %" in advice
     useless = Subject.freeze(nn.Linear(3, 1).double(), "mse", (x[:200], 5 * y[:200]), (x[200:], 5 * y[200:]))

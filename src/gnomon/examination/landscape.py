@@ -59,7 +59,9 @@ def _sharpness(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if measured is None:
         return
     if normalised := [layer.name for layer in facts.architecture.layers if layer.why.startswith("BatchNorm")]:
-        why = f"`{normalised[0]}` is batch norm: the sharpness here is that of eval mode, with running statistics, while the steps were taken on a loss that normalises by the batch"
+        why = (
+            f"`{normalised[0]}` is batch norm: the sharpness here is that of eval mode, with running statistics, while the steps were taken on a loss that normalises by the batch"
+        )
         yield Row("sharpness", limit, measured, out_of_scope=why, words="of eval mode; the limit holds for the loss that was trained", headline=True)
         return
     full_batch = facts.training.batch_size is not None and facts.training.batch_size >= facts.train_population

@@ -285,7 +285,16 @@ def _weighted(known: Architecture) -> list[Layer]:
     return [layer for layer in known.layers if layer.parameters and layer.weight_variance is not None]
 
 
-@instrument(topic="effective", needs=("make",), truth=declared_weight_variance, knob="draws", smallest=8, largest=256, essential=True, cost=lambda subject, draws: _cost(subject, draws, 0.0))
+@instrument(
+    topic="effective",
+    needs=("make",),
+    truth=declared_weight_variance,
+    knob="draws",
+    smallest=8,
+    largest=256,
+    essential=True,
+    cost=lambda subject, draws: _cost(subject, draws, 0.0),
+)
 def weight_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Reading:
     """Mean square of each layer's weights over networks drawn by the factory: linear, convolution, embedding, recurrent and attention layers.
 

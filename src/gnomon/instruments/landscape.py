@@ -224,7 +224,7 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
 
 
 @instrument(
-    topic="landscape", needs=("adaptive", "optimizer"), knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, 40),
+    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, 40),
 )  # fmt: skip
 def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.

@@ -60,6 +60,16 @@ def sharpness(subject: Subject) -> float:
     return float(eigenvalues(subject)[0])
 
 
+def preconditioned_sharpness(subject: Subject) -> float:
+    """The largest eigenvalue of P^(-1) H with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps), a matrix that is not symmetric."""
+    training = subject.training
+    assert training.second_moment is not None
+    assert training.steps is not None
+    second = torch.cat([training.second_moment[key].reshape(-1).to(subject.dtype) for key in subject.trainable])
+    scale = (1 - training.momentum**training.steps) * ((second / (1 - training.beta2**training.steps)) ** 0.5 + training.epsilon)
+    return float(torch.linalg.eigvals(hessian(subject) / scale[:, None]).real.max())
+
+
 def hessian_trace(subject: Subject) -> float:
     """The trace of the Hessian."""
     return float(hessian(subject).diagonal().sum())
