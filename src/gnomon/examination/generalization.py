@@ -74,7 +74,7 @@ def _gap_advice(low: float, high: float, test: float, train: float, rate: bool) 
     share = min((test - train) / test, 1.0)
     show = _percent if rate else format_number
     if share >= 0.5:
-        return f"Overfitting makes {100 * share:.0f} % of the test error ({show(train)} in training, {show(test)} on test data): more data, augmentation or weight decay act on it; a larger network does not."
+        return f"Overfitting makes {100 * share:.0f} % of the test error ({show(train)} in training, {show(test)} on test data): more data, augmentation or weight decay act on it."
     return f"Only {100 * share:.0f} % of the test error ({show(test)}) is a gap to the training error ({show(train)}): fitting better, longer or with a larger network acts on the rest."
 
 
