@@ -9,8 +9,8 @@ import torch
 from networks import NETWORKS, cnn, tokens
 
 from gnomon.core import contract, registry
-from gnomon.core.errors import GnomonError
 from gnomon.core.environment import fixed_threads
+from gnomon.core.errors import GnomonError
 from gnomon.run.plan import unmet
 
 DRAWS, EXAMPLES, HALVES = 200, 64, (cnn, tokens)

@@ -253,7 +253,7 @@ def gradient_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> R
     known, probe, tap, block = _prepared(subject, "gradient_variance")
     last = {name: chain[-1] for chain in architecture.chains(known) for name in chain[:-1]}
     if not last:
-        raise OutOfScope("gradient_variance: no two layers follow each other through activations and reshapes alone.")
+        raise OutOfScope("no two layers follow each other through activations and reshapes alone")
     tap.gradients = True
     wanted = tuple(dict.fromkeys([*last, *last.values()]))
     values = []
