@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## Install, then examine a small network: report.html 
 	$(BIN)/gnomon examine --out report.html
 
 test: $(VENV)/.tests chromium  ## Install what the tests need, then run them.
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.tests  ## Style and formatting.
 	$(BIN)/ruff check .

@@ -92,7 +92,7 @@ def _drawn(build, seed):
         return build()
 
 
-def _subject(build, dtype, loss, train, test, **settings):
+def subject_of(build, dtype, loss, train, test, **settings):
     initial, model = _drawn(build, 0).to(dtype), _drawn(build, 0).to(dtype)
     noise = chance.generator(1, "trained")
     with torch.no_grad():  # away from initialisation, as training would leave it
@@ -117,23 +117,23 @@ def _data(shape, n, classes=None, outputs=None, seed=0, dtype=torch.float64):
 
 def cnn(dtype=torch.float64, n=12, **settings):
     """Convolutions, cross-entropy over four classes."""
-    return _subject(CNN, dtype, "cross_entropy", _data((1, 6, 6), n, 4), _data((1, 6, 6), 8, 4, seed=1), **settings)
+    return subject_of(CNN, dtype, "cross_entropy", _data((1, 6, 6), n, 4), _data((1, 6, 6), 8, 4, seed=1), **settings)
 
 
 def batchnorm(dtype=torch.float64, n=12, **settings):
     """Batch, layer and group norm; cross-entropy with class weights."""
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=dtype))
-    return _subject(Norm, dtype, loss, _data((5,), n, 3), _data((5,), 8, 3, seed=1), **settings)
+    return subject_of(Norm, dtype, loss, _data((5,), n, 3), _data((5,), 8, 3, seed=1), **settings)
 
 
 def lstm(dtype=torch.float64, n=10, **settings):
     """An LSTM classifier."""
-    return _subject(Recurrent, dtype, "cross_entropy", _data((4, 3), n, 3), _data((4, 3), 6, 3, seed=1), **settings)
+    return subject_of(Recurrent, dtype, "cross_entropy", _data((4, 3), n, 3), _data((4, 3), 6, 3, seed=1), **settings)
 
 
 def tied_frozen(dtype=torch.float64, n=11, **settings):
     """Tied and frozen parameters and a layer called twice; cross-entropy that is summed."""
-    return _subject(TiedFrozen, dtype, nn.CrossEntropyLoss(reduction="sum"), _data((4,), n, 3), _data((4,), 6, 3, seed=1), **settings)
+    return subject_of(TiedFrozen, dtype, nn.CrossEntropyLoss(reduction="sum"), _data((4,), n, 3), _data((4,), 6, 3, seed=1), **settings)
 
 
 def token_loss(output, targets):
@@ -154,7 +154,7 @@ def tokens(dtype=torch.float64, n=10, **settings):
         targets[min(3, n - 1)] = -1
         return {"ids": ids, "mask": torch.ones(n, 5, dtype=dtype)}, targets
 
-    return _subject(Tokens, dtype, token_loss, data(n, 0), data(6, 1), **{"weight": token_weight, **settings})
+    return subject_of(Tokens, dtype, token_loss, data(n, 0), data(6, 1), **{"weight": token_weight, **settings})
 
 
 def mlp_regression(dtype=torch.float64, n=12, **settings):
@@ -163,12 +163,12 @@ def mlp_regression(dtype=torch.float64, n=12, **settings):
     def build():
         return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
 
-    return _subject(build, dtype, "mse", _data((4,), n, outputs=2), _data((4,), 8, outputs=2, seed=1), **settings)
+    return subject_of(build, dtype, "mse", _data((4,), n, outputs=2), _data((4,), 8, outputs=2, seed=1), **settings)
 
 
 def transformer(dtype=torch.float64, n=7, **settings):
     """An encoder layer and cross attention."""
-    return _subject(Transformer, dtype, "cross_entropy", _data((3, 4), n, 3), _data((3, 4), 5, 3, seed=1), **settings)
+    return subject_of(Transformer, dtype, "cross_entropy", _data((3, 4), n, 3), _data((3, 4), 5, 3, seed=1), **settings)
 
 
 NETWORKS = [cnn, batchnorm, lstm, tied_frozen, tokens, mlp_regression, transformer]
