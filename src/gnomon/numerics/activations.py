@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gnomon.core.dataset import Block, Tree, leaves
@@ -36,7 +37,7 @@ def layer_activations(subject: Subject, state: State, inputs: Tree, names: Itera
     return found
 
 
-def layer_gradients(subject: Subject, state: State, block: Block, names: Iterable[str]) -> dict[str, Tensor]:
+def layer_gradients(subject: Subject, state: State, block: Block, names: Iterable[str]) -> dict[str, Float[Tensor, "..."]]:
     """The gradient of a block's loss with respect to the outputs of named layers; several calls as in `layer_activations`.
 
     Shapes: those of the outputs.   Units: loss / activation; for a mean over N equal examples, a row is 1/N of that example's own gradient.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gnomon.core.dataset import leaves
@@ -14,7 +13,7 @@ from gnomon.core.subject import Subject
 from gnomon.numerics.measuring import measuring
 
 
-def flat_loss(subject: Subject, flat: Tensor) -> Tensor:
+def flat_loss(subject: Subject, flat: Float[Tensor, "P"]) -> Float[Tensor, ""]:
     """The training loss as a function of one flat parameter vector.  Shapes: flat (P,)."""
     state, start = dict(subject.state), 0
     for key in subject.trainable:
@@ -31,10 +30,10 @@ def flat_loss(subject: Subject, flat: Tensor) -> Tensor:
     return total / weight if subject.loss.reduction == "mean" else total
 
 
-def hessian(subject: Subject) -> Tensor:
+def hessian(subject: Subject) -> Float[Tensor, "P P"]:
     """The whole Hessian of the training loss, row by row by double backward.  Shapes: (P, P).   Cost: P products; for small networks only."""
 
-    def build() -> Tensor:
+    def build() -> Float[Tensor, "P P"]:
         with measuring(subject), torch.enable_grad():
             flat = torch.cat([subject.state[key].reshape(-1) for key in subject.trainable]).detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(flat_loss(subject, flat), flat, create_graph=True)
@@ -45,12 +44,12 @@ def hessian(subject: Subject) -> Tensor:
     return subject.once("dense/hessian", build)
 
 
-def eigenvalues(subject: Subject) -> Tensor:
+def eigenvalues(subject: Subject) -> Float[Tensor, "P"]:
     """Every eigenvalue of the Hessian, descending.  Shapes: (P,)."""
     return subject.once("dense/eigenvalues", lambda: torch.linalg.eigvalsh(hessian(subject)).flip(0))
 
 
-def largest_eigenvalues(subject: Subject) -> Any:
+def largest_eigenvalues(subject: Subject) -> Float[np.ndarray, "k"]:
     """The ten largest eigenvalues of the Hessian.  Shapes: (10,)."""
     return eigenvalues(subject)[:10].cpu().numpy()
 
@@ -75,7 +74,7 @@ def hessian_trace(subject: Subject) -> float:
     return float(hessian(subject).diagonal().sum())
 
 
-def density(subject: Subject, reading: Reading) -> Any:
+def density(subject: Subject, reading: Reading) -> Float[np.ndarray, "points"]:
     """The density of the Hessian's eigenvalues with the smoothing and on the grid of a reading.  Shapes: (points,)."""
     grid, width = np.asarray(reading.axes[0].values, dtype=np.float64), float(reading.details["width"])
     values = eigenvalues(subject).cpu().numpy()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from scipy import stats
 from torch import Generator, Tensor
 
@@ -24,23 +25,23 @@ class Density:
     padded with weight 0.  `width` is the standard deviation of the smoothing.
     """
 
-    grid: Tensor
-    samples: Tensor
+    grid: Float64[Tensor, "points"]
+    samples: Float64[Tensor, "probes points"]
     width: float
-    nodes: Tensor
-    weights: Tensor
+    nodes: Float64[Tensor, "probes steps"]
+    weights: Float64[Tensor, "probes steps"]
     dimension: int
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.grid
         yield self.samples
 
-    def moment(self, order: int) -> Tensor:
+    def moment(self, order: int) -> Float64[Tensor, "probes"]:
         """Each probe's unbiased estimate of tr(A^order) / P, for order < 2 steps.  Shapes: (probes,)."""
         return (self.weights * self.nodes**order).sum(1)
 
     @property
-    def error(self) -> Tensor:
+    def error(self) -> Float64[Tensor, "points"]:
         """The standard error of the mean density.
 
         For a uniform unit vector v in P dimensions Var(sum_i v_i^2 f_i) = 2 / (P + 2) (mean f^2 - (mean f)^2), and the same quadrature gives mean f^2:
@@ -51,7 +52,7 @@ class Density:
         square = (self._bumps() ** 2 * self.weights).sum((1, 2)) / len(self.weights)
         return (2 * (square - mean**2).clamp_min(0.0) / ((self.dimension + 2) * len(self.weights))).sqrt()
 
-    def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    def band(self, level: float = 0.95) -> tuple[Float64[Tensor, "points"], Float64[Tensor, "points"]]:
         """The interval of the mean density: it is near a chi-square with nu = 2 mean^2 / error^2 degrees of freedom.  Shapes: (points,), (points,)."""
         mean, error = self.samples.mean(0).numpy(), self.error.numpy()
         exact = error <= 1e-12 * mean
@@ -59,11 +60,11 @@ class Density:
         low, high = (np.where(exact, mean, degrees * mean / np.maximum(stats.chi2.ppf(q, degrees), 1e-300)) for q in (0.5 + level / 2, 0.5 - level / 2))
         return torch.from_numpy(low), torch.from_numpy(high)
 
-    def _bumps(self) -> Tensor:
+    def _bumps(self) -> Float64[Tensor, "points probes steps"]:
         return bumps(self.grid, self.nodes, self.width)
 
 
-def bumps(grid: Tensor, nodes: Tensor, width: float) -> Tensor:
+def bumps(grid: Float64[Tensor, "points"], nodes: Float64[Tensor, "*nodes"], width: float) -> Float64[Tensor, "points *nodes"]:
     """N(t; theta, width^2) for every point t and node theta.  Shapes: grid (points,), nodes (...) -> (points, ...)."""
     away = (grid.reshape(-1, *[1] * nodes.ndim) - nodes) / width
     return torch.exp(-(away**2) / 2) / (width * math.sqrt(2 * math.pi))
@@ -101,7 +102,7 @@ def spectral_density(
     return Density(grid, samples, s, nodes, weights, dimension)
 
 
-def quadrature(product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor) -> tuple[Tensor, Tensor]:
+def quadrature(product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:
     """Nodes and weights of the Gauss quadrature of v^T f(A) v for a random unit vector v, ascending; fewer where v spans an invariant subspace.
 
     Shapes: (m,), (m,), m <= steps; weights sum to 1.   Cost: m products.   Source: Golub & Welsch 1969.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
@@ -25,7 +26,7 @@ def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float64 if device.type != "mps" else dtype
 
 
-def split(subject: Subject, vector: Tensor) -> Tensors:
+def split(subject: Subject, vector: Float[Tensor, "P"]) -> Tensors:
     """A flat vector as one tensor a trainable parameter, in their dtypes.  Shapes: vector (P,).  Raises: InvalidInput for another length."""
     if vector.shape != (subject.dimension,):
         raise InvalidInput(f"A vector of shape ({subject.dimension},) was expected, one entry a trainable parameter, not {tuple(vector.shape)}.")
@@ -34,7 +35,7 @@ def split(subject: Subject, vector: Tensor) -> Tensors:
     return tuple(part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True))
 
 
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
+def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, "P"]:
     """Tensors as one flat vector.  Shapes: (P,)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
@@ -80,7 +81,7 @@ def _tangent(dual: Tensor) -> Tensor:
     return (torch.zeros_like(primal) if tangent is None else tangent).detach()
 
 
-def loss_of(subject: Subject, parameters: dict[str, Tensor], block: Block) -> Tensor:
+def loss_of(subject: Subject, parameters: dict[str, Tensor], block: Block) -> Float[Tensor, ""]:
     """The loss of a chunk, a scalar."""
     return subject.loss(output_of(subject, parameters, block.inputs), block.targets)
 
@@ -110,7 +111,7 @@ def gauss_newton_product(subject: Subject, block: Block, tangents: Tensors, rout
     return gradients(output, leaves.values(), _output_hessian(subject, output, pushed, block, route))
 
 
-def _output_hessian(subject: Subject, output: Tensor, direction: Tensor, block: Block, route: Route) -> Tensor:
+def _output_hessian(subject: Subject, output: Float[Tensor, "*output"], direction: Float[Tensor, "*output"], block: Block, route: Route) -> Float[Tensor, "*output"]:
     leaf, direction = output.detach().requires_grad_(), direction.detach()
     if route == "double":
         (first,) = gradients(subject.loss(leaf, block.targets), [leaf], keep=True)
@@ -120,11 +121,11 @@ def _output_hessian(subject: Subject, output: Tensor, direction: Tensor, block: 
         return _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
 
 
-def _inner(left: Tensors, right: Tensors) -> Tensor:
+def _inner(left: Tensors, right: Tensors) -> Float[Tensor, ""]:
     return sum(((a * b).sum() for a, b in zip(left, right, strict=True)), start=torch.zeros((), dtype=left[0].dtype, device=left[0].device))
 
 
-def _pushforward_by_reverse(output: Tensor, leaves: list[Tensor], tangents: Tensors) -> Tensor:
+def _pushforward_by_reverse(output: Float[Tensor, "*output"], leaves: list[Tensor], tangents: Tensors) -> Float[Tensor, "*output"]:
     """J v without forward mode: J^T u is linear in u, and its derivative against v is J v."""
     dummy = torch.zeros_like(output).requires_grad_()
     pulled = gradients(output, leaves, dummy, keep=True)

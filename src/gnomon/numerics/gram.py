@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -21,7 +22,7 @@ COLUMNS = 1 << 13
 """Columns multiplied at once: sums of more are carried in float64."""
 
 
-def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMORY) -> Tensor:
+def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMORY) -> Float64[Tensor, "N N"]:
     """The Gram matrix of per-example gradients, G_ij = g_i . g_j.
 
     g_i = N (w_i / W) grad loss_i for a mean with weights w_i of sum W, g_i = N grad loss_i for a sum: the mean of the g_i is the gradient of the loss.
@@ -54,7 +55,7 @@ def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMOR
     return (gram + gram.T) / 2
 
 
-def gradient_norms(subject: Subject, *, split: str = "train") -> Tensor:
+def gradient_norms(subject: Subject, *, split: str = "train") -> Float64[Tensor, "N"]:
     """The norms |g_i| of the per-example gradients of `gradient_gram`.
 
     Shapes: (N,), float64 on the CPU.   Units: loss / parameter.   Cost: one gradient.   Raises: OutOfScope where there are no test data.
@@ -69,7 +70,7 @@ def gradient_norms(subject: Subject, *, split: str = "train") -> Tensor:
     return torch.cat(squares).sqrt()
 
 
-def per_example_losses(subject: Subject, *, split: str = "train") -> Tensor:
+def per_example_losses(subject: Subject, *, split: str = "train") -> Float64[Tensor, "N"]:
     """Each example's part of the loss, N (w_i / W) loss_i for a mean and N loss_i for a sum, so that their mean is the loss; 0 where all its targets are ignored.
 
     Where examples weigh the same in a mean, these are the examples' own losses.
@@ -163,12 +164,12 @@ def _joined(parts: list[Feature]) -> Feature:
     return Outer(torch.cat([_filled(part.left, most) for part in outers]), torch.cat([_filled(part.right, most) for part in outers]))
 
 
-def _filled(x: Tensor, positions: int) -> Tensor:
+def _filled(x: Shaped[Tensor, "n T *size"], positions: int) -> Shaped[Tensor, "n {positions} *size"]:
     missing = positions - x.shape[1]
     return x if not missing else pad(x, (0, missing) if x.ndim == 2 else (0, 0, 0, missing))
 
 
-def _inner(here: dict[str, Feature], there: dict[str, Feature]) -> Tensor:
+def _inner(here: dict[str, Feature], there: dict[str, Feature]) -> Float64[Tensor, "n m"]:
     n, m = (len(next(iter(side.values()))) for side in (here, there))
     total = torch.zeros(n, m, dtype=torch.float64)
     for key, feature in here.items():

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, unknown
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[[Float[Tensor, "P"]], Float[Tensor, "P"]]
+"""A symmetric matrix, by its product with a vector."""
 
 EXTRA = 20
 """Vectors kept in the basis beside the wanted ones."""
@@ -28,12 +30,12 @@ class Eigen:
     `converged` (k,) bool.  `products` is how many were made.
     """
 
-    values: Tensor
-    vectors: Tensor
-    bounds: Tensor
+    values: Float64[Tensor, "k"]
+    vectors: Float[Tensor, "P k"]
+    bounds: Float64[Tensor, "k"]
     products: int
-    converged: Tensor
-    residuals: Tensor
+    converged: Bool[Tensor, "k"]
+    residuals: Float64[Tensor, "k"]
 
 
 def lanczos_eigenvalues(
@@ -82,7 +84,7 @@ def lanczos_eigenvalues(
     return Eigen(run.sign * values[:k], vectors, _bounds(values[:k], residuals, converged), run.products, converged, residuals)
 
 
-def _bounds(values: Tensor, residuals: Tensor, converged: Tensor) -> Tensor:
+def _bounds(values: Float64[Tensor, "k"], residuals: Float64[Tensor, "k"], converged: Bool[Tensor, "k"]) -> Float64[Tensor, "k"]:
     """Residuals; from the first value that has not converged on, eigenvalues may have been missed: the i-th one lies between its Ritz value and the last converged one."""
     settled = int((~converged).int().argmax()) if not bool(converged.all()) else len(converged)
     if not 0 < settled < len(values):
@@ -101,7 +103,7 @@ class Basis:
         self.filled = self.products = self.draws = self.block = self.previous = 0
         self.norm = self.noise = self.beta = 0.0
 
-    def begin(self, start: Tensor | None = None) -> None:
+    def begin(self, start: Float[Tensor, "P"] | None = None) -> None:
         """Take the first vector, drawn at random where none is given."""
         self.vectors[0] = self._fresh(0) if start is None else start / start.norm()
 
@@ -138,7 +140,7 @@ class Basis:
     def _negligible(self) -> float:
         return 10 * torch.finfo(self.vectors.dtype).eps * max(self.norm, torch.finfo(self.vectors.dtype).tiny) + 4 * self.noise
 
-    def _fresh(self, count: int) -> Tensor:
+    def _fresh(self, count: int) -> Float[Tensor, "P"]:
         """A random unit vector orthogonal to the first `count`."""
         vector = chance.normal(self.dimension, rng=chance.child(self.rng, "start", self.draws), like=self.vectors)
         self.draws += 1
@@ -159,16 +161,16 @@ class _Lanczos(Basis):
         super().__init__(product, dimension, size, like, rng, sign=sign)
         self.begin()
 
-    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+    def ritz(self) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m m"], Float64[Tensor, "m"]]:
         """Ritz values, descending, their vectors in the basis (columns), and their residual norms."""
         return self._ritz(0)
 
-    def _ritz(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _ritz(self, start: int) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m m"], Float64[Tensor, "m"]]:
         values, rows = torch.linalg.eigh(self.matrix[start : self.filled, start : self.filled])
         values, rows = values.flip(0), rows.flip(1)
         return values, rows, self.beta * rows[-1].abs()
 
-    def small(self, values: Tensor, residuals: Tensor, tolerance: float) -> Tensor:
+    def small(self, values: Float64[Tensor, "k"], residuals: Float64[Tensor, "k"], tolerance: float) -> Bool[Tensor, "k"]:
         """Which residuals count as converged."""
         return residuals <= tolerance * torch.clamp_min(values.abs(), 0.01 * self.norm)
 

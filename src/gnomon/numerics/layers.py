@@ -13,8 +13,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, nn
 
+Columns = Float[Tensor, "n _"]
+"""One flat gradient for each of n examples."""
 Kind = Literal["linear", "transposed", "convolution", "embedding", "normalised", "channels"]
 PRODUCTS = 1 << 24
 """Numbers in a block of inner products between positions."""
@@ -24,22 +27,22 @@ PRODUCTS = 1 << 24
 class Call:
     """What one call of a layer left behind.  Shapes: `input` and `output` (examples or a multiple, ...), `statistics` a batch norm's mean and variance."""
 
-    input: Tensor
-    output: Tensor
-    statistics: tuple[Tensor, Tensor] | None = None
+    input: Shaped[Tensor, "rows ..."]
+    output: Float[Tensor, "rows ..."]
+    statistics: tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outer:
     """Gradients sum_t left_t right_t^T.  Shapes: left (n, T, l), or (n, T) integers that stand for unit vectors; right (n, T, r)."""
 
-    left: Tensor
-    right: Tensor
+    left: Float[Tensor, "n T l"] | Int[Tensor, "n T"]
+    right: Float[Tensor, "n T r"]
 
     def __len__(self) -> int:
         return len(self.left)
 
-    def columns(self, shape: Sequence[int]) -> Tensor:
+    def columns(self, shape: Sequence[int]) -> Columns:
         """The gradients themselves.  Shapes: (n, prod(shape))."""
         if self.left.ndim == 3:
             return torch.einsum("ntl,ntr->nlr", self.left, self.right).reshape(len(self.left), -1)
@@ -50,7 +53,7 @@ class Outer:
         """The same with unit vectors written out."""
         return self if self.left.ndim == 3 else Outer(F.one_hot(self.left, rows).to(self.right.dtype), self.right)
 
-    def squares(self) -> Tensor:
+    def squares(self) -> Float64[Tensor, "n"]:
         """Squared norms.  Shapes: (n,) float64."""
         return _widen(self._positions(self.left, self.left) * (self.right @ self.right.mT)).sum((1, 2))
 
@@ -58,7 +61,7 @@ class Outer:
     def _positions(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT if a.is_floating_point() else a[..., :, None] == b[..., None, :]
 
-    def inner(self, other: Outer) -> Tensor:
+    def inner(self, other: Outer) -> Float64[Tensor, "n m"]:
         """Inner products between the examples of two blocks.  Shapes: (n, m) float64 on the CPU."""
         (n, t), (m, s) = self.left.shape[:2], other.left.shape[:2]
         step, width = max(PRODUCTS // max(t * m * s, 1), 1), max(PRODUCTS // (t * s), 1)
@@ -74,7 +77,7 @@ class Outer:
         return torch.cat(rows)
 
 
-def _flat(x: Tensor) -> Tensor:
+def _flat(x: Shaped[Tensor, "n T *size"]) -> Shaped[Tensor, "n*T *size"]:
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
@@ -99,7 +102,7 @@ def kind_of(layer: nn.Module) -> Kind | None:
     return None
 
 
-def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, n: int) -> Outer | Tensor:
+def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, n: int) -> Outer | Float[Tensor, "{n} _"]:
     """The per-example gradient of a layer's weight or bias from one call.
 
     Shapes: call.input (n a, ...), g like call.output; the result an Outer, or columns (n, size).
@@ -125,7 +128,7 @@ def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, 
     return g.reshape(n, -1, g.shape[1], math.prod(g.shape[2:])).sum((1, 3))
 
 
-def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Outer | Tensor:
+def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Outer | Float[Tensor, "{n} _"]:
     if role == "bias":
         return g.reshape(n, -1, g.shape[1], math.prod(g.shape[2:])).sum((1, 3))
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -146,7 +149,7 @@ def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> O
     return torch.einsum("ntgo,ntgi->ngoi", g, x).reshape(n, -1)
 
 
-def _normalised(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Tensor:
+def _normalised(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Float[Tensor, "{n} _"]:
     assert isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
     shape = list(layer.normalized_shape)
     if role == "weight":

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -20,6 +21,9 @@ from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
 from gnomon.numerics.derivatives import Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
 from gnomon.numerics.measuring import measuring
+
+Batch = Float[Tensor, "N ..."]
+"""Floating-point numbers of some shape for each example."""
 
 
 def loss_value(subject: Subject, split: str = "train") -> float:
@@ -34,7 +38,7 @@ def loss_value(subject: Subject, split: str = "train") -> float:
     return total
 
 
-def loss_gradient(subject: Subject, split: str = "train") -> tuple[float, Tensor]:
+def loss_gradient(subject: Subject, split: str = "train") -> tuple[float, Float[Tensor, "P"]]:
     """The loss over a split and its gradient, summed in float64.
 
     Shapes: (), (P,).   Units: loss.   Cost: one gradient.   Raises: OutOfScope where there are no test data.
@@ -60,7 +64,7 @@ class _Sums:
         for total, part in zip(self.sums, parts, strict=True):
             total.add_(part, alpha=scale)
 
-    def flat(self, dtype: torch.dtype) -> Tensor:
+    def flat(self, dtype: torch.dtype) -> Float[Tensor, "P"]:
         return flatten(self.sums).to(dtype)
 
 
@@ -78,7 +82,7 @@ class _Curvature:
     def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
         raise NotImplementedError
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def __call__(self, v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: about two gradients."""
         sums = _Sums(self.subject)
         with measuring(self.subject):
@@ -87,7 +91,7 @@ class _Curvature:
                 sums.add(self._of_chunk(block, tangents, route), share)
         return sums.flat(v.dtype)
 
-    def quadratic(self, v: Tensor, groups: int = 16) -> tuple[Tensor, Tensor]:
+    def quadratic(self, v: Float[Tensor, "P"], groups: int = 16) -> tuple[Float64[Tensor, "groups"], Float64[Tensor, "groups"]]:
         """v^T H_g v over groups of examples, with the weight w_g of each: sum_g w_g v^T H_g v = v^T H v.
 
         Where the examples are a sample, the spread of the groups' values is the sampling error of the quadratic form; for a loss that is a sum, values
@@ -160,14 +164,14 @@ class ParameterJacobian:
     def _function(self, inputs: Tree) -> Callable[[Tensors], Tensor]:
         return lambda tensors: output_of(self.subject, dict(zip(self.subject.trainable, tensors, strict=True)), inputs)
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def __call__(self, v: Float[Tensor, "P"]) -> Batch:
         """J v.  Shapes: v (P,) -> (N, ...)."""
         at = tuple(self.subject.parameters.values())
         with measuring(self.subject):
             tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
             return torch.cat([derivatives.pushforward(self._function(chunk), at, tangents, route) for chunk, _ in _chunks(self.inputs, self.subject.chunk)])
 
-    def transpose(self, u: Tensor) -> Tensor:
+    def transpose(self, u: Batch) -> Float[Tensor, "P"]:
         """J^T u.  Shapes: u (N, ...) -> (P,), in the dtype of u."""
         at, sums = tuple(self.subject.parameters.values()), _Sums(self.subject)
         with measuring(self.subject):
@@ -201,7 +205,7 @@ class InputJacobian:
 
         return function, tuple(flat[i] for i in self.floating)
 
-    def __call__(self, v: Tensor | Tensors) -> Tensor:
+    def __call__(self, v: Batch | tuple[Batch, ...]) -> Batch:
         """J_x v.  Shapes: v like the inputs -> (N, ...)."""
         whole = (v,) if isinstance(v, Tensor) else v
         with measuring(self.subject):
@@ -211,7 +215,7 @@ class InputJacobian:
                 out.append(derivatives.pushforward(function, at, tuple(part[where].to(a) for part, a in zip(whole, at, strict=True)), route))
         return torch.cat(out)
 
-    def transpose(self, u: Tensor) -> Tensor | Tensors:
+    def transpose(self, u: Batch) -> Batch | tuple[Batch, ...]:
         """J_x^T u.  Shapes: u (N, ...) -> like the inputs."""
         parts = []
         with measuring(self.subject):

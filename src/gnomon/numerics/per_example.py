@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
@@ -18,11 +19,13 @@ from gnomon.core import rng as chance
 from gnomon.core.dataset import Block, Tree
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import FAILURES, gradients, output_of
-from gnomon.numerics.layers import Call, Kind, Outer, gradient_of, kind_of
+from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
 from gnomon.numerics.measuring import measuring
 
 logger = logging.getLogger("gnomon.numerics")
-Feature = Outer | Tensor
+Feature = Outer | Float[Tensor, "_ _"]
+Direction = Float[Tensor, "n ..."]
+"""The gradient of a loss with respect to the outputs, or what stands for it."""
 TRIAL = (3, 5)
 """Numbers of examples whose shapes tell which dimension of a layer's input runs over the examples."""
 
@@ -105,7 +108,7 @@ def _make_plan(subject: Subject) -> Plan:
     return Plan(tuple(good), slow, axes, bool(slow) and _vmap_works(subject, slow, inputs, direction, truth, close, negligible * size))
 
 
-def _attempt(subject: Subject, draft: Plan, inputs: Tree, direction: Tensor) -> dict[str, Feature]:
+def _attempt(subject: Subject, draft: Plan, inputs: Tree, direction: Direction) -> dict[str, Feature]:
     """Gradients from layers; without the layers that get a copy for each example where the network does not bear those; none where all else fails."""
     shared = {key for key, axis in draft.axes.items() if axis == "none"}
     rest = tuple(p for p in draft.direct if not any(use.layer in shared for use in p.uses))
@@ -201,7 +204,7 @@ def features(subject: Subject, plan: Plan, block: Block, scale: float) -> dict[s
     return found
 
 
-def _from_layers(subject: Subject, plan: Plan, inputs: Tree, direction: Tensor) -> dict[str, Feature]:
+def _from_layers(subject: Subject, plan: Plan, inputs: Tree, direction: Direction) -> dict[str, Feature]:
     modules = dict(subject.module.named_modules())
     used = {use.layer: modules[use.layer] for parameter in plan.direct for use in parameter.uses}
     n = len(direction)
@@ -242,11 +245,11 @@ def _summed(parts: list[Feature], parameter: Parameter) -> Feature:
     return outers[0] if len(outers) == 1 else Outer(torch.cat([part.left for part in outers], 1), torch.cat([part.right for part in outers], 1))
 
 
-def _columns(part: Feature, parameter: Parameter) -> Tensor:
+def _columns(part: Feature, parameter: Parameter) -> Columns:
     return part if isinstance(part, Tensor) else part.columns(parameter.shape)
 
 
-def _looped(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Tensor) -> list[Tensor]:
+def _looped(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Direction) -> list[Columns]:
     rows = []
     for i in range(len(direction)):
         here = {key: subject.state[key].detach().requires_grad_() for key in names}
@@ -256,7 +259,7 @@ def _looped(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: T
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _vectorised(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Tensor) -> list[Tensor]:
+def _vectorised(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Direction) -> list[Columns]:
     here = {key: subject.state[key] for key in names}
 
     def one(example: Tree, u: Tensor) -> dict[str, Tensor]:
@@ -266,7 +269,7 @@ def _vectorised(subject: Subject, names: tuple[str, ...], inputs: Tree, directio
     return [column.detach().flatten(1) for column in vmap(one)(inputs, direction).values()]
 
 
-def _vmap_works(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Tensor, truth: dict[str, Tensor], close: float, negligible: float) -> bool:
+def _vmap_works(subject: Subject, names: tuple[str, ...], inputs: Tree, direction: Direction, truth: dict[str, Tensor], close: float, negligible: float) -> bool:
     try:
         columns = _vectorised(subject, names, inputs, direction)
     except Exception as error:

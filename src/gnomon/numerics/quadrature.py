@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
@@ -30,20 +31,20 @@ class Expectation(NamedTuple):
 
 
 @functools.cache
-def _legendre(n: int) -> tuple[Tensor, Tensor]:
+def _legendre(n: int) -> tuple[Float64[Tensor, "{n}"], Float64[Tensor, "{n}"]]:
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
 @functools.cache
-def _to_ends(n: int) -> Tensor:
+def _to_ends(n: int) -> Float64[Tensor, "2 {n}"]:
     """What takes values at Gauss-Legendre nodes to those of their polynomial at -1 and 1.  Shapes: (2, n)."""
     nodes, _ = np.polynomial.legendre.leggauss(n)
     vandermonde = np.polynomial.legendre.legvander
     return torch.from_numpy(np.linalg.solve(vandermonde(nodes, n - 1).T, vandermonde(np.array([-1.0, 1.0]), n - 1).T).T.copy())
 
 
-def _rule(low: Tensor, high: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def _rule(low: Float64[Tensor, "*panels"], high: Float64[Tensor, "*panels"], n: int) -> tuple[Float64[Tensor, "*panels {n}"], Float64[Tensor, "*panels {n}"]]:
     """Nodes and weights of Gauss-Legendre on panels, the standard normal density in the weights.  Shapes: low, high (...) -> (..., n) twice."""
     nodes, weights = _legendre(n)
     half = ((high - low) / 2)[..., None]
@@ -51,7 +52,7 @@ def _rule(low: Tensor, high: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return x, half * weights * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def _applied(function: Function, z: Tensor) -> Tensor:
+def _applied(function: Function, z: Float64[Tensor, "*z"]) -> Float64[Tensor, "*z"]:
     out = function(z)
     if out.shape != z.shape:
         raise InvalidInput(f"The function must act on each number by itself; it turned shape {tuple(z.shape)} into {tuple(out.shape)}.")
@@ -145,7 +146,7 @@ def gaussian_expectation_2(function: Function, k11: float, k12: float, k22: floa
     return Expectation(values[1], abs(values[1] - values[0]) + 4e-16 * size)
 
 
-def _inner(g: Function, means: Tensor, scale: float, breaks: tuple[float, ...], n: int) -> Tensor:
+def _inner(g: Function, means: Float64[Tensor, "m"], scale: float, breaks: tuple[float, ...], n: int) -> Float64[Tensor, "m"]:
     """E g(m + scale y) for every m, panels split and shrinking where m + scale y crosses a break.  Shapes: means (m,) -> (m,)."""
     fixed = torch.arange(-REACH, REACH + STEP / 2, STEP, dtype=torch.float64).expand(len(means), -1)
     graded = torch.tensor([0.0] + [side * STEP * 2.0**-k for k in range(1, 9) for side in (-1, 1)], dtype=torch.float64)
@@ -155,7 +156,7 @@ def _inner(g: Function, means: Tensor, scale: float, breaks: tuple[float, ...], 
     return (w * _applied(g, means[:, None, None] + scale * y)).sum((1, 2))
 
 
-def _edges(centres: list[float], levels: int = 0) -> Tensor:
+def _edges(centres: list[float], levels: int = 0) -> Float64[Tensor, "edges"]:
     """Panels of at most STEP, split at the centres and, with `levels`, halving in width towards them."""
     points = [*np.arange(-REACH, REACH + STEP / 2, STEP).tolist()]
     for centre in centres:

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
@@ -21,7 +22,7 @@ class TraceEstimate(NamedTuple):
     probes: int
 
 
-def hutchinson(product: Product, dimension: int, *, rng: Generator, probes: int, like: Tensor) -> Tensor:
+def hutchinson(product: Product, dimension: int, *, rng: Generator, probes: int, like: Tensor) -> Float64[Tensor, "{probes}"]:
     """Independent unbiased estimates v^T A v of the trace, v with random signs.
 
     Var(v^T A v) = 2 sum_{i != j} A_ij^2 for a symmetric A.
@@ -57,7 +58,7 @@ def hutch_plus_plus(product: Product, dimension: int, *, rng: Generator, product
     rest = torch.tensor([], dtype=torch.float64)
     if rank < dimension:
 
-        def outside(v: Tensor) -> Tensor:
+        def outside(v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
             return v - basis @ (basis.T @ v)
 
         rest = hutchinson(lambda v: outside(product(outside(v))), dimension, rng=chance.child(rng, "rest"), probes=products - 2 * rank, like=like)
@@ -66,7 +67,7 @@ def hutch_plus_plus(product: Product, dimension: int, *, rng: Generator, product
     return TraceEstimate(known + float(rest.mean()), float(rest.std()) / math.sqrt(len(rest)), len(rest))
 
 
-def _dot(left: Tensor, right: Tensor) -> float:
+def _dot(left: Float[Tensor, "P"], right: Float[Tensor, "P"]) -> float:
     if left.device.type == "mps":
         return float(torch.dot(left, right))
     return float(torch.dot(left.double(), right.double()))
