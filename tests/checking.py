@@ -12,11 +12,11 @@ _beartype = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 def checked(function):
     """A function (jaxtyping's, which does nothing but be called) whose arguments and result are checked.
 
-    Of a list or a tuple of any length, beartype looks at one element, which it draws with `random`: what is tested must not see that.
+    Of a list or a tuple of any length, beartype looks at one element, which it draws with `random`: what is tested must not see that (should that change its name, test_shapes.py tells).
     """
     inner = _beartype(function)
-    if inner is function:
-        return function
+    if inner is function or not any("getrandbits" in name for name in inner.__code__.co_varnames):
+        return inner
 
     @functools.wraps(function)
     def call(*args, **kwargs):

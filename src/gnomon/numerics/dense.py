@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gnomon.core.dataset import leaves
-from gnomon.core.reading import Reading
+from gnomon.core.reading import Array, Reading
 from gnomon.core.subject import Subject
 from gnomon.numerics.measuring import measuring
 
@@ -49,7 +49,7 @@ def eigenvalues(subject: Subject) -> Float[Tensor, "P"]:
     return subject.once("dense/eigenvalues", lambda: torch.linalg.eigvalsh(hessian(subject)).flip(0))
 
 
-def largest_eigenvalues(subject: Subject) -> Float[np.ndarray, "k"]:
+def largest_eigenvalues(subject: Subject) -> Float[Array, "k"]:
     """The ten largest eigenvalues of the Hessian.  Shapes: (10,)."""
     return eigenvalues(subject)[:10].cpu().numpy()
 
@@ -74,7 +74,7 @@ def hessian_trace(subject: Subject) -> float:
     return float(hessian(subject).diagonal().sum())
 
 
-def density(subject: Subject, reading: Reading) -> Float[np.ndarray, "points"]:
+def density(subject: Subject, reading: Reading) -> Float64[Array, "points"]:
     """The density of the Hessian's eigenvalues with the smoothing and on the grid of a reading.  Shapes: (points,)."""
     grid, width = np.asarray(reading.axes[0].values, dtype=np.float64), float(reading.details["width"])
     values = eigenvalues(subject).cpu().numpy()

@@ -27,8 +27,8 @@ PRODUCTS = 1 << 24
 class Call:
     """What one call of a layer left behind.  Shapes: `input` and `output` (examples or a multiple, ...), `statistics` a batch norm's mean and variance."""
 
-    input: Shaped[Tensor, "rows ..."]
-    output: Float[Tensor, "rows ..."]
+    input: Tensor
+    output: Float[Tensor, "..."]
     statistics: tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]] | None = None
 
 

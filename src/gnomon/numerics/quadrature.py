@@ -44,7 +44,7 @@ def _to_ends(n: int) -> Float64[Tensor, "2 {n}"]:
     return torch.from_numpy(np.linalg.solve(vandermonde(nodes, n - 1).T, vandermonde(np.array([-1.0, 1.0]), n - 1).T).T.copy())
 
 
-def _rule(low: Float64[Tensor, "*panels"], high: Float64[Tensor, "*panels"], n: int) -> tuple[Float64[Tensor, "*panels {n}"], Float64[Tensor, "*panels {n}"]]:
+def _rule(low: Tensor, high: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss-Legendre on panels, the standard normal density in the weights.  Shapes: low, high (...) -> (..., n) twice."""
     nodes, weights = _legendre(n)
     half = ((high - low) / 2)[..., None]
@@ -52,7 +52,7 @@ def _rule(low: Float64[Tensor, "*panels"], high: Float64[Tensor, "*panels"], n: 
     return x, half * weights * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def _applied(function: Function, z: Float64[Tensor, "*z"]) -> Float64[Tensor, "*z"]:
+def _applied(function: Function, z: Tensor) -> Tensor:
     out = function(z)
     if out.shape != z.shape:
         raise InvalidInput(f"The function must act on each number by itself; it turned shape {tuple(z.shape)} into {tuple(out.shape)}.")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Generator
@@ -30,7 +31,7 @@ def student_quantile(probability: float, degrees: float) -> float:
     return float(stats.t.ppf(probability, degrees) if math.isfinite(degrees) else stats.norm.ppf(probability))
 
 
-def _samples(samples: ArrayLike, least: int = 2) -> Array:
+def _samples(samples: ArrayLike, least: int = 2) -> Float64[Array, "n"]:
     drawn = np.asarray(samples, dtype=np.float64)
     if drawn.ndim != 1 or len(drawn) < least:
         raise InvalidInput(f"At least {least} samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from scipy import optimize
 from torch import Tensor
 
@@ -32,12 +33,12 @@ class Moments:
     `square` <s^2>, `fourth` <s^4>, `slope` <s'^2>, `slope_fourth` <s'^4>, `growth` d<s^2>/dK = <z s s'>/K, `slope_growth` d<s'^2>/dK.
     """
 
-    square: Array
-    fourth: Array
-    slope: Array
-    slope_fourth: Array
-    growth: Array
-    slope_growth: Array
+    square: Float64[Array, "*K"]
+    fourth: Float64[Array, "*K"]
+    slope: Float64[Array, "*K"]
+    slope_fourth: Float64[Array, "*K"]
+    growth: Float64[Array, "*K"]
+    slope_growth: Float64[Array, "*K"]
 
 
 def compose(functions: Sequence[Function]) -> Function:
@@ -70,7 +71,7 @@ def scale_invariant(function: Function) -> tuple[float, float] | None:
     return (float(value[4]), -float(value[1])) if same else None
 
 
-def moments(function: Function, variance: Array) -> Moments:
+def moments(function: Function, variance: Float64[Array, "*K"]) -> Moments:
     """Gaussian moments of an activation and of its derivative, by closed forms where it is scale invariant, else by quadrature.
 
     A scale-invariant s has slopes a+ and a-:  <s^2> = (a+^2 + a-^2) K / 2,  <s^4> = 3 (a+^4 + a-^4) K^2 / 2,  <s'^2> = (a+^2 + a-^2) / 2.
@@ -100,11 +101,11 @@ def moments(function: Function, variance: Array) -> Moments:
     return Moments(*(part.reshape(shape) for part in parts))
 
 
-def _expect(function: Function, variances: Array) -> Array:
+def _expect(function: Function, variances: Float64[Array, "n"]) -> Float64[Array, "n"]:
     return np.array([gaussian_expectation(function, float(k), tolerance=QUADRATURE).value for k in variances])
 
 
-def _at_many(function: Function, variances: Array) -> list[Array]:
+def _at_many(function: Function, variances: Float64[Array, "n"]) -> list[Float64[Array, "n"]]:
     """The moments at many variances: where they are more than NODES, from their values at as many, by the polynomial in log K through them.
 
     Logarithms of positive moments, and logarithmic derivatives in place of derivatives, are smooth in log K over decades.
@@ -126,7 +127,7 @@ def _at_many(function: Function, variances: Array) -> list[Array]:
     return [square, fourth, slope, slope_fourth, growth * square / safe, slope_growth * slope / safe]
 
 
-def _quadrature(function: Function, variance: Array) -> list[Array]:
+def _quadrature(function: Function, variance: Float64[Array, "n"]) -> list[Float64[Array, "n"]]:
     slope = _derivative(function)
     slope_square = _expect(lambda z: slope(z) ** 2, variance)
     return [

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.core.architecture import Architecture, Layer, Step, chains, steps
@@ -120,7 +121,7 @@ def _read(layer: Layer, square: Array) -> Array:
     return layer.bias_variance + layer.weight_variance * layer.fan_in * square
 
 
-def _patch_sum(layer: Layer, square: Tensor) -> Tensor:
+def _patch_sum(layer: Layer, square: Float64[Tensor, "examples ..."]) -> Float64[Tensor, "examples ..."]:
     """The sum over the positions of the kernel's patch, padding by the layer's mode.  Shapes: (examples, *positions) to (examples, *output positions)."""
     pads = [end for pair in reversed(layer.padding) for end in pair]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -256,7 +257,7 @@ def backward(architecture: Architecture, signals: Mapping[str, Signal]) -> dict[
     return {name: found[name] for name in reached if name in found}
 
 
-def _fed(architecture: Architecture, step: Step, layer: Layer, gradient: Array, kernel: Array) -> Array:
+def _fed(architecture: Architecture, step: Step, layer: Layer, gradient: Float64[Array, "examples ..."], kernel: Float64[Array, "*kernel"]) -> Float64[Array, "*kernel"]:
     """v times the sum of the next layer's gradient variances over what one unit of this layer feeds.  Shapes: like `kernel`."""
     assert layer.weight_variance is not None
     if layer.kind == "conv":
