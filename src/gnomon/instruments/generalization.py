@@ -348,13 +348,28 @@ def _noisy(subject: Subject, sigma: float, rng: Generator) -> dict[str, Tensor]:
     return state
 
 
-def _mean_error(subject: Subject, data: Dataset, state: dict[str, Tensor], kind: Kind) -> float:
-    """Mean error of examples, each of which counts alike."""
+def _errors(subject: Subject, data: Dataset, state: dict[str, Tensor], kind: Kind) -> Array:
+    """Error of each example, the mean over its targets.  Shapes: (n,)."""
     means = []
     for block in dataclasses.replace(subject, train=data, _shared={}).batches():
         found = of_block(subject, block, subject(state, block.inputs), kind).kept()
         means.append(found.sums / found.counts)
-    return float(np.concatenate(means).mean())
+    return np.concatenate(means)
+
+
+def _between(examples: Array, errors: Array) -> float:
+    """Variance between examples of their mean error over weights, by a one-way analysis of variance; all of the variance where too few were seen twice.
+
+    Shapes: examples (n,) the example that each error (n,) belongs to.
+    """
+    _, which, seen = np.unique(examples, return_inverse=True, return_counts=True)
+    total, groups = len(errors), len(seen)
+    if groups < 2 or total - groups < 10:
+        return float(errors.var(ddof=1))
+    means = np.bincount(which, errors) / seen
+    within = float(((errors - means[which]) ** 2).sum()) / (total - groups)
+    among = float((seen * (means - errors.mean()) ** 2).sum()) / (groups - 1)
+    return max(among - within, 0.0) * (groups - 1) / (total - float((seen**2).sum()) / total)
 
 
 def _labelled_examples(subject: Subject, data: Dataset) -> Dataset:
@@ -373,7 +388,7 @@ def exact_stochastic_error(subject: Subject, draws: int = 3000) -> float:
     assert subject.test is not None
     data, (sigma, _), kind = _labelled_examples(subject, subject.test), _noise(subject, _distance(subject)), kind_of(subject)
     with measuring(subject), torch.no_grad():
-        return float(np.mean([_mean_error(subject, data, _noisy(subject, sigma, chance.generator(17, "exact", i)), kind) for i in range(draws)]))
+        return float(np.mean([_errors(subject, data, _noisy(subject, sigma, chance.generator(17, "exact", i)), kind).mean() for i in range(draws)]))
 
 
 @instrument(
@@ -386,7 +401,7 @@ def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> R
     sigma is the smallest of a grid fixed beforehand, 16 x 2^(-j/2), at which |theta - theta_0|^2 / (2 sigma^2) stays below a tenth of the number of training
     examples: what a PAC-Bayes bound can pay for.  The same network's error on the training data stands in `details`.
 
-    Shapes: value (); samples (draws,).   Units: none (error rate).   Error: over draws of weights and test examples together.
+    Shapes: value ().   Units: none (error rate).   Error: over draws of weights, and over test examples (analysis of variance).
     Assumes: eval mode.   Cost: forward passes of 16 examples a draw.
     Raises: OutOfScope for regression, where the network is still at its initialisation, or where buffers (running statistics) were fitted to the data: no prior
     covers them; InvalidInput for fewer than two draws.
@@ -405,7 +420,8 @@ def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> R
     if distance == 0:
         raise OutOfScope("the network is at its initialisation: it has learned nothing that could be bounded")
     sigma, index = _noise(subject, distance)
-    errors: dict[str, list[float]] = {"train": [], "test": []}
+    errors: dict[str, list[Array]] = {"train": [], "test": []}
+    picked: list[Array] = []
     kind, usable = kind_of(subject), {"train": _labelled_examples(subject, subject.train), "test": _labelled_examples(subject, subject.test)}
     if not all(len(data) for data in usable.values()):
         raise OutOfScope("every target is ignored: there is nothing to be right or wrong about")
@@ -414,11 +430,15 @@ def stochastic_error(subject: Subject, *, rng: Generator, draws: int = 128) -> R
             child = chance.child(rng, "draw", draw)
             state = _noisy(subject, sigma, child)
             for what, data in usable.items():
-                errors[what].append(_mean_error(subject, data.select(chance.integers(len(data), BATCH, rng=child)), state, kind))
-    tests = np.asarray(errors["test"])
-    low, high = bounded_interval(tests, np.ones(draws))
-    spread = float(tests.std(ddof=1)) / math.sqrt(draws)
+                few = chance.integers(len(data), BATCH, rng=child).sort().values
+                errors[what].append(_errors(subject, data.select(few), state, kind))
+            picked.append(few.numpy())
+    tests = np.stack(errors["test"]).mean(1)
+    by_draw = float(tests.var(ddof=1)) / draws
+    by_example = _between(np.concatenate(picked), np.concatenate(errors["test"])) / len(usable["test"])
+    low, high = bounded_interval(tests, np.ones(draws), factor=1 + by_example / by_draw if by_draw else 1.0)
+    spread = math.sqrt(by_draw + by_example)
     return Reading(
         "stochastic_error", float(tests.mean()), "", error=spread or (high - low) / 4, error_kind="sample", n=draws, interval=(low, high), source=DZIUGAITE_2017,
-        details={"train_error": float(np.mean(errors["train"])), "draws": draws, "sigma": sigma, "index": index, "distance": distance, "examples": subject.train.population, "at_hand": len(subject.train)},
+        details={"train_error": float(np.mean(np.stack(errors["train"]))), "draws": draws, "sigma": sigma, "index": index, "distance": distance, "examples": subject.train.population, "at_hand": len(subject.train)},
     )  # fmt: skip
