@@ -91,14 +91,13 @@ class _Curvature:
                 sums.add(self._of_chunk(block, tangents, route), share)
         return sums.flat(v.dtype)
 
-    def quadratic(self, v: Float[Tensor, "P"], groups: int = 16) -> tuple[Float64[Tensor, "groups"], Float64[Tensor, "groups"]]:
-        """v^T H_g v over groups of examples, with the weight w_g of each: sum_g w_g v^T H_g v = v^T H v.
+    def grouped(self, v: Float[Tensor, "P"], groups: int = 16) -> Iterator[tuple[float, Float[Tensor, "P"]]]:
+        """H_g v over groups of examples, with the share w_g of each: sum_g w_g H_g v = H v.
 
-        Where the examples are a sample, the spread of the groups' values is the sampling error of the quadratic form; for a loss that is a sum, values
-        are scaled to the whole sum.  Examples are dealt to the groups at random, always in the same way.  A group whose targets are all ignored has
-        value and weight 0.
+        Where the examples are a sample, the spread of the groups is the sampling error; for a loss that is a sum, products are scaled to the whole sum.
+        Examples are dealt to the groups at random, always in the same way.  A group whose targets are all ignored has product and share 0.
 
-        Shapes: v (P,) -> values (groups,), weights (groups,), float64, fewer where there are fewer examples.
+        Shapes: v (P,) -> pairs of a number and (P,), as many as groups, fewer where there are fewer examples.
         Cost: one product.   Raises: InvalidInput for less than one group.
         """
         if groups < 1:
@@ -110,17 +109,24 @@ class _Curvature:
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
         with measuring(self.subject):
             route = route_of(self.subject)
-        values, weights = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        total = self.subject.total_weight(self.split)
         for g in range(count):
             members = order[g::count]
             part = dataclasses.replace(self.subject, train=data.select(members), _shared={"numerics.route": route})
             if self.subject.loss.reduction == "sum":
-                weights[g], scale = len(members) / len(data), len(data) / len(members)
+                share, scale = len(members) / len(data), len(data) / len(members)
             else:
-                weights[g], scale = sum(part.loss.count(block.targets) for block in part.batches()), 1.0
-            if weights[g] > 0:
-                values[g] = scale * torch.dot(v.double().cpu(), type(self)(part)(v).double().cpu())
-        return values, weights / weights.sum()
+                share, scale = sum(part.loss.count(block.targets) for block in part.batches()) / total, 1.0
+            yield share, scale * type(self)(part)(v) if share > 0 else torch.zeros_like(v)
+
+    def quadratic(self, v: Float[Tensor, "P"], groups: int = 16) -> tuple[Float64[Tensor, "groups"], Float64[Tensor, "groups"]]:
+        """v^T H_g v over groups of examples, with the share of each, as in `grouped`: sum_g w_g v^T H_g v = v^T H v.
+
+        Shapes: v (P,) -> values (groups,), shares (groups,), float64.   Cost: one product.   Raises: InvalidInput for less than one group.
+        """
+        parts = [(share, float(torch.dot(v.double().cpu(), product.double().cpu()))) for share, product in self.grouped(v, groups)]
+        shares, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*parts, strict=True))
+        return values, shares
 
 
 class Hessian(_Curvature):
