@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,31 +30,39 @@ def cell(instrument, build, dtype, half=False) -> str:
     return f"{100 * seen.rate:.1f}" if seen.error_kind in ("probe", "sample", "seed", "fit") else f"{100 * seen.rate:.0f} ({seen.error_kind})"
 
 
-def rows() -> Iterator[str]:
-    """The table line by line, cheap instruments first."""
+def row(task: tuple[str, torch.dtype]) -> str:
+    """One line of the table."""
+    name, dtype = task
+    instrument = registry.get_instrument(name)
+    with fixed_threads(1):
+        cells = [cell(instrument, build, dtype) for build in NETWORKS]
+        cells += [cell(instrument, build, dtype, half=True) if dtype is torch.float64 else "-" for build in HALVES]
+    return f"| {name} | {str(dtype).removeprefix('torch.')} | " + " | ".join(cells) + " |"
+
+
+def tasks() -> list[tuple[str, torch.dtype]]:
+    """Instruments that have a truth, those without a knob first."""
+    known = sorted(registry.instruments().items(), key=lambda item: (item[1].knob is not None, item[0]))
+    return [(name, dtype) for name, instrument in known if instrument.truth is not None for dtype in (torch.float64, torch.float32)]
+
+
+def header() -> str:
     names = [*(build.__name__ for build in NETWORKS), *(f"{build.__name__}, half" for build in HALVES)]
-    yield "| instrument | dtype | " + " | ".join(names) + " |"
-    yield "|---|---|" + "---|" * len(names)
-    for name, instrument in sorted(registry.instruments().items(), key=lambda item: (item[1].knob is not None, item[0])):
-        if instrument.truth is None:
-            continue
-        for dtype in (torch.float32, torch.float64):
-            row = [cell(instrument, build, dtype) for build in NETWORKS] + [cell(instrument, build, dtype, half=True) for build in HALVES]
-            yield f"| {name} | {str(dtype).removeprefix('torch.')} | " + " | ".join(row) + " |"
+    return "| instrument | dtype | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names)
 
 
 NOTE = f"""# Coverage of the stated 95 % intervals
 
 Per cent of {DRAWS} draws, at each instrument's smallest setting, in which the interval holds the exact value (an array's elements averaged).
-Every network has {EXAMPLES} examples; `half`: each draw sees a fresh half of them and its interval is for all. A `bound` must hold always.
+Every network has {EXAMPLES} examples; `half`: each draw sees a fresh half of them and its interval is for all (in float64). A `bound` must hold always.
 Binomial error: 1.5 points. `n/a`: the instrument has nothing to measure there. Made by `make coverage`.
 """
 
 if __name__ == "__main__":
     Path("docs").mkdir(exist_ok=True)
-    with fixed_threads(1), open("docs/coverage.md", "w", encoding="utf-8") as file:
-        file.write(NOTE + "\n")
-        for line in rows():
+    with open("docs/coverage.md", "w", encoding="utf-8") as file, multiprocessing.get_context("spawn").Pool(2) as pool:
+        file.write(NOTE + "\n" + header() + "\n")
+        for line in pool.imap(row, tasks()):
             print(line, file=sys.stderr, flush=True)
             file.write(line + "\n")
             file.flush()
