@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
 from gnomon.core.architecture import Architecture
 from gnomon.core.training import Training
 
@@ -27,4 +25,3 @@ class Facts:
     architecture: Architecture
     has_initial: bool
     has_make: bool
-    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
