@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+
 from gnomon.core.architecture import Architecture
 from gnomon.core.training import Training
 
