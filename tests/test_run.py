@@ -63,6 +63,8 @@ def test_what_a_chapter_rests_on_is_skipped_last():
     base, extra = fake("base", lambda probes: 20.0 * probes), fake("extra", lambda probes: 5.0 * probes)
     made = plan([dataclasses.replace(base, essential=True), extra], 20.0 * 8 * 64 / 4096 + 0.1)
     assert [entry.instrument for entry in made.entries] == ["base"]
+    made = plan([dataclasses.replace(base, essential=True), extra], 20.0 * 8 * 64 / 4096 - 0.1)
+    assert [entry.instrument for entry in made.entries] == ["extra"], "what fits is not lost with what does not"
 
 
 def test_what_does_not_fit_in_memory_is_skipped_with_the_number():

@@ -201,21 +201,23 @@ def _fits_memory(taken: int, memory: int | None) -> bool:
 
 
 def _reachable(groups: list[_Group], gradients: float, memory: int | None) -> tuple[list[_Group], list[tuple[_Group, str]]]:
-    """The groups whose least settings fit in memory and, together, in the budget; the dearest go first, those that chapters rest on last."""
-    kept, dropped = [], []
-    for group in groups:
+    """The groups whose least settings fit in memory and, together, in the budget: those that chapters rest on first, the cheap before the dear."""
+    kept: list[_Group] = []
+    dropped: list[tuple[_Group, str]] = []
+    left = gradients
+    for group in sorted(groups, key=lambda group: (not group.essential, group.cost())):
         taken = group.bytes(0, group.smallest)
-        if _fits_memory(taken, memory):
-            kept.append(group)
-        else:
+        if not _fits_memory(taken, memory):
             why = f"it takes {taken / 2**20:,.0f} MiB and {(memory or 0) / 2**20:,.0f} MiB are free; no smaller setting of {group.knob or 'its examples'} fits"
             dropped.append((group, why))
-    while kept and sum(group.cost() for group in kept) > gradients:
-        worst = max(kept, key=lambda group: (not group.essential, group.cost()))
-        kept.remove(worst)
-        room = f"a larger --budget or --only {worst.members[0].topic} makes room"
-        dropped.append((worst, f"the budget does not reach: the least that it takes is {worst.cost():.2g} full gradients, and the whole budget buys {gradients:.3g}; {room}"))
-    return kept, dropped
+        elif group.cost() > left:
+            room = f"a larger --budget or --only {group.members[0].topic} makes room"
+            least = f"the least that it takes is {group.cost():.2g} full gradients, and {left:.2g} of the {gradients:.2g} that the budget buys are left"
+            dropped.append((group, f"the budget does not reach: {least}; {room}"))
+        else:
+            kept.append(group)
+            left -= group.cost()
+    return [group for group in groups if group in kept], dropped
 
 
 def _shared_out(groups: list[_Group], gradients: float, memory: int | None) -> list[_Group]:
