@@ -23,9 +23,9 @@ from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.lanczos import Eigen, lanczos_eigenvalues
 from gnomon.numerics.operators import Hessian, loss_gradient
 
-HUTCHINSON_1989 = Source("hutchinson1989", "eq. (2.2)")
+HUTCHINSON_1989 = Source("hutchinson1989")
 WU_SIMON_2000 = Source("wu2000")
-GHORBANI_2019 = Source("ghorbani2019", "section 3")
+GHORBANI_2019 = Source("ghorbani2019")
 PAPYAN_2020 = Source("papyan2020")
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
