@@ -1,4 +1,7 @@
-"""The whole grid of coverage: every instrument on every small network, in float32 and float64; writes docs/coverage.md.  Run by `make coverage`."""
+"""The whole grid of coverage: every instrument on every small network, in float32 and float64; writes docs/coverage.md.  Run by `make coverage`.
+
+Rows that are there already stay, so that a run that was cut goes on; `python tests/coverage_grid.py NAME ...` makes the rows of these instruments anew.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from networks import NETWORKS, cnn, tokens
+from networks import NETWORKS, cnn, prepared, tokens
 
 from gnomon.core import contract, registry
 from gnomon.core.environment import fixed_threads
@@ -18,7 +21,7 @@ DRAWS, EXAMPLES, HALVES = 200, 64, (cnn, tokens)
 
 
 def cell(instrument, build, dtype, half=False) -> str:
-    subject = build(dtype, n=EXAMPLES, chunk=EXAMPLES)
+    subject = prepared(instrument, build(dtype, n=EXAMPLES, chunk=EXAMPLES))
     if unmet(subject, instrument, "end") is not None:
         return "n/a"
     try:
@@ -58,11 +61,25 @@ Every network has {EXAMPLES} examples; `half`: each draw sees a fresh half of th
 Binomial error: 1.5 points. `n/a`: the instrument has nothing to measure there. Made by `make coverage`.
 """
 
-if __name__ == "__main__":
-    Path("docs").mkdir(exist_ok=True)
-    with open("docs/coverage.md", "w", encoding="utf-8") as file, multiprocessing.get_context("spawn").Pool(2) as pool:
-        file.write(NOTE + "\n" + header() + "\n")
-        for line in pool.imap(row, tasks()):
+
+def written(path: Path) -> dict[tuple[str, str], str]:
+    """The rows of an earlier run, by instrument and dtype."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return {(parts[1], parts[2]): line for parts, line in zip(cells, lines, strict=True) if len(parts) > 3 and parts[2].startswith("float")}
+
+
+def main(path: Path, again: list[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    rows = {key: line for key, line in written(path).items() if key[0] not in again}
+    keys = [(name, str(dtype).removeprefix("torch.")) for name, dtype in tasks()]
+    missing = [task for task, key in zip(tasks(), keys, strict=True) if key not in rows]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for line in pool.imap_unordered(row, missing):
             print(line, file=sys.stderr, flush=True)
-            file.write(line + "\n")
-            file.flush()
+            rows |= {(line.split("|")[1].strip(), line.split("|")[2].strip()): line}
+            path.write_text(NOTE + "\n" + header() + "\n" + "".join(rows[key] + "\n" for key in keys if key in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path("docs/coverage.md"), sys.argv[1:])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from gnomon.core import rng as chance
 from gnomon.core.subject import Subject
+from gnomon.core.training import Training
 
 
 class CNN(nn.Module):
@@ -172,3 +175,11 @@ def transformer(dtype=torch.float64, n=7, **settings):
 
 
 NETWORKS = [cnn, batchnorm, lstm, tied_frozen, tokens, mlp_regression, transformer]
+
+
+def prepared(instrument, subject):
+    """The subject, with a state of Adam where the instrument is for adaptive optimizers."""
+    if "adaptive" not in instrument.needs:
+        return subject
+    moments = {key: 0.1 + chance.uniform(*value.shape, rng=chance.generator(0, key), like=value) for key, value in subject.parameters.items()}
+    return dataclasses.replace(subject, training=Training("adam", 0.01, 0.9, second_moment=moments, steps=10))

@@ -1,17 +1,14 @@
 """Every registered instrument keeps the contract, on a convolutional and on a token network; `make coverage` runs the whole grid."""
 
-import dataclasses
-
 import pytest
 import torch
-from networks import subject_of, token_loss, token_weight
+from networks import prepared, subject_of, token_loss, token_weight
 from torch import nn
 
 from gnomon.core import contract, registry
 from gnomon.core import rng as chance
 from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import CHANCE
-from gnomon.core.training import Training
 from gnomon.run.plan import unmet
 
 INSTRUMENTS = registry.instruments()
@@ -60,10 +57,7 @@ NETWORKS = {"images": images, "words": words}
 
 def subject_for(instrument, build, dtype=torch.float64):
     """The network with what the instrument needs; None where the instrument says that it has nothing to measure there."""
-    subject = build(dtype, n=EXAMPLES, chunk=EXAMPLES)
-    if "adaptive" in instrument.needs:
-        moments = {key: 0.1 + chance.uniform(*value.shape, rng=chance.generator(0, key), like=value) for key, value in subject.parameters.items()}
-        subject = dataclasses.replace(subject, training=Training("adam", 0.01, 0.9, second_moment=moments, steps=10))
+    subject = prepared(instrument, build(dtype, n=EXAMPLES, chunk=EXAMPLES))
     return None if unmet(subject, instrument, "end") is not None else subject
 
 
