@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,13 +67,16 @@ class Watch:
         self.model, self.every, self.seed, self.out = unwrap(model), int(every), seed, Path(out)
         self.share = SHARE if share is None and readings is None else share
         self.batch_size = batch_size or getattr(train, "batch_size", None)
-        self._asked = None if readings is None else {key: dict(readings[key]) if isinstance(readings, Mapping) else {} for key in ([readings] if isinstance(readings, str) else readings)}
-        self._optimizer, self._stated = optimizer, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self._asked = (
+            None if readings is None else {key: dict(readings[key]) if isinstance(readings, Mapping) else {} for key in ([readings] if isinstance(readings, str) else readings)}
+        )
+        self._optimizer = optimizer
+        self._stated: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         rng = chance.generator(seed, "watch")
         with chance.preserved():
             held = hold(train, examples=examples, rng=chance.child(rng, "train"))
             held_test = None if test is None else hold(test, examples=examples, rng=chance.child(rng, "test"), what="test")
-        self._frozen = {"loss": loss, "train": held, "test": held_test, "initial": initial, "weight": weight, "name": name, "seed": seed}
+        self._frozen: dict[str, Any] = {"loss": loss, "train": held, "test": held_test, "initial": initial, "weight": weight, "name": name, "seed": seed}
         self._last: int | None = None
         self._said: set[str] = set()
         self._history: History | None = None
@@ -83,6 +86,7 @@ class Watch:
         """Freeze the network as it is now, and choose what is read at which steps."""
         with _quiet(self.model):
             subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, **self._stated, **self._frozen)
+            self._frozen["initial"] = subject.initial  # a copy: what was given may be the living parameters
             self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
         settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
         head = head_of(subject, self._recorder.choices, kind="watch", settings=settings, threads=torch.get_num_threads())
@@ -231,7 +235,7 @@ def state_now(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _quiet(model: nn.Module) -> Any:
+def _quiet(model: nn.Module) -> Iterator[None]:
     """Measure inside: no autocast, gradients on, the global random state put back."""
     device = next((parameter.device.type for parameter in model.parameters()), "cpu")
     with chance.preserved(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
@@ -246,7 +250,7 @@ def choose(subject: Subject, asked: Mapping[str, Mapping[str, int]] | None, *, e
     Raises: InvalidInput for an unknown reading or setting, and where a need is not met.
     """
     names = asked if asked is not None else {name: {} for name in USUAL if unmet(subject, registry.get_instrument(name), "end") is None}
-    found = sorted((_choice(subject, name, given, every) for name, given in names.items()), key=lambda choice: (choice.cost, choice.instrument))
+    found = sorted((_choice(subject, name, given, every) for name, given in names.items()), key=lambda choice: choice.cost)
     if not found:
         raise InvalidInput("readings is empty; name at least one instrument, or leave it out.")
     if share is None:

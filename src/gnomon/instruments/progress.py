@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Generator
@@ -68,7 +70,7 @@ def training_loss(subject: Subject, *, rng: Generator) -> Reading:
     if not counts.sum():
         raise OutOfScope("every target is ignored: there is no loss")
     value = float(sums.sum() / counts.sum())
-    common = {"source": COCHRAN_1977.at("chapters 2 and 6"), "assumes": ("the loss is that of eval mode",)}
+    common: dict[str, Any] = {"source": COCHRAN_1977.at("chapters 2 and 6"), "assumes": ("the loss is that of eval mode",)}
     rounding = 16 * torch.finfo(subject.dtype).eps * float(np.abs(sums).sum() / counts.sum() + 1)
     if n >= population or len(groups) < 2:
         return Reading("training_loss", value, "loss", error=rounding, error_kind="bound", **common)

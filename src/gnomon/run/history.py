@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -162,11 +163,12 @@ def checked(document: Mapping[str, Any], where: str = "the history") -> Mapping[
         if str(document["schema"]) != SCHEMA:
             raise InvalidInput(f"{where} is not a history: expected the schema {SCHEMA!r}, found {document['schema']!r}.")
         steps = [record["step"] for record in document["records"]]
-        if any(type(step) is not int for step in steps) or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if any(type(step) is not int for step in steps) or any(a >= b for a, b in itertools.pairwise(steps)):
             raise InvalidInput(f"{where}: the steps of the records must be whole numbers that rise.")
         int(document["subject"]["parameters"])
         for part in ("readings", "notes", "skipped"):
             list(document[part])
+        dict(document["settings"])
         for record in document["records"]:
             if not isinstance(record["skipped"], Mapping) or not isinstance(record["training"], (Mapping, type(None))):
                 raise TypeError("a record")
@@ -180,10 +182,10 @@ def checked(document: Mapping[str, Any], where: str = "the history") -> Mapping[
 
 
 def over_steps(document: Mapping[str, Any], name: str, *, most: int | None = None) -> Reading | None:
-    """One reading over the steps at which it was taken, as an array whose first axis is `step`; None where it never was.
+    """One reading over the steps at which it was taken, as an array whose last axis is `step` (or `epoch`); None where it never was.
 
     With `most`, at most that many steps, evenly spread, the first and the last among them.
-    Shapes: value (steps, *value of the reading).   Error: that of each reading; the fewest replicates of all of them decide the degrees of freedom.
+    Shapes: value (*value of the reading, steps).   Error: that of each reading; the fewest replicates of all of them decide the degrees of freedom.
     """
     taken = [(record["step"], Reading.from_json(record["readings"][name])) for record in document["records"] if name in record["readings"]]
     if not taken:
@@ -197,11 +199,16 @@ def over_steps(document: Mapping[str, Any], name: str, *, most: int | None = Non
     kind = next((reading.error_kind for reading in readings if reading.error_kind in CHANCE), last.error_kind)
     bounds = [np.broadcast_to(np.asarray(reading.details.get("bound", 0.0), dtype=np.float64), shape) for reading in readings]
     ends = [reading.interval for reading in readings if reading.interval is not None]
+    step = Axis(str(document["settings"].get("axis", "step")), tuple(float(step) for step, _ in taken))
+
+    def stack(parts: Iterable[Any]) -> Any:
+        return np.stack(list(parts), axis=-1)
+
     return Reading(
-        f"{name}_over_training", np.stack([reading.value for reading in readings]), last.unit, error=np.stack([reading.error for reading in readings]), error_kind=kind,
-        n=min((reading.n for reading in readings if reading.n), default=None), interval=(np.stack([low for low, _ in ends]), np.stack([high for _, high in ends])),
-        axes=(Axis("step", tuple(float(step) for step, _ in taken)), *axes) if len(axes) == len(shape) else (), source=last.source,
-        assumes=tuple(dict.fromkeys(line for reading in readings for line in reading.assumes)), details={"bound": np.stack(bounds)} if any(part.any() for part in bounds) else {},
+        f"{name}_over_training", stack(reading.value for reading in readings), last.unit, error=stack(reading.error for reading in readings), error_kind=kind,
+        n=min((reading.n for reading in readings if reading.n), default=None), interval=(stack(low for low, _ in ends), stack(high for _, high in ends)),
+        axes=(*axes, step) if len(axes) == len(shape) else (), source=last.source,
+        assumes=tuple(dict.fromkeys(line for reading in readings for line in reading.assumes)), details={"bound": stack(bounds)} if any(part.any() for part in bounds) else {},
     )  # fmt: skip
 
 
