@@ -49,7 +49,7 @@ def history(
     """
     axis, files, skipped = checkpoints_in(folder)
     key = key_of("checkpoints", identity, budget, [[step, str(path), path.stat().st_size, path.stat().st_mtime_ns] for step, path in files])
-    chosen = store.piece(key, "plan") or {"choices": list(readings) or [dataclasses.asdict(choice) for choice in _choices(subject, budget / max(len(files), 1), seed, threads)]}
+    chosen = store.piece(key, "plan") or ({"choices": list(readings), "skipped": []} if readings else _chosen(subject, budget / len(files), seed, threads))
     store.put_piece(key, "plan", chosen)
     recorder = Recorder(subject, [Choice(**choice) for choice in chosen["choices"]], seed=seed)
     made = History(head_of(subject, recorder.choices, kind="checkpoints", settings={"axis": axis, "seed": seed, "budget": budget}, threads=threads))
@@ -72,7 +72,7 @@ def history(
         raise InvalidInput(f"No checkpoint in {folder} fits the network. {reasons}" + (f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""))
     for entry in skipped:
         logging.getLogger(__name__).warning("skipped %s: %s", entry["what"], entry["why"])
-    made.head["skipped"], made.head["notes"] = skipped, list(_gaps(made.steps, axis))
+    made.head["skipped"], made.head["notes"] = [*skipped, *chosen["skipped"]], list(_gaps(made.steps, axis))
     return dict(checked(made.document())), key
 
 
@@ -151,8 +151,8 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).parts[0]
 
 
-def _choices(subject: Subject, budget: float, seed: int, threads: int) -> list[Choice]:
-    """The usual readings, on as many examples and at such settings as the budget for one checkpoint buys."""
+def _chosen(subject: Subject, budget: float, seed: int, threads: int) -> dict[str, Any]:
+    """The usual readings, on as many examples and at such settings as the budget for one checkpoint buys, and what it does not buy."""
     known = registry.instruments()
     wanted = {name: known[name] for name in USUAL if name != "preconditioned_sharpness" and unmet(subject, known[name], "end") is None}
     # what a reading shares its work with is planned too, since it carries the cost, and then not recorded
@@ -163,7 +163,8 @@ def _choices(subject: Subject, budget: float, seed: int, threads: int) -> list[C
     chosen = [Choice(entry.instrument, entry.settings(), entry.examples, 1, entry.gradients) for entry in plan.entries if entry.instrument in wanted and entry.at == "end"]
     if not chosen:
         raise InvalidInput(f"The budget does not reach for one reading of each checkpoint ({1000 * budget:.0f} ms each): give a larger --budget, or a folder with fewer of them.")
-    return chosen
+    left_out = [{"what": f"{what.replace('_', ' ')} of checkpoints", "why": why} for what, _, why in plan.skipped if what in wanted]
+    return {"choices": [dataclasses.asdict(choice) for choice in chosen], "skipped": left_out}
 
 
 def _gaps(steps: Sequence[int], axis: str) -> Iterator[str]:

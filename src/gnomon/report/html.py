@@ -36,7 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
     page, drawn = "", dict[tuple[str, int], str]()
     for elements, narrow, pictures in ((200, True, LIMIT), (40, True, LIMIT), (12, True, LIMIT), (12, False, LIMIT), (6, False, LIMIT // 2), (0, False, LIMIT // 5)):
         view = _Page(document, elements, narrow, pictures, drawn).view()
-        page = _environment().get_template("report.html").render(view)
+        page = environment().get_template("report.html").render(view)
         if len(page.encode()) <= LIMIT:
             break
     return page
@@ -58,14 +58,15 @@ def reading_html(reading: Reading) -> str:
         "source": source,
         "skipped": reading.skipped,
     }
-    return _environment().get_template("reading.html").render(view)
+    return environment().get_template("reading.html").render(view)
 
 
 @functools.cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, with the style of every page at hand."""
     folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+    made = Environment(loader=FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {
         "maths": with_maths,
         "typeset": words.typeset,
         "duration": words.duration,
@@ -74,9 +75,9 @@ def _environment() -> Environment:
         "capital": words.capital,
         "count": words.short,
     }
-    environment.globals |= {"picture_style": Markup(svg.STYLE), "page_style": Markup((folder / "report.css").read_text(encoding="utf-8"))}
-    environment.finalize = lambda value: words.clean(value, "\n") if isinstance(value, str) and not isinstance(value, Markup) else value
-    return environment
+    made.globals |= {"picture_style": Markup(svg.STYLE), "page_style": Markup((folder / "report.css").read_text(encoding="utf-8"))}
+    made.finalize = lambda value: words.clean(value, "\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+    return made
 
 
 class _Page:
