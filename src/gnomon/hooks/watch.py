@@ -28,10 +28,14 @@ from gnomon.run.plan import FEWEST, unmet
 
 SHARE = 0.05
 """The most that the usual readings cost, as a part of the training."""
-RECORD_COST = 1.0
+RECORD_COST = 2.0
 """What a record costs beside its readings, in steps of training: copying the parameters, writing the file."""
 CALL_COST = 1.75
 """What a pass over a few examples costs at least, in steps: on small networks it is the calls that take time, not the numbers."""
+OFTEN = 0.7
+"""The part of the share that what is cheap enough for every record may take; the rest is left to what is dear."""
+SMALL = 100_000
+"""Networks of fewer parameters are measured on 256 examples at a time, others on a batch of the training, whose memory is there."""
 DEAR = 8.0
 """Full gradients from which a reading is taken on FEWEST examples only."""
 
@@ -85,7 +89,8 @@ class Watch:
     def _plan(self) -> None:
         """Freeze the network as it is now, and choose what is read at which steps."""
         with _quiet(self.model):
-            subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, **self._stated, **self._frozen)
+            chunk = 256 if sum(value.numel() for value in self.model.parameters()) < SMALL else min(self.batch_size or 128, 256)
+            subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, chunk=chunk, **self._stated, **self._frozen)
             self._frozen["initial"] = subject.initial  # a copy: what was given may be the living parameters
             self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
         settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
@@ -245,7 +250,7 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 def choose(subject: Subject, asked: Mapping[str, Mapping[str, int]] | None, *, every: int, share: float | None) -> tuple[Choice, ...]:
     """What is read, on how many examples and at which steps: a pure function of the costs that instruments state, so that it is the same on every machine.
 
-    What fits into half of the share is taken at every record, the cheap first.  The others are taken at every m-th record, m one of 1, 2, 3, 4, 5, 6, 8,
+    What fits into OFTEN of the share is taken at every record, the cheap first.  The others are taken at every m-th record, m one of 1, 2, 3, 4, 5, 6, 8,
     10, 15, 20, ..., and not at step 0: with costs c_i and s left, m_i = sqrt(c_i) sum_j sqrt(c_j) / s spends s and makes the sum of the m_i least.
     Raises: InvalidInput for an unknown reading or setting, and where a need is not met.
     """
@@ -256,7 +261,7 @@ def choose(subject: Subject, asked: Mapping[str, Mapping[str, int]] | None, *, e
     if share is None:
         return tuple(found)
     left, spent, often = share * every, RECORD_COST, 0
-    while often < len(found) and spent + found[often].cost <= left / 2:
+    while often < len(found) and spent + found[often].cost <= OFTEN * left:
         spent, often = spent + found[often].cost, often + 1
     left -= spent if often else 0.0
     roots = [math.sqrt(choice.cost + (0.0 if often else RECORD_COST)) for choice in found[often:]]

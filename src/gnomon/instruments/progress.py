@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from gnomon.core import rng as chance
@@ -21,7 +21,7 @@ from gnomon.numerics.operators import loss_value
 from gnomon.numerics.statistics import student_quantile
 
 COCHRAN_1977 = Source("cochran1977")
-GROUPS = 16
+GROUPS = 8
 """Groups of examples whose spread gives the error: one call of the loss for each of them, not for each example."""
 
 
@@ -30,25 +30,31 @@ def exact_loss(subject: Subject) -> float:
     return loss_value(subject) / (len(subject.train) if subject.loss.reduction == "sum" else 1)
 
 
-def _group_sums(subject: Subject, groups: list[torch.Tensor]) -> tuple[Array, Array]:
+def _group_sums(subject: Subject, groups: list[Tensor]) -> tuple[Array, Array]:
     """Weighted sum of the losses, and the weight, of each group of examples; one forward pass in all."""
     owner = torch.empty(len(subject.train), dtype=torch.long)
     for number, members in enumerate(groups):
         owner[members] = number
-    sums, counts, start = np.zeros(len(groups)), np.zeros(len(groups)), 0
+    sums, counts, start, mean = np.zeros(len(groups)), np.zeros(len(groups)), 0, subject.loss.reduction == "mean"
     with measuring(subject), torch.no_grad():
         for block in subject.batches():
-            output = subject(subject.state, block.inputs)
-            here = owner[start : start + len(block)]
-            for number in here.unique().tolist():
-                rows = (here == number).nonzero().flatten().to(output.device)
-                targets = tree_map(lambda leaf, rows=rows: leaf[rows], block.targets)
-                weight = subject.loss.count(targets) if subject.loss.reduction == "mean" else 1.0
-                if weight:
-                    sums[number] += weight * float(subject.loss(output[rows], targets))
-                    counts[number] += weight if subject.loss.reduction == "mean" else float(len(rows))
+            here, order = owner[start : start + len(block)].sort()
             start += len(block)
+            output, targets = (_ordered(tree, order) for tree in (subject(subject.state, block.inputs), block.targets))
+            first = 0
+            for number, size in zip(*(part.tolist() for part in here.unique_consecutive(return_counts=True)), strict=True):
+                rows = slice(first, first + size)
+                first += size
+                target = targets[rows] if isinstance(targets, Tensor) else tree_map(lambda leaf, rows=rows: leaf[rows], targets)
+                weight = subject.loss.count(target) if mean else 1.0
+                if weight:
+                    sums[number] += weight * float(subject.loss(output[rows], target))
+                    counts[number] += weight if mean else float(size)
     return sums, counts
+
+
+def _ordered(tree: Any, order: Tensor) -> Any:
+    return tree_map(lambda leaf: leaf[order.to(leaf.device)], tree)
 
 
 @instrument(topic="dynamics", truth=exact_loss, cost=lambda subject: Cost(gradients=1 / 3))
@@ -58,7 +64,7 @@ def training_loss(subject: Subject, *, rng: Generator) -> Reading:
     L = sum_i w_i loss_i / sum_i w_i
 
     Shapes: value ().   Units: loss.
-    Error: bound, rounding, where all examples are at hand; else the standard error of the ratio over 16 random groups of examples, with the factor 1 - n/N.
+    Error: bound, rounding, where all examples are at hand; else the standard error of the ratio over 8 random groups of examples, with the factor 1 - n/N.
     Assumes: eval mode.   Cost: a forward pass.   Raises: OutOfScope where the loss is not finite, or every target is ignored.
     Source: Cochran 1977, chapter 2 (sampling without replacement) and chapter 6 (ratios).
     """
