@@ -312,6 +312,14 @@ def test_the_hugging_face_trainer_ends_in_the_same_bits(tmp_path):
     assert records[1]["training"]["optimizer"] == "adamw"
 
 
+def test_parameters_that_are_sharded_are_skipped(tmp_path):
+    model = Net()
+    watch = Watch(model, "cross_entropy", pair(), every=1, out=tmp_path / "h.json", readings=("training_loss",))
+    model.layers[0].weight = nn.Parameter(torch.zeros(0))
+    watch.step(0)
+    assert "sharded" in watch.history["records"][0]["skipped"]["training_loss"]
+
+
 def test_other_ranks_do_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     watch = Watch(Net(), "cross_entropy", pair(), every=1, out=tmp_path / "h.json", readings=("training_loss",))

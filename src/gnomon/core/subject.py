@@ -66,7 +66,8 @@ class Subject:
         `train` and `test` are a pair (inputs, targets), a Dataset, a DataLoader or an iterable of batches; inputs are a tensor, a tuple (positional
         arguments) or a dict (keyword arguments).  `initial` is a state dict or module at initialisation; `make` builds a freshly drawn network.
         `optimizer` is a name (sgd, nesterov, adam, adamw) or a torch optimizer, whose hyper-parameters and state are then read.  `weight` says what a
-        batch counts for in the mean loss.  `examples` keeps that many training examples, drawn with `seed`.  `init` declares the initialisation where it is not that of the layers' classes.
+        batch counts for in the mean loss.  `examples` keeps that many training examples, drawn with `seed`.  `history` is what was read over training: a file that `gnomon.hooks.Watch` wrote, or a folder of checkpoints.
+        `init` declares the initialisation where it is not that of the layers' classes.
         Shapes: the examples run along the first dimension of every input, target and output.
         Raises: InvalidInput for empty or non-finite data or weights, outputs or targets of wrong shape, labels out of range, weights that do not match,
         a loss that is neither a weighted mean nor a sum over examples, quantised networks.

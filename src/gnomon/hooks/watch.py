@@ -30,8 +30,10 @@ SHARE = 0.05
 """The most that the usual readings cost, as a part of the training."""
 RECORD_COST = 2.0
 """What a record costs beside its readings, in steps of training: copying the parameters, writing the file."""
-CALL_COST = 1.75
-"""What a pass over a few examples costs at least, in steps: on small networks it is the calls that take time, not the numbers."""
+CALL_COST = 1.0
+"""What a pass over a few examples costs at least, in steps."""
+SMALL_CALL_COST = 2.5
+"""The same on networks of fewer than SMALL parameters, where it is the calls that take time and not the numbers."""
 OFTEN = 0.7
 """The part of the share that what is cheap enough for every record may take; the rest is left to what is dear."""
 SMALL = 100_000
@@ -48,6 +50,7 @@ class Watch:
     In a bare loop, call `watch.step(step)` once a step; `watch.lightning()` and `watch.trainer()` are callbacks for Lightning and the Hugging Face
     Trainer.  The training is left bit for bit as it would be: readings are taken on a copy of the network in eval mode, outside autocast, in the
     parameters' dtype, and the global random state is put back.  Nothing that goes wrong while watching stops the training.
+    Of several processes the one of rank 0 watches; parameters that are sharded over them (FSDP, ZeRO) are not covered, and are skipped with that reason.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class Watch:
             return History(head, self._history.document()["records"])
         if self.out.is_dir():
             raise InvalidInput(f"{self.out} is a folder; give a file: out={str(self.out / 'history.json')!r}")
+        if self.out.exists() and not self.out.is_file():
+            raise CannotWrite(f"{self.out} is not a regular file. Choose another place with out=.")
         place = next(folder for folder in self.out.absolute().parents if folder.exists())
         if not os.access(self.out if self.out.exists() else place, os.W_OK):
             raise CannotWrite(f"{self.out} cannot be written. Choose another place with out=.")
@@ -221,7 +226,11 @@ class Watch:
         return callback(self)
 
     def trainer(self) -> Any:
-        """The callback for the Hugging Face Trainer: `Trainer(..., callbacks=[watch.trainer()])`.  Raises: MissingExtra where transformers is not installed."""
+        """The callback for the Hugging Face Trainer: `Trainer(..., callbacks=[watch.trainer()])`.
+
+        The loss is that of the Watch, on the model's `.logits`: where the model's own shifts its labels, as causal language models do, give one that does.
+        Raises: MissingExtra where transformers is not installed.
+        """
         from gnomon.hooks.transformers import callback
 
         return callback(self)
@@ -285,4 +294,5 @@ def _choice(subject: Subject, name: str, given: Mapping[str, int], every: int) -
         gradients += registry.get_instrument(instrument.shares).cost(subject, **settings).gradients
     n = min(FEWEST, len(subject.train)) if gradients >= DEAR else len(subject.train)
     calls = max(gradients * math.ceil(n / subject.chunk), value)
-    return Choice(name, settings, n, every, round(max(gradients * n / (subject.training.batch_size or 32), CALL_COST * calls), 3))
+    least = SMALL_CALL_COST if subject.dimension < SMALL else CALL_COST
+    return Choice(name, settings, n, every, round(max(gradients * n / (subject.training.batch_size or 32), least * calls), 3))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gnomon.core import registry
 from gnomon.core import rng as chance
@@ -49,16 +50,23 @@ class Recorder:
         self.samples = {choice.examples: subject.sample(choice.examples, rng=chance.generator(seed, "examples")) for choice in choices}
 
     def record(self, state: State, step: int, *, training: Training | None = None, due: Iterable[Choice] | None = None) -> dict[str, Any]:
-        """The readings of a state as a record of the history; what cannot be read is skipped with its reason.   Cost: that of the readings."""
+        """The readings of a state as a record of the history; what cannot be read is skipped with its reason.
+
+        `state` holds parameters and buffers by the subject's own names; it is copied.   Cost: that of the readings.
+        """
         wanted = self.choices if due is None else tuple(due)
         readings: dict[str, Any] = {}
         skipped: dict[str, str] = {}
         known = training or self.subject.training
         record = {"step": step, "training": known.to_json() if known.lr is not None else None, "readings": readings, "skipped": skipped}
-        try:
-            here = self.subject.at(state).state
-        except InvalidInput as error:
-            skipped.update({choice.instrument: str(error) for choice in wanted})
+        # the keys and shapes are known to fit; `Subject.at` would look at all of them again
+        like = self.subject.state
+        if odd := [key for key in like if key not in state or state[key].shape != like[key].shape]:
+            skipped.update({choice.instrument: f"{odd[0]!r} is not whole in this process (sharded parameters are not covered)" for choice in wanted})
+            return record
+        here = {key: state[key].detach().to(like[key].device, like[key].dtype).clone() for key in like}
+        if (bad := _not_finite(here, self.subject.state)) is not None:
+            skipped.update({choice.instrument: f"{bad!r} has a NaN or infinite value" for choice in wanted})
             return record
         placed: dict[int, Subject] = {}
         for choice in wanted:
@@ -73,6 +81,14 @@ class Recorder:
             else:
                 readings[choice.instrument] = _short(found)
         return record
+
+
+def _not_finite(state: State, like: State) -> str | None:
+    """The first entry that has a NaN, or an infinite value where the network at hand has none (a causal mask holds -inf on purpose)."""
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()) and (value.isnan().any() or bool(torch.isfinite(like[key]).all())):
+            return key
+    return None
 
 
 def _take(subject: Subject, choice: Choice, rng: Any) -> tuple[Reading | None, str]:
