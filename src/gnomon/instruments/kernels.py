@@ -1,0 +1,440 @@
+"""The empirical neural tangent kernel: its spectrum, how far training moved it, its alignment with the targets; the linearised network beside the real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from gnomon.core import rng as chance
+from gnomon.core.dataset import Block, Dataset, leaves
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.loss import Loss
+from gnomon.core.reading import Array, Axis, Reading
+from gnomon.core.registry import Cost, instrument
+from gnomon.core.source import Source
+from gnomon.core.subject import Subject
+from gnomon.instruments.outcomes import labelled
+from gnomon.numerics.derivatives import flatten
+from gnomon.numerics.gram import gradient_gram
+from gnomon.numerics.measuring import measuring
+from gnomon.numerics.operators import ParameterJacobian
+from gnomon.numerics.per_example import plan_of
+from gnomon.numerics.statistics import finite_population_factor, ratio_of_means, student_quantile
+
+JACOT_2018 = Source("jacot2018")
+CORTES_2012 = Source("cortes2012")
+FORT_2020 = Source("fort2020")
+LEE_2019 = Source("lee2019")
+
+MOST = 512
+"""Most examples that the kernel is formed on: it has their square many entries."""
+FEWEST = 4
+SHOWN = 10
+"""Eigenvalues that are given."""
+GROUPS = 16
+"""Groups of examples, or of output directions, that are left out one at a time."""
+PAIRS = 150.0
+"""Examples whose inner products with one gradient take as long as that gradient: what a layer's gradient costs beside a product of its compact form."""
+MEMORY = 2**28
+"""Bytes that the compact gradients of the examples in work may take."""
+ROUNDING = 256.0
+"""Rounding of a kernel's entry, in units of the dtype's epsilon and of the kernel's size."""
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Statistic = Callable[[tuple[Array, ...], Rows], Array]
+"""A function of kernels on some of the examples, and of which ones these are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """The NTK on n examples, as the mean of `parts`: one where it is exact, else one a group of random output directions.
+
+    Shapes: parts (1 or GROUPS, n, n).   `outputs` numbers a network gives for an example.
+    """
+
+    parts: Array
+    outputs: int
+
+    @property
+    def whole(self) -> Array:
+        """The kernel itself.  Shapes: (n, n)."""
+        return np.asarray(self.parts.mean(0))
+
+
+def _scores(subject: Subject, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    """What the network says of each example, and what its positions count for: class scores where there are labels, else all numbers at one position.
+
+    Shapes: (n, positions, outputs), (n, positions).
+    """
+    if subject.classes is None:
+        return output.reshape(len(output), 1, -1), torch.ones(len(output), 1, dtype=output.dtype, device=output.device)
+    logits, _, kept = labelled(subject, Block(output, targets), output)
+    return logits, kept.to(output.dtype) / kept.sum(1, keepdim=True).clamp_min(1)
+
+
+def _mean_scores(subject: Subject, output: Tensor, targets: Any) -> Tensor:
+    """The scores averaged over positions.  Shapes: (n, outputs)."""
+    scores, weights = _scores(subject, output, targets)
+    return (scores * weights[..., None]).sum(1)
+
+
+def _outputs(subject: Subject) -> int:
+    """How many numbers the network gives for an example.  Raises: OutOfScope where the examples differ in it."""
+
+    def build() -> int:
+        found = set()
+        with measuring(subject), torch.no_grad():
+            for block in subject.train.blocks:
+                one = next(Dataset((block,), len(block)).chunks(1))
+                found.add(subject(subject.state, subject.to_device(one.inputs))[0].numel())
+        if len(found) > 1:
+            raise OutOfScope(f"the NTK compares the same outputs of all examples; here their number runs from {min(found)} to {max(found)}")
+        return found.pop()
+
+    return subject.classes if subject.classes is not None else subject.once("kernels/outputs", build)
+
+
+def _seen(subject: Subject) -> Subject:
+    """The subject on at most MOST of its examples, always the same ones."""
+    if len(subject.train) < FEWEST:
+        raise OutOfScope(f"the NTK is examined on at least {FEWEST} examples; here are {len(subject.train)}")
+    return subject if len(subject.train) <= MOST else subject.once("kernels/seen", lambda: subject.sample(MOST, rng=chance.generator(0, "kernels/examples")))
+
+
+def _kernel(subject: Subject, probes: int, seed: int = 0) -> Kernel:
+    """The NTK of a subject on its training examples, made once.  Every output is a direction where there are no more than `probes`, else signs are drawn."""
+    if probes < 1:
+        raise InvalidInput(f"probes must be at least 1, not {probes}.")
+    return subject.once(f"kernels/{probes}/{seed}", lambda: _make_kernel(subject, probes, seed))
+
+
+def _make_kernel(subject: Subject, probes: int, seed: int) -> Kernel:
+    outputs, n = _outputs(subject), len(subject.train)
+    plan = plan_of(subject)
+
+    def gram(direction: Tensor) -> Array:
+        def projected(output: Tensor, targets: Any) -> Tensor:
+            return (_mean_scores(subject, output, targets) @ direction.to(output)).sum()
+
+        along = dataclasses.replace(subject, loss=Loss(projected, "an output", "sum", lambda targets: 1.0), _shared={"numerics.per_example": plan})
+        return np.asarray(gradient_gram(along, memory=MEMORY).numpy()) / n**2
+
+    if outputs <= probes:
+        total = np.zeros((1, n, n))
+        for unit in torch.eye(outputs, dtype=torch.float64):
+            total += gram(unit)
+        return Kernel(total / outputs, outputs)
+    count = min(GROUPS, probes)
+    parts, sizes = np.zeros((count, n, n)), np.zeros(count)
+    for index in range(probes // count * count):
+        signs = chance.rademacher(outputs, rng=chance.generator(seed, "kernels/direction", index))
+        parts[index % count] += gram(signs) / outputs
+        sizes[index % count] += 1
+    return Kernel(parts / sizes[:, None, None], outputs)
+
+
+def _start(subject: Subject) -> Subject:
+    """The subject at its initialisation.  Raises: OutOfScope where something but the trainable parameters changed in training."""
+    assert subject.initial is not None
+    start = subject.at(subject.initial, "initial")
+    _refuse_batch_norm(start)
+    for key, value in subject.state.items():
+        if key not in subject.trainable and not torch.equal(value, start.state[key]):
+            raise OutOfScope(f"`{key}` is not trained by gradients and yet differs from its initial value: the network at initialisation is another function")
+    return start
+
+
+def _refuse_batch_norm(start: Subject) -> None:
+    for name, layer in start.module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+            raise OutOfScope(f"`{name}` is batch norm, whose running statistics are not those of the data at initialisation: in eval mode the network there is another function")
+
+
+def _sub(subject: Subject) -> bool:
+    return len(subject.train) < subject.train.population
+
+
+def _about(subject: Subject, probes: int) -> tuple[str, ...]:
+    outputs = _outputs(subject)
+    said = [f"the NTK on {len(subject.train):,} of {subject.train.population:,} examples"] if _sub(subject) else []
+    if outputs > probes:
+        said.append(f"{probes} random directions stand for {outputs:,} outputs")
+    if subject.classes is not None and any(leaves(block.targets)[0][0].numel() > 1 for block in subject.train.blocks):
+        said.append("an example's class scores are averaged over its positions with a target")
+    return tuple(said)
+
+
+def _without_one(statistic: Statistic, kernels: tuple[Kernel, ...], groups: list[Rows] | None) -> Array:
+    """The statistic with each group of examples left out, or each part of the kernels where there are no groups.  Shapes: (groups, *value)."""
+    n = kernels[0].parts.shape[1]
+    everyone = np.arange(n)
+    if groups is None:
+        count = len(kernels[0].parts)
+        return np.stack([statistic(tuple((k.parts.sum(0) - k.parts[g]) / (count - 1) for k in kernels), everyone) for g in range(count)])
+    rest = [np.setdiff1d(everyone, group) for group in groups]
+    return np.stack([statistic(tuple(k.whole[np.ix_(rows, rows)] for k in kernels), rows) for rows in rest])
+
+
+def _estimate(subject: Subject, statistic: Statistic, kernels: tuple[Kernel, ...], rounding: Any, least: float = -math.inf, most: float = math.inf) -> dict[str, Any]:
+    """The fields of a Reading: value, error and interval of a statistic of kernels, by the jackknife over groups of examples and of directions.
+
+    bias = (G - 1) (mean_g T_g - T),   variance = (G - 1) / G sum_g (T_g - mean)^2,   both times 1 - n/N for examples.
+    """
+    n, population = len(subject.train), subject.train.population
+    plain = statistic(tuple(kernel.whole for kernel in kernels), np.arange(n))
+    left_out: list[tuple[Array, float]] = []
+    if _sub(subject):
+        order, count = chance.permutation(n, rng=chance.generator(0, "kernels/groups")).numpy(), min(GROUPS, n)
+        left_out.append((_without_one(statistic, kernels, [order[g::count] for g in range(count)]), 1 - n / population))
+    if len(kernels[0].parts) > 1:
+        left_out.append((_without_one(statistic, kernels, None), 1.0))
+    if not left_out:
+        return {"value": plain, "error": rounding, "error_kind": "bound"}
+    value, variance = plain, np.zeros_like(plain)
+    for replicates, factor in left_out:
+        count = len(replicates)
+        value = value - factor * (count - 1) * (replicates.mean(0) - plain)
+        variance = variance + factor * (count - 1) / count * ((replicates - replicates.mean(0)) ** 2).sum(0)
+    fewest = min(len(replicates) for replicates, _ in left_out)
+    value, error = np.clip(value, least, most), np.sqrt(variance)
+    half = student_quantile(0.975, fewest - 1) * error + rounding
+    kind = "sample" if _sub(subject) else "probe"
+    return {"value": value, "error": error, "error_kind": kind, "n": fewest, "interval": (np.maximum(value - half, least), np.minimum(value + half, most))}
+
+
+def _cost(subject: Subject, probes: int, kernels: float = 1.0) -> Cost:
+    n = min(len(subject.train), MOST)
+    outputs = subject.classes if subject.classes is not None else probes
+    directions = min(outputs, probes)
+    held = n * subject.dimension * subject.state[subject.trainable[0]].element_size()
+    return Cost(gradients=kernels * directions * (1 + n / PAIRS) * n / len(subject.train), bytes=min(2 * held, MEMORY) + 8 * (GROUPS + 6) * n * n)
+
+
+def _epsilon(subject: Subject) -> float:
+    return ROUNDING * torch.finfo(subject.dtype).eps
+
+
+def dense_kernel(subject: Subject) -> Array:
+    """The NTK by differentiating one output of one example at a time: the small exact answer for the contract tests.  Shapes: (n, n)."""
+    rows = []
+    with measuring(subject), torch.enable_grad():
+        for block in subject.train.chunks(1):
+            here = {key: value.detach().clone().requires_grad_() for key, value in subject.parameters.items()}
+            scores = subject({**subject.state, **here}, subject.to_device(block.inputs))
+            targets = leaves(block.targets)[0]
+            if subject.classes is not None and targets.numel() > 1:
+                scores = scores[0][targets[0] >= 0].sum(0) / max(int((targets >= 0).sum()), 1)
+            flat = scores.reshape(-1)
+            parts = [torch.autograd.grad(flat[c], list(here.values()), retain_graph=True, materialize_grads=True) for c in range(len(flat))]
+            rows.append(torch.stack([flatten(part) for part in parts]))
+    jacobian = torch.stack(rows).double()
+    return np.asarray((torch.einsum("icp,jcp->ij", jacobian, jacobian) / jacobian.shape[1]).cpu().numpy())
+
+
+def exact_spectrum(subject: Subject) -> Array:
+    """The largest eigenvalues of the NTK, divided by the number of examples."""
+    values = np.linalg.eigvalsh(dense_kernel(subject) / len(subject.train))[::-1]
+    return np.asarray(values[: _shown(subject)])
+
+
+def _shown(subject: Subject) -> int:
+    return min(SHOWN, min(len(subject.train), MOST) - 2)
+
+
+@instrument(topic="kernels", at=("end", "initial"), truth=exact_spectrum, knob="probes", smallest=16, largest=64, cost=_cost)
+def ntk_spectrum(subject: Subject, *, rng: Generator, probes: int = 16) -> Reading:
+    """Largest eigenvalues of the empirical neural tangent kernel, averaged over outputs and divided by the number of examples.
+
+    Theta(x, x') = 1/C sum_c grad f_c(x) . grad f_c(x'),   eigenvalues of Theta / n, over all trainable parameters and the C outputs.
+
+    C Gram matrices of per-example gradients, one an output; for more than `probes` outputs random signs u stand for them, E (grad u.f)(x) . (grad u.f)(x') = C Theta.
+    Shapes: value (eigenvalues,), descending.   Units: output^2 / parameter^2.
+    Error: bound (rounding); on a subsample the jackknife over groups of examples, for random directions that over groups of them, both in quadrature, the bias
+    taken off.   Assumes: eval mode; an example's class scores are averaged over its positions with a target; at most 512 examples are seen.
+    Cost: min(outputs, probes) gradients of the examples seen, and as many n x n Gram matrices.
+    Raises: OutOfScope for fewer than 4 examples, outputs of unequal number, or batch norm at initialisation; InvalidInput for no probe.
+    Source: Jacot et al. 2018; the sum over outputs is the trace of their matrix-valued kernel.
+    """
+    if subject.where == "initial":
+        _refuse_batch_norm(subject)
+    seen = _seen(subject)
+    kernel, k = _kernel(seen, probes), _shown(subject)
+
+    def largest(kernels: tuple[Array, ...], rows: Rows) -> Array:
+        return np.asarray(np.linalg.eigvalsh(kernels[0] / len(rows))[::-1][:k])
+
+    whole = kernel.whole
+    trace, n = float(np.trace(whole)), len(whole)
+    fields = _estimate(seen, largest, (kernel,), _epsilon(seen) * trace / n, least=0.0)
+    square = float((whole**2).sum())
+    return Reading(
+        "ntk_spectrum", unit="output² / parameter²", source=JACOT_2018, axes=(Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),), assumes=_about(seen, probes),
+        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "participation": trace**2 / square if square else 0.0}, **fields,
+    )  # fmt: skip
+
+
+def exact_movement(subject: Subject) -> float:
+    """The relative change of the NTK by dense Jacobians."""
+    before, after = dense_kernel(_start(subject)), dense_kernel(subject)
+    return float(np.linalg.norm(after - before) / np.linalg.norm(before))
+
+
+@instrument(
+    topic="kernels", needs=("initial",), truth=exact_movement, knob="probes", smallest=16, largest=64, essential=True, cost=lambda subject, probes: _cost(subject, probes, 2.0)
+)
+def ntk_movement(subject: Subject, *, rng: Generator, probes: int = 16) -> Reading:
+    """How far training moved the neural tangent kernel, relative to its size at initialisation.
+
+    |Theta_T - Theta_0|_F / |Theta_0|_F;  `details`: `distance` 1 - <Theta_T, Theta_0> / (|Theta_T| |Theta_0|), which does not see a change of size, and
+    `growth` |Theta_T| / |Theta_0|.
+
+    Shapes: value ().   Units: none.   Error: as `ntk_spectrum`.   Assumes: as `ntk_spectrum`, the same examples and directions at both ends.
+    Cost: twice `ntk_spectrum`'s.
+    Raises: OutOfScope as `ntk_spectrum`, where other state than the trainable parameters changed, and where the initial kernel is 0.
+    Source: Fort et al. 2020 (the distance); the relative change is defined here.
+    """
+    seen = _seen(subject)
+    before, after = _kernel(_start(seen), probes), _kernel(seen, probes)
+    size, grown = np.linalg.norm(before.whole), float(np.linalg.norm(after.whole))
+    if size == 0:
+        raise OutOfScope("the NTK at initialisation is 0: no output depends on a trainable parameter there")
+
+    def moved(kernels: tuple[Array, ...], rows: Rows) -> Array:
+        return np.asarray(np.linalg.norm(kernels[1] - kernels[0]) / max(float(np.linalg.norm(kernels[0])), 1e-300))
+
+    fields = _estimate(seen, moved, (before, after), _epsilon(seen) * (1 + grown / float(size)) ** 2, least=0.0)
+    cosine = float((after.whole * before.whole).sum()) / (grown * float(size)) if grown else 0.0
+    details = {"examples": len(seen.train), "outputs": before.outputs, "distance": max(1 - cosine, 0.0), "growth": grown / float(size)}
+    return Reading("ntk_movement", unit="", source=FORT_2020, assumes=_about(seen, probes), details=details, **fields)
+
+
+def _targets(subject: Subject) -> Array:
+    """What is to be learned of each example: the share of its targets in each class, or its target numbers.  Shapes: (n, outputs)."""
+    rows = []
+    for block in subject.train.blocks:
+        tensors = leaves(block.targets)
+        if subject.classes is not None:
+            n = len(block)
+            _, labels, kept = labelled(subject, block, torch.zeros(*tensors[0].shape, subject.classes))
+            rows.append((nn.functional.one_hot(labels.long(), subject.classes) * kept[..., None]).double().sum(1) / kept.sum(1, keepdim=True).clamp_min(1))
+            assert len(rows[-1]) == n
+        else:
+            rows.append(torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors], 1))
+    if len({row.shape[1] for row in rows}) > 1:
+        raise OutOfScope("the examples have unequal numbers of targets: the kernel of the targets is not defined")
+    return np.asarray(torch.cat(rows).numpy())
+
+
+def _alignment(kernel: Array, targets: Array) -> float:
+    """<HKH, YY'> / (|HKH| |HYY'H|), H taking off the mean; 0 where one of the two is 0."""
+    centred = targets - targets.mean(0)
+    inner = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    size = np.linalg.norm(inner) * np.linalg.norm(centred.T @ centred)
+    return float(np.sum(centred * (inner @ centred)) / size) if size else 0.0
+
+
+def exact_alignment(subject: Subject) -> float:
+    """The alignment by dense Jacobians and the centring matrix."""
+    n, targets = len(subject.train), _targets(subject)
+    centring = np.eye(n) - 1 / n
+    left, right = centring @ dense_kernel(subject) @ centring, centring @ targets @ targets.T @ centring
+    return float((left * right).sum() / np.sqrt((left**2).sum() * (right**2).sum()))
+
+
+@instrument(
+    topic="kernels", at=("end", "initial"), truth=exact_alignment, knob="probes", smallest=16, largest=64, shares="ntk_spectrum", cost=lambda subject, probes: Cost(gradients=0.1)
+)
+def kernel_target_alignment(subject: Subject, *, rng: Generator, probes: int = 16) -> Reading:
+    """Centred alignment of the neural tangent kernel with the targets: 1 if the kernel sees nothing but them, 0 if it sees nothing of them.
+
+    <Theta_c, Y Y'> / (|Theta_c| |Y_c Y_c'|),   Theta_c = H Theta H,  Y_c = H Y,  H = 1 - 11'/n,  Y one-hot labels (shares of them over positions) or target numbers.
+
+    Shapes: value ().   Units: none.   Error: as `ntk_spectrum`.   Assumes: as `ntk_spectrum`.   Cost: shared with `ntk_spectrum`.
+    Raises: OutOfScope as `ntk_spectrum`, and where all targets are equal or the centred kernel is 0.
+    Source: Cortes et al. 2012, definition of centred alignment.
+    """
+    if subject.where == "initial":
+        _refuse_batch_norm(subject)
+    seen = _seen(subject)
+    kernel, targets = _kernel(seen, probes), _targets(seen)
+    if np.ptp(targets, 0).max() == 0:
+        raise OutOfScope("all targets are equal: there is nothing to align with")
+    whole = kernel.whole
+    centred = np.linalg.norm(whole - whole.mean(0) - whole.mean(1)[:, None] + whole.mean())
+    if centred <= _epsilon(seen) * np.linalg.norm(whole):
+        raise OutOfScope("the NTK is the same for all pairs of examples: it has nothing to align")
+
+    def aligned(kernels: tuple[Array, ...], rows: Rows) -> Array:
+        return np.asarray(_alignment(kernels[0], targets[rows]))
+
+    fields = _estimate(seen, aligned, (kernel,), 2 * _epsilon(seen) * float(np.linalg.norm(whole) / centred), least=-1.0, most=1.0)
+    return Reading("kernel_target_alignment", unit="", source=CORTES_2012, assumes=_about(seen, probes), details={"examples": len(whole), "outputs": kernel.outputs}, **fields)
+
+
+def exact_linearised(subject: Subject) -> float:
+    """The relative error of the linearised network by double backward."""
+    start = _start(subject)
+    moved, kept, before = [], [], tuple(start.parameters.values())
+    steps = tuple(subject.state[key] - start.state[key] for key in subject.trainable)
+    with measuring(subject):
+        for block in subject.batches():
+
+            def outputs(*tensors: Tensor, block: Block = block) -> Tensor:
+                out = subject({**start.state, **dict(zip(subject.trainable, tensors, strict=True))}, block.inputs)
+                scores, weights = _scores(subject, out, block.targets)
+                return scores[weights > 0]
+
+            first, slope = torch.autograd.functional.jvp(outputs, before, steps)
+            real = outputs(*subject.parameters.values())
+            moved.append(float((real - first).square().sum()))
+            kept.append(float((real - first - slope).square().sum()))
+    return math.sqrt(sum(kept) / sum(moved))
+
+
+@instrument(topic="kernels", needs=("initial",), truth=exact_linearised, essential=True, cost=lambda subject: Cost(gradients=1.5, bytes=24 * subject.dimension))
+def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
+    """How much of what training did to the outputs the network's linearisation at initialisation misses.
+
+    |f(w_T) - f_lin(w_T)| / |f(w_T) - f(w_0)|,   f_lin(w) = f(w_0) + J(w_0) (w - w_0),   norms over outputs and training examples
+
+    0: the network is its linearisation; 1: the linearisation is as wrong as if the outputs had stayed at their start.  `details`: `disagree`, the share of targets for
+    which the linearised network has another class than the real one.
+    Shapes: value ().   Units: none.   Error: bound (rounding); on a subsample Fieller's interval of the ratio of mean squares, with the factor 1 - n/N.
+    Assumes: eval mode.   Cost: two forward passes and a Jacobian product.
+    Raises: OutOfScope where the outputs have not moved, where other state than the trainable parameters changed, or at batch norm.
+    Source: Lee et al. 2019 (the linearised network).
+    """
+    start = _start(subject)
+    step = flatten(subject.state[key] - start.state[key] for key in subject.trainable)
+    missed, moved, sizes, other, targets = [], [], 0.0, 0.0, 0.0
+    with measuring(subject), torch.no_grad():
+        for block in subject.batches():
+            outputs = (subject(subject.state, block.inputs), start(start.state, block.inputs), ParameterJacobian(start, block.inputs)(step))
+            (real, weights), (first, _), (slope, _) = (_scores(subject, output, block.targets) for output in outputs)
+            kept = (weights > 0)[..., None]
+            linear = first + slope
+            missed.append(((real.double() - linear.double()).square() * kept).sum((1, 2)).cpu())
+            moved.append(((real.double() - first.double()).square() * kept).sum((1, 2)).cpu())
+            sizes += sum(float((part.double().square() * kept).sum()) for part in (real, first, slope))
+            other += float(((real.argmax(-1) != linear.argmax(-1)) & kept[..., 0]).sum())
+            targets += float(kept.sum())
+    a, b = torch.cat(missed).numpy(), torch.cat(moved).numpy()
+    if b.sum() <= (_epsilon(subject) / ROUNDING) ** 2 * sizes:
+        raise OutOfScope("the outputs at the end are those at initialisation: there is no change to compare with")
+    value = math.sqrt(a.sum() / b.sum())
+    rounding = _epsilon(subject) * math.sqrt(sizes / b.sum())
+    details = {"examples": len(a), "disagree": other / targets} if subject.classes is not None else {"examples": len(a)}
+    common: dict[str, Any] = {"source": LEE_2019, "details": details}
+    if not _sub(subject) or len(a) < 2:
+        return Reading("linearised_outputs", value, "", error=rounding, error_kind="bound", **common)
+    found = ratio_of_means(a, b, factor=finite_population_factor(len(a), subject.train.population))
+    low, high = (math.sqrt(max(end, 0.0)) for end in found.interval)
+    error = max(found.error / (2 * value) if value else 0.0, rounding)
+    assumes = (f"{len(a):,} of {subject.train.population:,} training examples",)
+    return Reading("linearised_outputs", value, "", error=error, error_kind="sample", n=len(a), interval=(max(low - rounding, 0.0), high + rounding), assumes=assumes, **common)
