@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
+from gnomon.core.errors import OutOfScope
 from gnomon.core.facts import Facts
 from gnomon.core.judge import Verdict
 from gnomon.core.reading import Reading, format_number
 from gnomon.examination.row import Row
 from gnomon.theory import kernels as theory
+from gnomon.theory.landscape import stability_limit
 
 ORDER = 30
 TITLE = "Neural tangent kernel"
@@ -33,6 +36,7 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
         yield _movement(movement, linearised)
     if linearised is not None:
         yield _linearised(linearised)
+    yield from _steps(facts, readings)
     yield from _alignment(readings, movement)
     yield from _spectrum(readings)
 
@@ -49,10 +53,9 @@ def _movement(movement: Reading, linearised: Reading | None) -> Row:
             return "lazy: the kernel is still that of initialisation"
         if verdict.outcome == "inconclusive":
             return "between lazy and rich, as far as the error tells"
-        return f"rich: the kernel is {format_number(growth, 2)} times its initial size, and 1 - cosine to it is {format_number(distance, 2)}"
+        return f"rich: the kernel is {format_number(growth, 2)} times its initial size and turned away from it by {format_number(math.degrees(math.acos(1 - distance)), 2)}°"
 
     def advice(verdict: Verdict) -> str | None:
-        low, _ = movement.ends()
         if verdict.outcome == "holds" and float(movement) > 0:
             scale = theory.output_scale(float(movement), FEATURES)
             return (
@@ -61,13 +64,14 @@ def _movement(movement: Reading, linearised: Reading | None) -> Row:
             )
         if verdict.outcome == "fails" and linearised is not None and linearised.ends()[0] > LAZY:
             return (
-                f"Features move: the NTK changed by {_percent(float(movement))} (at least {_percent(low)}) and the linearisation at initialisation misses "
-                f"{_percent(float(linearised))} of what training did to the outputs; infinite-width and NTK results do not describe this training."
+                f"Features move: the NTK changed by {format_number(float(movement), 2)} times its initial size, and the linearisation at initialisation misses "
+                f"{_percent(float(linearised))} of what training did to the outputs: results for infinite width, and kernel regression with the initial NTK, do not describe this "
+                "network."
             )
         return None
 
     predicted = theory.kernel_movement()
-    return Row("movement of the NTK", predicted, movement, "at_most", LAZY, scale=1.0, because=BECAUSE, words=words, advice=advice, headline=True)
+    return Row("movement of the NTK", predicted, movement, "equal", LAZY, scale=1.0, because=BECAUSE, words=words, advice=advice, headline=True)
 
 
 def _linearised(linearised: Reading) -> Row:
@@ -82,7 +86,32 @@ def _linearised(linearised: Reading) -> Row:
         return f"the linearised model is not your model{seen}"
 
     predicted = theory.linearisation_error()
-    return Row("error of the linearised network", predicted, linearised, "at_most", LAZY, scale=1.0, because=BECAUSE, words=words, headline=True)
+    return Row("error of the linearised network", predicted, linearised, "equal", LAZY, scale=1.0, because=BECAUSE, words=words, headline=True)
+
+
+def _steps(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
+    title, measured = "curvature that the first steps see", readings.get("gauss_newton_sharpness@initial")
+    if measured is None:
+        return
+    try:
+        limit = stability_limit(facts.training)
+    except OutOfScope as error:
+        yield Row(title, measured=measured, words=f"no limit to compare with: {error}")
+        return
+    if facts.training.optimizer in ("adam", "adamw"):
+        yield Row(title, measured=measured, out_of_scope="the limit of Adam is one on the preconditioned curvature, and its second moments at the first steps are not known")
+        return
+    share = float(measured) / float(limit)
+
+    def words(verdict: Verdict) -> str:
+        if verdict.outcome == "holds":
+            return f"{_percent(share)} of what the linearised network bears: the step size does not force the kernel to move"
+        if verdict.outcome == "inconclusive":
+            return "near what the linearised network bears"
+        return f"{format_number(share, 2)} times what the linearised network bears: the step size alone drives training out of the lazy regime (catapult)"
+
+    because = "the linearised network is a convex problem with this curvature at its start; beyond the limit its full-batch steps diverge"
+    yield Row(title, limit, measured, "at_most", 0.0, because=because, words=words)
 
 
 def _alignment(readings: Mapping[str, Reading], movement: Reading | None) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel: its spectrum, how far training moved it, its alignment with the targets; the linearised network beside the real one."""
+"""The empirical neural tangent kernel: its spectrum, how far training moved it, its alignment with the targets."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ from gnomon.instruments.outcomes import labelled
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.gram import gradient_gram
 from gnomon.numerics.measuring import measuring
-from gnomon.numerics.operators import ParameterJacobian
 from gnomon.numerics.per_example import plan_of
-from gnomon.numerics.statistics import finite_population_factor, ratio_of_means, student_quantile
+from gnomon.numerics.statistics import student_quantile
 
 JACOT_2018 = Source("jacot2018")
 CORTES_2012 = Source("cortes2012")
 FORT_2020 = Source("fort2020")
-LEE_2019 = Source("lee2019")
 
 MOST = 512
 """Most examples that the kernel is formed on: it has their square many entries."""
@@ -39,8 +37,8 @@ SHOWN = 10
 """Eigenvalues that are given."""
 GROUPS = 16
 """Groups of examples, or of output directions, that are left out one at a time."""
-PAIRS = 150.0
-"""Examples whose inner products with one gradient take as long as that gradient: what a layer's gradient costs beside a product of its compact form."""
+PAIRS = 100.0
+"""Examples whose inner products with one example's gradient take as long as that gradient."""
 MEMORY = 2**28
 """Bytes that the compact gradients of the examples in work may take."""
 ROUNDING = 256.0
@@ -67,7 +65,7 @@ class Kernel:
         return np.asarray(self.parts.mean(0))
 
 
-def _scores(subject: Subject, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+def scores(subject: Subject, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """What the network says of each example, and what its positions count for: class scores where there are labels, else all numbers at one position.
 
     Shapes: (n, positions, outputs), (n, positions).
@@ -80,8 +78,8 @@ def _scores(subject: Subject, output: Tensor, targets: Any) -> tuple[Tensor, Ten
 
 def _mean_scores(subject: Subject, output: Tensor, targets: Any) -> Tensor:
     """The scores averaged over positions.  Shapes: (n, outputs)."""
-    scores, weights = _scores(subject, output, targets)
-    return (scores * weights[..., None]).sum(1)
+    of_positions, weights = scores(subject, output, targets)
+    return (of_positions * weights[..., None]).sum(1)
 
 
 def _outputs(subject: Subject) -> int:
@@ -139,30 +137,33 @@ def _make_kernel(subject: Subject, probes: int, seed: int) -> Kernel:
     return Kernel(parts / sizes[:, None, None], outputs)
 
 
-def _start(subject: Subject) -> Subject:
+def at_initialisation(subject: Subject) -> Subject:
     """The subject at its initialisation.  Raises: OutOfScope where something but the trainable parameters changed in training."""
-    assert subject.initial is not None
+    if subject.initial is None:
+        raise OutOfScope("the parameters at initialisation are not known; give `initial` to Subject.freeze")
     start = subject.at(subject.initial, "initial")
-    _refuse_batch_norm(start)
+    refuse_batch_norm(start)
     for key, value in subject.state.items():
         if key not in subject.trainable and not torch.equal(value, start.state[key]):
             raise OutOfScope(f"`{key}` is not trained by gradients and yet differs from its initial value: the network at initialisation is another function")
     return start
 
 
-def _refuse_batch_norm(start: Subject) -> None:
+def refuse_batch_norm(start: Subject) -> None:
+    """Raises: OutOfScope for batch norm with running statistics, which at initialisation are not those of the data."""
     for name, layer in start.module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
             raise OutOfScope(f"`{name}` is batch norm, whose running statistics are not those of the data at initialisation: in eval mode the network there is another function")
 
 
-def _sub(subject: Subject) -> bool:
+def is_subsample(subject: Subject) -> bool:
+    """Whether there are more training examples than those at hand."""
     return len(subject.train) < subject.train.population
 
 
 def _about(subject: Subject, probes: int) -> tuple[str, ...]:
     outputs = _outputs(subject)
-    said = [f"the NTK on {len(subject.train):,} of {subject.train.population:,} examples"] if _sub(subject) else []
+    said = [f"the NTK on {len(subject.train):,} of {subject.train.population:,} examples"] if is_subsample(subject) else []
     if outputs > probes:
         said.append(f"{probes} random directions stand for {outputs:,} outputs")
     if subject.classes is not None and any(leaves(block.targets)[0][0].numel() > 1 for block in subject.train.blocks):
@@ -181,31 +182,46 @@ def _without_one(statistic: Statistic, kernels: tuple[Kernel, ...], groups: list
     return np.stack([statistic(tuple(k.whole[np.ix_(rows, rows)] for k in kernels), rows) for rows in rest])
 
 
-def _estimate(subject: Subject, statistic: Statistic, kernels: tuple[Kernel, ...], rounding: Any, least: float = -math.inf, most: float = math.inf) -> dict[str, Any]:
+def _estimate(
+    subject: Subject, statistic: Statistic, kernels: tuple[Kernel, ...], rounding: Any, *, least: float = -math.inf, most: float = math.inf, positive: bool = False
+) -> dict[str, Any]:
     """The fields of a Reading: value, error and interval of a statistic of kernels, by the jackknife over groups of examples and of directions.
 
     bias = (G - 1) (mean_g T_g - T),   variance = (G - 1) / G sum_g (T_g - mean)^2,   both times 1 - n/N for examples.
+    For `positive` ones (eigenvalues) T is the logarithm, and the bias's own square is added to the variance: eigenvalues repel, and the bias is all but the error.
     """
+
+    def taken(matrices: tuple[Array, ...], rows: Rows) -> Array:
+        found = statistic(matrices, rows)
+        return np.log(np.maximum(found, rounding)) if positive else found
+
     n, population = len(subject.train), subject.train.population
-    plain = statistic(tuple(kernel.whole for kernel in kernels), np.arange(n))
     left_out: list[tuple[Array, float]] = []
-    if _sub(subject):
+    if is_subsample(subject):
         order, count = chance.permutation(n, rng=chance.generator(0, "kernels/groups")).numpy(), min(GROUPS, n)
-        left_out.append((_without_one(statistic, kernels, [order[g::count] for g in range(count)]), 1 - n / population))
+        left_out.append((_without_one(taken, kernels, [order[g::count] for g in range(count)]), 1 - n / population))
     if len(kernels[0].parts) > 1:
-        left_out.append((_without_one(statistic, kernels, None), 1.0))
+        left_out.append((_without_one(taken, kernels, None), 1.0))
+    whole, everyone = tuple(kernel.whole for kernel in kernels), np.arange(n)
     if not left_out:
-        return {"value": plain, "error": rounding, "error_kind": "bound"}
+        return {"value": statistic(whole, everyone), "error": rounding, "error_kind": "bound"}
+    plain = taken(whole, everyone)
     value, variance = plain, np.zeros_like(plain)
     for replicates, factor in left_out:
         count = len(replicates)
-        value = value - factor * (count - 1) * (replicates.mean(0) - plain)
-        variance = variance + factor * (count - 1) / count * ((replicates - replicates.mean(0)) ** 2).sum(0)
+        bias = factor * (count - 1) * (replicates.mean(0) - plain)
+        value = value - bias
+        variance = variance + factor * (count - 1) / count * ((replicates - replicates.mean(0)) ** 2).sum(0) + positive * bias**2
     fewest = min(len(replicates) for replicates, _ in left_out)
-    value, error = np.clip(value, least, most), np.sqrt(variance)
-    half = student_quantile(0.975, fewest - 1) * error + rounding
-    kind = "sample" if _sub(subject) else "probe"
-    return {"value": value, "error": error, "error_kind": kind, "n": fewest, "interval": (np.maximum(value - half, least), np.minimum(value + half, most))}
+    error = np.sqrt(variance)
+    half = student_quantile(0.975, fewest - 1) * error
+    low, high = value - half, value + half
+    if positive:
+        value, low, high = np.exp(value), np.exp(low), np.exp(high)
+        error = value * error
+    kind = "sample" if is_subsample(subject) else "probe"
+    ends = np.maximum(low - rounding, least), np.minimum(high + rounding, most)
+    return {"value": np.clip(value, least, most), "error": error, "error_kind": kind, "n": fewest, "interval": ends}
 
 
 def _cost(subject: Subject, probes: int, kernels: float = 1.0) -> Cost:
@@ -213,10 +229,11 @@ def _cost(subject: Subject, probes: int, kernels: float = 1.0) -> Cost:
     outputs = subject.classes if subject.classes is not None else probes
     directions = min(outputs, probes)
     held = n * subject.dimension * subject.state[subject.trainable[0]].element_size()
-    return Cost(gradients=kernels * directions * (1 + n / PAIRS) * n / len(subject.train), bytes=min(2 * held, MEMORY) + 8 * (GROUPS + 6) * n * n)
+    return Cost(gradients=kernels * directions * (2 + n / PAIRS) * n / len(subject.train), bytes=min(2 * held, MEMORY) + 8 * (GROUPS + 6) * n * n)
 
 
-def _epsilon(subject: Subject) -> float:
+def rounding_of(subject: Subject) -> float:
+    """The relative rounding of a kernel's entry, or of an output."""
     return ROUNDING * torch.finfo(subject.dtype).eps
 
 
@@ -226,11 +243,11 @@ def dense_kernel(subject: Subject) -> Array:
     with measuring(subject), torch.enable_grad():
         for block in subject.train.chunks(1):
             here = {key: value.detach().clone().requires_grad_() for key, value in subject.parameters.items()}
-            scores = subject({**subject.state, **here}, subject.to_device(block.inputs))
+            output = subject({**subject.state, **here}, subject.to_device(block.inputs))
             targets = leaves(block.targets)[0]
             if subject.classes is not None and targets.numel() > 1:
-                scores = scores[0][targets[0] >= 0].sum(0) / max(int((targets >= 0).sum()), 1)
-            flat = scores.reshape(-1)
+                output = output[0][targets[0] >= 0].sum(0) / max(int((targets >= 0).sum()), 1)
+            flat = output.reshape(-1)
             parts = [torch.autograd.grad(flat[c], list(here.values()), retain_graph=True, materialize_grads=True) for c in range(len(flat))]
             rows.append(torch.stack([flatten(part) for part in parts]))
     jacobian = torch.stack(rows).double()
@@ -258,11 +275,11 @@ def ntk_spectrum(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
     Error: bound (rounding); on a subsample the jackknife over groups of examples, for random directions that over groups of them, both in quadrature, the bias
     taken off.   Assumes: eval mode; an example's class scores are averaged over its positions with a target; at most 512 examples are seen.
     Cost: min(outputs, probes) gradients of the examples seen, and as many n x n Gram matrices.
-    Raises: OutOfScope for fewer than 4 examples, outputs of unequal number, or batch norm at initialisation; InvalidInput for no probe.
+    Raises: OutOfScope for fewer than 4 examples, outputs of unequal number, a kernel of 0, or batch norm at initialisation; InvalidInput for no probe.
     Source: Jacot et al. 2018; the sum over outputs is the trace of their matrix-valued kernel.
     """
     if subject.where == "initial":
-        _refuse_batch_norm(subject)
+        refuse_batch_norm(subject)
     seen = _seen(subject)
     kernel, k = _kernel(seen, probes), _shown(subject)
 
@@ -271,17 +288,18 @@ def ntk_spectrum(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
 
     whole = kernel.whole
     trace, n = float(np.trace(whole)), len(whole)
-    fields = _estimate(seen, largest, (kernel,), _epsilon(seen) * trace / n, least=0.0)
-    square = float((whole**2).sum())
+    if trace == 0:
+        raise OutOfScope("the NTK is 0: no output depends on a trainable parameter")
+    fields = _estimate(seen, largest, (kernel,), rounding_of(seen) * trace / n, least=0.0, positive=True)
     return Reading(
         "ntk_spectrum", unit="output² / parameter²", source=JACOT_2018, axes=(Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),), assumes=_about(seen, probes),
-        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "participation": trace**2 / square if square else 0.0}, **fields,
+        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "participation": trace**2 / float((whole**2).sum())}, **fields,
     )  # fmt: skip
 
 
 def exact_movement(subject: Subject) -> float:
     """The relative change of the NTK by dense Jacobians."""
-    before, after = dense_kernel(_start(subject)), dense_kernel(subject)
+    before, after = dense_kernel(at_initialisation(subject)), dense_kernel(subject)
     return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
 
@@ -300,7 +318,7 @@ def ntk_movement(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
     Source: Fort et al. 2020 (the distance); the relative change is defined here.
     """
     seen = _seen(subject)
-    before, after = _kernel(_start(seen), probes), _kernel(seen, probes)
+    before, after = _kernel(at_initialisation(seen), probes), _kernel(seen, probes)
     size, grown = np.linalg.norm(before.whole), float(np.linalg.norm(after.whole))
     if size == 0:
         raise OutOfScope("the NTK at initialisation is 0: no output depends on a trainable parameter there")
@@ -308,7 +326,7 @@ def ntk_movement(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
     def moved(kernels: tuple[Array, ...], rows: Rows) -> Array:
         return np.asarray(np.linalg.norm(kernels[1] - kernels[0]) / max(float(np.linalg.norm(kernels[0])), 1e-300))
 
-    fields = _estimate(seen, moved, (before, after), _epsilon(seen) * (1 + grown / float(size)) ** 2, least=0.0)
+    fields = _estimate(seen, moved, (before, after), rounding_of(seen) * (1 + grown / float(size)) ** 2, least=0.0)
     cosine = float((after.whole * before.whole).sum()) / (grown * float(size)) if grown else 0.0
     details = {"examples": len(seen.train), "outputs": before.outputs, "distance": max(1 - cosine, 0.0), "growth": grown / float(size)}
     return Reading("ntk_movement", unit="", source=FORT_2020, assumes=_about(seen, probes), details=details, **fields)
@@ -360,81 +378,18 @@ def kernel_target_alignment(subject: Subject, *, rng: Generator, probes: int = 1
     Source: Cortes et al. 2012, definition of centred alignment.
     """
     if subject.where == "initial":
-        _refuse_batch_norm(subject)
+        refuse_batch_norm(subject)
     seen = _seen(subject)
     kernel, targets = _kernel(seen, probes), _targets(seen)
     if np.ptp(targets, 0).max() == 0:
         raise OutOfScope("all targets are equal: there is nothing to align with")
     whole = kernel.whole
     centred = np.linalg.norm(whole - whole.mean(0) - whole.mean(1)[:, None] + whole.mean())
-    if centred <= _epsilon(seen) * np.linalg.norm(whole):
+    if centred <= rounding_of(seen) * np.linalg.norm(whole):
         raise OutOfScope("the NTK is the same for all pairs of examples: it has nothing to align")
 
     def aligned(kernels: tuple[Array, ...], rows: Rows) -> Array:
         return np.asarray(_alignment(kernels[0], targets[rows]))
 
-    fields = _estimate(seen, aligned, (kernel,), 2 * _epsilon(seen) * float(np.linalg.norm(whole) / centred), least=-1.0, most=1.0)
+    fields = _estimate(seen, aligned, (kernel,), 2 * rounding_of(seen) * float(np.linalg.norm(whole) / centred), least=-1.0, most=1.0)
     return Reading("kernel_target_alignment", unit="", source=CORTES_2012, assumes=_about(seen, probes), details={"examples": len(whole), "outputs": kernel.outputs}, **fields)
-
-
-def exact_linearised(subject: Subject) -> float:
-    """The relative error of the linearised network by double backward."""
-    start = _start(subject)
-    moved, kept, before = [], [], tuple(start.parameters.values())
-    steps = tuple(subject.state[key] - start.state[key] for key in subject.trainable)
-    with measuring(subject):
-        for block in subject.batches():
-
-            def outputs(*tensors: Tensor, block: Block = block) -> Tensor:
-                out = subject({**start.state, **dict(zip(subject.trainable, tensors, strict=True))}, block.inputs)
-                scores, weights = _scores(subject, out, block.targets)
-                return scores[weights > 0]
-
-            first, slope = torch.autograd.functional.jvp(outputs, before, steps)
-            real = outputs(*subject.parameters.values())
-            moved.append(float((real - first).square().sum()))
-            kept.append(float((real - first - slope).square().sum()))
-    return math.sqrt(sum(kept) / sum(moved))
-
-
-@instrument(topic="kernels", needs=("initial",), truth=exact_linearised, essential=True, cost=lambda subject: Cost(gradients=1.5, bytes=24 * subject.dimension))
-def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
-    """How much of what training did to the outputs the network's linearisation at initialisation misses.
-
-    |f(w_T) - f_lin(w_T)| / |f(w_T) - f(w_0)|,   f_lin(w) = f(w_0) + J(w_0) (w - w_0),   norms over outputs and training examples
-
-    0: the network is its linearisation; 1: the linearisation is as wrong as if the outputs had stayed at their start.  `details`: `disagree`, the share of targets for
-    which the linearised network has another class than the real one.
-    Shapes: value ().   Units: none.   Error: bound (rounding); on a subsample Fieller's interval of the ratio of mean squares, with the factor 1 - n/N.
-    Assumes: eval mode.   Cost: two forward passes and a Jacobian product.
-    Raises: OutOfScope where the outputs have not moved, where other state than the trainable parameters changed, or at batch norm.
-    Source: Lee et al. 2019 (the linearised network).
-    """
-    start = _start(subject)
-    step = flatten(subject.state[key] - start.state[key] for key in subject.trainable)
-    missed, moved, sizes, other, targets = [], [], 0.0, 0.0, 0.0
-    with measuring(subject), torch.no_grad():
-        for block in subject.batches():
-            outputs = (subject(subject.state, block.inputs), start(start.state, block.inputs), ParameterJacobian(start, block.inputs)(step))
-            (real, weights), (first, _), (slope, _) = (_scores(subject, output, block.targets) for output in outputs)
-            kept = (weights > 0)[..., None]
-            linear = first + slope
-            missed.append(((real.double() - linear.double()).square() * kept).sum((1, 2)).cpu())
-            moved.append(((real.double() - first.double()).square() * kept).sum((1, 2)).cpu())
-            sizes += sum(float((part.double().square() * kept).sum()) for part in (real, first, slope))
-            other += float(((real.argmax(-1) != linear.argmax(-1)) & kept[..., 0]).sum())
-            targets += float(kept.sum())
-    a, b = torch.cat(missed).numpy(), torch.cat(moved).numpy()
-    if b.sum() <= (_epsilon(subject) / ROUNDING) ** 2 * sizes:
-        raise OutOfScope("the outputs at the end are those at initialisation: there is no change to compare with")
-    value = math.sqrt(a.sum() / b.sum())
-    rounding = _epsilon(subject) * math.sqrt(sizes / b.sum())
-    details = {"examples": len(a), "disagree": other / targets} if subject.classes is not None else {"examples": len(a)}
-    common: dict[str, Any] = {"source": LEE_2019, "details": details}
-    if not _sub(subject) or len(a) < 2:
-        return Reading("linearised_outputs", value, "", error=rounding, error_kind="bound", **common)
-    found = ratio_of_means(a, b, factor=finite_population_factor(len(a), subject.train.population))
-    low, high = (math.sqrt(max(end, 0.0)) for end in found.interval)
-    error = max(found.error / (2 * value) if value else 0.0, rounding)
-    assumes = (f"{len(a):,} of {subject.train.population:,} training examples",)
-    return Reading("linearised_outputs", value, "", error=error, error_kind="sample", n=len(a), interval=(max(low - rounding, 0.0), high + rounding), assumes=assumes, **common)

@@ -51,7 +51,9 @@ def aligned_kernel(initial: Reading) -> Reading:
     Shapes: value ().   Units: none.   Error: that of `initial`.   Assumes: features move; a regularity seen in experiments, not a theorem.   Cost: none.
     Source: Baratin et al. 2021 (tangent features align with the task during training).
     """
-    return initial.replace(role="predicted", source=BARATIN_2021, assumes=("features move", *initial.assumes), interval=initial.interval)
+    return initial.replace(
+        role="predicted", source=BARATIN_2021, assumes=("kernels that move align: a regularity of experiments, not a theorem", *initial.assumes), interval=initial.interval
+    )
 
 
 def output_scale(movement: float, wanted: float) -> float:
