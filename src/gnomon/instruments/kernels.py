@@ -226,8 +226,8 @@ def _estimate(
 
 def _cost(subject: Subject, probes: int, kernels: float = 1.0) -> Cost:
     n = min(len(subject.train), MOST)
-    outputs = subject.classes if subject.classes is not None else probes
-    directions = min(outputs, probes)
+    guess = sum(leaf[0].numel() for leaf in leaves(subject.train.blocks[0].targets))
+    directions = min(subject.classes if subject.classes is not None else guess, probes)
     held = n * subject.dimension * subject.state[subject.trainable[0]].element_size()
     return Cost(gradients=kernels * directions * (2 + n / PAIRS) * n / len(subject.train), bytes=min(2 * held, MEMORY) + 8 * (GROUPS + 6) * n * n)
 
@@ -293,7 +293,7 @@ def ntk_spectrum(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
     fields = _estimate(seen, largest, (kernel,), rounding_of(seen) * trace / n, least=0.0, positive=True)
     return Reading(
         "ntk_spectrum", unit="output² / parameter²", source=JACOT_2018, axes=(Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),), assumes=_about(seen, probes),
-        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "participation": trace**2 / float((whole**2).sum())}, **fields,
+        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "norm": float(np.linalg.norm(whole)) / n}, **fields,
     )  # fmt: skip
 
 

@@ -71,12 +71,13 @@ def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
     with measuring(subject), torch.no_grad():
         for block in subject.batches():
             outputs = (subject(subject.state, block.inputs), start(start.state, block.inputs), ParameterJacobian(start, block.inputs)(step))
-            (real, weights), (first, _), (slope, _) = (scores(subject, output, block.targets) for output in outputs)
-            kept = (weights > 0)[..., None]
+            found = [scores(subject, output, block.targets) for output in outputs]
+            real, first, slope = (part.cpu().double() for part, _ in found)
+            kept = (found[0][1].cpu() > 0)[..., None]
             linear = first + slope
-            missed.append(((real.double() - linear.double()).square() * kept).sum((1, 2)).cpu())
-            moved.append(((real.double() - first.double()).square() * kept).sum((1, 2)).cpu())
-            sizes += sum(float((part.double().square() * kept).sum()) for part in (real, first, slope))
+            missed.append(((real - linear).square() * kept).sum((1, 2)))
+            moved.append(((real - first).square() * kept).sum((1, 2)))
+            sizes += sum(float((part.square() * kept).sum()) for part in (real, first, slope))
             other += float(((real.argmax(-1) != linear.argmax(-1)) & kept[..., 0]).sum())
             targets += float(kept.sum())
     a, b = torch.cat(missed).numpy(), torch.cat(moved).numpy()
@@ -88,9 +89,9 @@ def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
     common: dict[str, Any] = {"source": LEE_2019, "details": details}
     if not is_subsample(subject) or len(a) < 2:
         return Reading("linearised_outputs", value, "", error=rounding, error_kind="bound", **common)
-    found = ratio_of_means(a, b, factor=finite_population_factor(len(a), subject.train.population))
-    low, high = (math.sqrt(max(end, 0.0)) for end in found.interval)
-    error = max(found.error / (2 * value) if value else 0.0, rounding)
+    ratio = ratio_of_means(a, b, factor=finite_population_factor(len(a), subject.train.population))
+    low, high = (math.sqrt(max(end, 0.0)) for end in ratio.interval)
+    error = max(ratio.error / (2 * value) if value else 0.0, rounding)
     assumes = (f"{len(a):,} of {subject.train.population:,} training examples",)
     return Reading("linearised_outputs", value, "", error=error, error_kind="sample", n=len(a), interval=(max(low - rounding, 0.0), high + rounding), assumes=assumes, **common)
 
