@@ -255,10 +255,10 @@ def test_the_movement_falls_as_one_over_the_output_scale():
     """The relative error of what `output_scale` foretells is of first order in the movement."""
     small = float(kernels.ntk_movement(fitted(1000), rng=RNG))
     errors = []
-    for wanted in (0.08, 0.04):
+    for wanted in (0.008, 0.004):
         found = float(kernels.ntk_movement(fitted(1000 * theory.output_scale(small, wanted)), rng=RNG))
         errors.append(abs(found / wanted - 1))
-    assert errors[0] < 0.5
+    assert errors[0] < 0.1
     assert 1.5 < errors[0] / errors[1] < 3
 
 

@@ -64,7 +64,7 @@ def _movement(movement: Reading, linearised: Reading | None) -> Row:
             )
         if verdict.outcome == "fails" and linearised is not None and linearised.ends()[0] > LAZY:
             return (
-                f"Features move: the NTK changed by {format_number(float(movement), 2)} times its initial size, and the linearisation at initialisation misses "
+                f"Features move: the NTK changed by {format_number(float(movement), 2)} times its initial size, and the linearisation at initialisation errs by "
                 f"{_percent(float(linearised))} of what training did to the outputs: results for infinite width, and kernel regression with the initial NTK, do not describe this "
                 "network."
             )
@@ -99,7 +99,8 @@ def _steps(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
         yield Row(title, measured=measured, words=f"no limit to compare with: {error}")
         return
     if facts.training.optimizer in ("adam", "adamw"):
-        yield Row(title, measured=measured, out_of_scope="the limit of Adam is one on the preconditioned curvature, and its second moments at the first steps are not known")
+        why = "Adam's limit is one on the preconditioned curvature, and its second moments at the first steps are not known"
+        yield Row(title, measured=measured, out_of_scope=why, words="of plain gradient descent; Adam's limit is another")
         return
     share = float(measured) / float(limit)
 

@@ -76,12 +76,6 @@ def scores(subject: Subject, output: Tensor, targets: Any) -> tuple[Tensor, Tens
     return logits, kept.to(output.dtype) / kept.sum(1, keepdim=True).clamp_min(1)
 
 
-def _mean_scores(subject: Subject, output: Tensor, targets: Any) -> Tensor:
-    """The scores averaged over positions.  Shapes: (n, outputs)."""
-    of_positions, weights = scores(subject, output, targets)
-    return (of_positions * weights[..., None]).sum(1)
-
-
 def _outputs(subject: Subject) -> int:
     """How many numbers the network gives for an example.  Raises: OutOfScope where the examples differ in it."""
 
@@ -118,7 +112,8 @@ def _make_kernel(subject: Subject, probes: int, seed: int) -> Kernel:
 
     def gram(direction: Tensor) -> Array:
         def projected(output: Tensor, targets: Any) -> Tensor:
-            return (_mean_scores(subject, output, targets) @ direction.to(output)).sum()
+            of_positions, weights = scores(subject, output, targets)
+            return (of_positions @ direction.to(output) * weights).sum()
 
         along = dataclasses.replace(subject, loss=Loss(projected, "an output", "sum", lambda targets: 1.0), _shared={"numerics.per_example": plan})
         return np.asarray(gradient_gram(along, memory=MEMORY).numpy()) / n**2
@@ -338,10 +333,9 @@ def _targets(subject: Subject) -> Array:
     for block in subject.train.blocks:
         tensors = leaves(block.targets)
         if subject.classes is not None:
-            n = len(block)
-            _, labels, kept = labelled(subject, block, torch.zeros(*tensors[0].shape, subject.classes))
-            rows.append((nn.functional.one_hot(labels.long(), subject.classes) * kept[..., None]).double().sum(1) / kept.sum(1, keepdim=True).clamp_min(1))
-            assert len(rows[-1]) == n
+            _, labels, kept = labelled(subject, block, torch.empty(1).expand(*tensors[0].shape, subject.classes))
+            shares = kept.double() / kept.sum(1, keepdim=True).clamp_min(1)
+            rows.append(torch.zeros(len(block), subject.classes, dtype=torch.float64).scatter_add_(1, labels.long(), shares))
         else:
             rows.append(torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors], 1))
     if len({row.shape[1] for row in rows}) > 1:
@@ -353,7 +347,7 @@ def _alignment(kernel: Array, targets: Array) -> float:
     """<HKH, YY'> / (|HKH| |HYY'H|), H taking off the mean; 0 where one of the two is 0."""
     centred = targets - targets.mean(0)
     inner = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
-    size = np.linalg.norm(inner) * np.linalg.norm(centred.T @ centred)
+    size = np.linalg.norm(inner) * np.linalg.norm(centred @ centred.T)
     return float(np.sum(centred * (inner @ centred)) / size) if size else 0.0
 
 

@@ -52,6 +52,11 @@ def exact_linearised(subject: Subject) -> float:
     return math.sqrt(sum(kept) / sum(moved))
 
 
+def _squares(values: Tensor, kept: Tensor) -> Tensor:
+    """The sum of squares of each example, where it counts.  Shapes: values (n, positions, outputs), kept (n, positions, 1) -> (n,), float64 on the CPU."""
+    return (values.square() * kept).sum((1, 2)).cpu().double()
+
+
 @instrument(topic="kernels", needs=("initial",), truth=exact_linearised, essential=True, cost=lambda subject: Cost(gradients=1.5, bytes=24 * subject.dimension))
 def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
     """How much of what training did to the outputs the network's linearisation at initialisation misses.
@@ -72,12 +77,12 @@ def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
         for block in subject.batches():
             outputs = (subject(subject.state, block.inputs), start(start.state, block.inputs), ParameterJacobian(start, block.inputs)(step))
             found = [scores(subject, output, block.targets) for output in outputs]
-            real, first, slope = (part.cpu().double() for part, _ in found)
-            kept = (found[0][1].cpu() > 0)[..., None]
+            real, first, slope = (part for part, _ in found)
+            kept = (found[0][1] > 0)[..., None]
             linear = first + slope
-            missed.append(((real - linear).square() * kept).sum((1, 2)))
-            moved.append(((real - first).square() * kept).sum((1, 2)))
-            sizes += sum(float((part.square() * kept).sum()) for part in (real, first, slope))
+            missed.append(_squares(real - linear, kept))
+            moved.append(_squares(real - first, kept))
+            sizes += sum(float(_squares(part, kept).sum()) for part in (real, first, slope))
             other += float(((real.argmax(-1) != linear.argmax(-1)) & kept[..., 0]).sum())
             targets += float(kept.sum())
     a, b = torch.cat(missed).numpy(), torch.cat(moved).numpy()
