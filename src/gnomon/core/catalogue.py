@@ -6,12 +6,12 @@ import ast
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 from pathlib import Path
 
 from gnomon.core.claim import Claim
 from gnomon.core.errors import InvalidInput, unknown
-from gnomon.core.registry import PLUGINS, TOPICS, roots
+from gnomon.core.plugins import folders, roots
+from gnomon.core.registry import TOPICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ def catalogue() -> dict[str, Listed]:
     """Every claim by id, sorted.  Raises: InvalidInput for a folder that is no topic, two claims of one id, or a plug-in that is not there."""
     found: dict[str, Listed] = {}
     for root in roots():
-        for folder in _folders(root):
-            for path in sorted(folder.glob("*/*.py")):
+        for folder in folders(root):
+            for path in sorted(folder.glob("claims/*/*.py")):
                 if path.name.startswith("_"):
                     continue
                 if path.parent.name not in TOPICS:
@@ -82,10 +82,3 @@ def get_claim(name: str) -> Listed:
     if name not in known:
         raise unknown("claim", name, known)
     return known[name]
-
-
-def _folders(root: str) -> list[Path]:
-    spec = importlib.util.find_spec(root)
-    if spec is None:
-        raise InvalidInput(f"The plug-in {root!r} does not import: no package of this name is found. Uninstall it, or mend its entry point in the group {PLUGINS!r}.")
-    return [Path(place) / "claims" for place in spec.submodule_search_locations or ()]
