@@ -29,7 +29,7 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An entry of the reading list: `id` is a section's letter and a number, `asks` says what can be checked of it."""
+    """An entry of the reading list: `id` is a section's letter and a number, `asks` says what can be checked of it; a `map` covers a field, as a survey does."""
 
     id: str
     title: str
@@ -38,6 +38,7 @@ class Entry:
     papers: tuple[Paper, ...]
     topics: tuple[str, ...]
     asks: str
+    map: bool = False
 
     @property
     def section(self) -> str:

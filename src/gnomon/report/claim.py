@@ -32,8 +32,8 @@ def verdict_view(document: Mapping[str, Any], title: str) -> dict[str, Any]:
         "gap": words.typeset(comparison.gap_text(document)), "elements": comparison.not_holding(names, elements),
         "table": comparison.table(predicted, measured, relation, elements, ELEMENTS), "wide": wide, "narrow": narrow,
         "assumes": list(predicted.assumes) if predicted else [], "skipped": [name for side in (predicted, measured) if side for name in side.skipped],
-        "sabotage": _sabotage(document.get("sabotage")), "settings": settings_text(document["settings"]),
-        "environment": {key: comparison.cell(entry) for key, entry in document["environment"].items()}, "run": document["run"],
+        "sabotage": _sabotage(document.get("sabotage")), "settings": settings_text(document["settings"] or {}),
+        "environment": document["environment"], "run": document["run"],
     }  # fmt: skip
 
 

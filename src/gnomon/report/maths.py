@@ -30,7 +30,7 @@ def with_maths(text: str) -> Markup:
 
 def paragraphs(text: str) -> list[Markup]:
     """A docstring's paragraphs with their formulas; one that is a single formula stands as a block of its own."""
-    found = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
+    found = [" ".join(part.replace("$$", "$").split()) for part in re.split(r"\n\s*\n", text.strip())]
     alone = [re.fullmatch(r"\$((?:[^$\\]|\\.)+)\$[.,]?", part) for part in found]
     return [formula(match.group(1), "block") if match else with_maths(part) for part, match in zip(found, alone, strict=True)]
 
