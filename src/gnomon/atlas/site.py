@@ -16,7 +16,7 @@ from gnomon.core.registry import TOPICS
 from gnomon.report.claim import settings_text, verdict_view
 from gnomon.report.code import highlight
 from gnomon.report.maths import paragraphs
-from gnomon.report.pages import MEANINGS, name_of, page, style_sheet
+from gnomon.report.pages import MEANINGS, RELATIONS, name_of, page, style_sheet
 
 SCHEMA = "gnomon/atlas/1"
 MANIFEST = "atlas.json"
@@ -100,10 +100,11 @@ def _row(shown: Shown) -> dict[str, Any]:
     view = None if shown.verdict is None else verdict_view(shown.verdict, f"{shown.listed.id}: predicted against measured")
     notes = [] if view is None else [f"{view['scale']} scale", *(["not as expected"] if not view["as_expected"] else []), *(["older code"] if view["stale"] else [])]
     sides = {side: view[side]["text"] if view and view[side] else "" for side in ("predicted", "measured")}
+    said = ", ".join(f"{side} {text}" for side, text in sides.items() if text)
     return {
         "id": shown.listed.id, "page": address_of(shown), "anchor": shown.listed.id.replace("/", "-"), "statement": statement, "explanation": explanation,
         "entry": shown.claim.entry, "topic": shown.listed.topic, "verdict": shown.outcome, "verdict_name": name_of(shown.outcome), "note": ", ".join(notes),
-        "again": f"gnomon claims run {shown.listed.id} --scale {_scale(shown)}", "view": view, **sides,
+        "again": f"gnomon claims run {shown.listed.id} --scale {_scale(shown)}", "view": view, "sides": f"{said[:1].upper()}{said[1:]}.", **sides,
     }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def _claim(shown: Shown) -> dict[str, Any]:
     scales = [{"name": name, "settings": settings_text(_settings(claim.scales[name]))} for name in claim.scales]
     package, _, rest = shown.listed.module.partition(".claims.")
     return {
-        "relation": claim.relation.replace("_", " "), "expected": claim.expected, "version": claim.version, "scales": scales,
+        "relation": RELATIONS[claim.relation], "expected": claim.expected, "version": claim.version, "scales": scales,
         "settings": list(dict.fromkeys(name for scale in scales for name in scale["settings"])), "code": highlight(shown.listed.code),
         "file": str(PurePosixPath(package.replace(".", "/"), "claims", *rest.split(".")).with_suffix(".py")),
         "sabotage": {"because": claim.sabotage.because, "changes": settings_text(claim.sabotage.changes)},
@@ -153,7 +154,7 @@ def _index(gathered: Gathered, rows: Sequence[Row]) -> dict[str, Any]:
         for old in gathered.retired
     ]
     return {
-        "count": len(rows), "entries": len(entries), "entries_with_claims": len({row["entry"] for row in rows}), "unexpected": sum(bool(row["view"]) and not row["view"]["as_expected"] for row in rows),
+        "count": len(rows), "entries": len(entries), "entries_with_claims": len({row["entry"] for row in rows}), "unexpected": [row for row in rows if row["view"] and not row["view"]["as_expected"]],
         "tally": tally(rows), "topics": topics, "sections": sections, "retired": retired,
     }  # fmt: skip
 

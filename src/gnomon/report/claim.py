@@ -71,5 +71,5 @@ def _sabotage(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "because": data["because"], "changes": settings_text(data["changes"]), "measured": words.typeset(words.value_text(measured)) if measured else "",
         "verdict": data["verdict"], "verdict_name": words.VERDICTS.get(data["verdict"], str(data["verdict"])), "why": words.typeset(data.get("why") or ""),
-        "moved": "" if moved is None else words.typeset(words.short(float(moved))),
+        "note": "", "moved": "" if moved is None else words.typeset(words.short(float(moved))),
     }  # fmt: skip

@@ -20,6 +20,16 @@ MEANINGS: Mapping[str | None, str] = {
 }
 """What a verdict says, for whoever meets it first; None is a claim that has not been run."""
 
+RELATIONS: Mapping[str, str] = {
+    "equal": "measured and predicted are equal within the tolerance",
+    "at_most": "what is measured is at most what is predicted",
+    "at_least": "what is measured is at least what is predicted",
+    "exponent": "the slope of what is measured, on logarithmic axes, is the predicted one within the tolerance",
+    "order": "what is measured is in the order that is predicted",
+    "monotone": "what is measured moves one way all along",
+}
+"""A claim's relation in words."""
+
 
 def name_of(verdict: str | None) -> str:
     """A claim's verdict in words."""
