@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -66,6 +66,7 @@ def series(axis, predicted, factor, error=0.02, name="correlation", unit=""):
     return Reading.predicted(name, predicted, unit=unit, axes=axes), Reading.of_samples(name, draws, unit=unit, error_kind="seed", axes=axes)
 
 
+@functools.cache
 def kinds():
     """(slug, statement, entry, relation, expected, readings, keyword arguments of the judge, or a Verdict)."""
     depth = Axis("depth", tuple(float(k) for k in range(1, 13)))
@@ -94,7 +95,7 @@ def kinds():
 
 
 def document(listed, spec, *, scale="standard", code=None, at="2026-01-01T10:00:00"):
-    topic, slug, statement, entry, relation, expected, (predicted, measured), judging = spec
+    topic, _, statement, entry, relation, expected, (predicted, measured), judging = spec
     verdict = judging if isinstance(judging, Verdict) else judge(predicted, measured, relation=relation, **judging)
     wrong = None if measured is None else measured.replace(value=measured.value * 3, samples=None, error=0.01, n=8)
     return {
@@ -158,9 +159,3 @@ def known(root, monkeypatch):
     importlib.invalidate_caches()
     for name in [name for name in sys.modules if name.partition(".")[0].startswith(PACKAGE)]:
         monkeypatch.delitem(sys.modules, name)
-
-
-def replaced(spec, **changes):
-    """A kind with some of its parts changed."""
-    names = ("topic", "slug", "statement", "entry", "relation", "expected", "readings", "judging")
-    return tuple(dataclasses.replace(dataclasses.make_dataclass("Kind", names)(*spec), **changes).__dict__.values())
