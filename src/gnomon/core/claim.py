@@ -15,9 +15,9 @@ SCALES = ("smoke", "standard", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """A tolerance as a function of the settings, with the reason for its size."""
+    """A tolerance as a function of the settings (a number, or an array shaped like the prediction), with the reason for its size."""
 
-    of: Callable[[Any], float]
+    of: Callable[[Any], Any]
     because: str
 
 
