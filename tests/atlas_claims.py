@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from gnomon.core import catalogue
 from gnomon.core.judge import Verdict, judge
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import TOPICS
@@ -154,8 +155,9 @@ def put(path, data):
 
 
 def known(root, monkeypatch):
-    """Let this process find the plug-in, until the test ends."""
+    """Let this process find the plug-in's claims, and no others, until the test ends."""
     monkeypatch.syspath_prepend(str(root))
+    monkeypatch.setattr(catalogue, "roots", lambda: (PACKAGE,))
     importlib.invalidate_caches()
     for name in [name for name in sys.modules if name.partition(".")[0].startswith(PACKAGE)]:
         monkeypatch.delitem(sys.modules, name)

@@ -12,10 +12,12 @@ import atlas_claims
 import pytest
 from test_report_browser import ARGUMENTS, chromium
 from test_report_html import Page
+from typer.testing import CliRunner
 
 import gnomon
 from gnomon.atlas.entries import parse, reading_list
 from gnomon.atlas.write import build_atlas
+from gnomon.cli.main import application
 from gnomon.core.errors import CannotWrite, InvalidInput
 from gnomon.core.registry import TOPICS
 from gnomon.report.code import highlight
@@ -271,6 +273,10 @@ def test_bad_input_is_refused_and_the_old_site_stays(plugin, tmp_path, site):
     broken = atlas_claims.write_claim(tmp_path, ("effective", "lost", "A claim.", "Z9", "equal", "holds"))
     with pytest.raises(InvalidInput, match=r"claim effective/lost .*'Z9'"):
         build_atlas(site, [plugin])
+    broken.write_text(broken.read_text().replace('"Z9"', '"B1"').replace('"roberts2022"', '"robert2022"'))
+    sys.modules.pop(f"{atlas_claims.PACKAGE}.claims.effective.lost")
+    with pytest.raises(InvalidInput, match=r"source in the claim effective/lost .*'roberts2022'"):
+        build_atlas(site, [plugin])
     broken.write_text('"""A claim."""\n\nimport nosuch_module\n')
     sys.modules.pop(f"{atlas_claims.PACKAGE}.claims.effective.lost")
     with pytest.raises(InvalidInput, match=r"effective/lost does not import.*nosuch_module"):
@@ -328,12 +334,6 @@ def test_a_full_disk_leaves_the_old_site_whole(plugin, tmp_path, site, monkeypat
 # From the command line, with a plug-in found by its entry point.
 
 
-def run(folder, *arguments):
-    source = str(Path(gnomon.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), source]), "GNOMON_CACHE": str(folder / "cache")}
-    return subprocess.run([sys.executable, "-m", "gnomon.cli.main", "atlas", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_the_command_finds_a_plug_in_s_claim_with_no_other_edit(tmp_path):
     spec = KINDS[0]
     atlas_claims.install(tmp_path)
@@ -341,16 +341,34 @@ def test_the_command_finds_a_plug_in_s_claim_with_no_other_edit(tmp_path):
     atlas_claims.put(tmp_path / "cache/store/claims/effective/vertex-growth.standard.json", atlas_claims.document("effective/vertex-growth", spec, code=atlas_claims.code_of(path)))
     atlas_claims.put(tmp_path / "cache/store/runs/report.json", {"schema": "gnomon/report/1"})
     (tmp_path / "results").mkdir()
-    done = run(tmp_path, "--out", "site", "--results", "results", "--json")
+    source = str(Path(gnomon.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), source]), "GNOMON_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "gnomon.cli.main", "atlas", "--out", "site", "--results", "results", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     found = {claim["claim"]: claim for claim in json.loads(done.stdout)["claims"]}
+    check_site(tmp_path / "site", len(found))
     assert found["effective/vertex-growth"]["verdict"] == "holds"
     assert "holds standard scale" in text_of(tmp_path / "site", "claims/effective/vertex-growth.html")
-    done = run(tmp_path, "--out", "site", "--results", "results")
-    assert "50 entries" in done.stdout
-    assert done.stdout.endswith("site/index.html\n")
-    done = run(tmp_path, "--results", "nowhere")
-    assert (done.returncode, "nowhere" in done.stderr) == (2, True)
+
+
+def test_the_command_says_what_it_built(plugin, tmp_path, monkeypatch):
+    monkeypatch.setenv("GNOMON_CACHE", str(tmp_path / "cache"))
+    app, out = application(), str(tmp_path / "site")
+    atlas_claims.put(plugin / "effective/gone.json", atlas_claims.document("effective/gone", KINDS[0]))
+    done = CliRunner().invoke(app, ["atlas", "--out", out, "--results", str(plugin)])
+    assert done.exit_code == 0
+    first, second, third, last = done.stdout.splitlines()
+    assert first.startswith("50 entries · 12 claims (3 holds, 4 fails, 1 inconclusive")
+    assert second.startswith("not as expected: ")
+    assert "effective/gone" in third
+    assert last.endswith("site/index.html")
+    for option in ("--results", "--store"):
+        done = CliRunner().invoke(app, ["atlas", "--out", out, option, str(tmp_path / "nowhere")])
+        assert (done.exit_code, "There is no folder" in done.stderr) == (2, True)
+    (plugin / "effective/newer.json").write_text('{"schema": "gnomon/run/99"}')
+    done = CliRunner().invoke(app, ["atlas", "--out", out, "--results", str(plugin)])
+    assert (done.exit_code, "newer.json was written by a newer gnomon" in done.stderr) == (2, True)
 
 
 # Parts.

@@ -11,6 +11,7 @@ from gnomon.atlas.entries import ReadingList, reading_list
 from gnomon.core.catalogue import Listed, catalogue
 from gnomon.core.claim import SCALES, Claim
 from gnomon.core.errors import unknown
+from gnomon.core.source import bibliography
 from gnomon.run.verdicts import stored_claims
 
 Document = Mapping[str, Any]
@@ -43,7 +44,7 @@ class Gathered:
 def gather(folders: Iterable[Path]) -> Gathered:
     """Read the catalogue, and the verdicts in folders of results and stores.
 
-    Raises: InvalidInput for a claim that does not import or names an entry that the reading list does not have, and for a verdict that cannot be read or was
+    Raises: InvalidInput for a claim that does not import or names an entry or a source that there is not, and for a verdict that cannot be read or was
     written by a newer gnomon: an atlas that left it out would call the claim not run.
     """
     reading = reading_list()
@@ -56,6 +57,8 @@ def gather(folders: Iterable[Path]) -> Gathered:
         claim = listed.load()
         if claim.entry not in reading.entries:
             raise unknown(f"entry of the reading list in the claim {name} ({listed.path}):", claim.entry, reading.entries)
+        if claim.source.key not in bibliography():
+            raise unknown(f"source in the claim {name} ({listed.path}):", claim.source.key, bibliography())
         best = by_scale(verdicts.pop(name, ()))
         shown.append(Shown(listed, claim, best[0] if best else None, tuple(best[1:])))
     return Gathered(reading, tuple(shown), tuple(by_scale(found)[0] for _, found in sorted(verdicts.items())))

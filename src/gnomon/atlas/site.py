@@ -60,7 +60,7 @@ def manifest(gathered: Gathered, addresses: Iterable[str]) -> dict[str, Any]:
     claims = [
         {
             "claim": shown.listed.id, "entry": shown.claim.entry, "topic": shown.listed.topic, "page": address_of(shown),
-            "statement": _plain(shown.listed.statement), "verdict": shown.outcome,
+            "statement": shown.listed.summary, "verdict": shown.outcome,
             **({} if shown.verdict is None else {"scale": shown.verdict["scale"], "as_expected": shown.verdict["as_expected"], "older_code": shown.verdict["stale"]}),
         }
         for shown in gathered.claims
@@ -161,7 +161,3 @@ def _index(gathered: Gathered, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _meaning(outcome: Outcome | None) -> dict[str, Any]:
     return {"verdict": outcome, "verdict_name": name_of(outcome), "note": "", "about": MEANINGS[outcome]}
-
-
-def _plain(statement: str) -> str:
-    return " ".join(statement.partition("\n\n")[0].split())

@@ -29,7 +29,7 @@ def atlas(
     for option, given in (("--store", store), ("--results", results)):
         if given is not None and not given.is_dir():
             raise InvalidInput(f"There is no folder {given}; give the one that holds the verdicts: {option} FOLDER")
-    folders = [folder for folder in (results or committed(), (store or cache_folder() / "store") / "claims") if folder is not None]
+    folders = [folder for folder in (results or committed(), store or cache_folder() / "store") if folder is not None]
     made = build_atlas(out, folders)
     typer.echo(dumps(made) if json else summary(made, out), nl=False)
 
