@@ -183,7 +183,8 @@ def replicate(*, module: str, code: str, scale: str, seed: int, index: int, sabo
     claim: Claim = importlib.import_module(module).CLAIM
     seen = dataclasses.replace(claim.scales[scale], **claim.sabotage.changes) if sabotage else claim.scales[scale]
     rng = chance.generator(seed, _name(claim.measure), index)
-    return _piece(lambda: claim.measure(seen, *_shared(module, code, scale, seed), rng=rng), rng, f"measuring {module}")
+    paired = {"index": index} if "index" in inspect.signature(claim.measure).parameters else {}
+    return _piece(lambda: claim.measure(seen, *_shared(module, code, scale, seed), rng=rng, **paired), rng, f"measuring {module}")
 
 
 @functools.lru_cache(maxsize=2)
