@@ -8,6 +8,7 @@ import importlib
 import json
 import sys
 
+import claim_plugin
 import numpy as np
 
 from gnomon.core import catalogue
@@ -106,35 +107,25 @@ def document(listed, spec, *, scale="standard", code=None, at="2026-01-01T10:00:
         "predicted": predicted and predicted.to_json(), "measured": measured and measured.to_json(), **verdict.to_json(),
         "sabotage": {"because": "a linear network grows as $2(l-1)/n$", "changes": {"slope": 1.0}, "measured": wrong and wrong.to_json(), "verdict": "fails",
                      "why": "the interval of the gap lies outside the tolerance", "moved_tolerances": 4.2},
-        "code": code, "as_expected": verdict.outcome == expected, "environment": {"gnomon": "0.1.0", "torch": "2.13.0", "threads": 1, "device": "cpu"},
+        "code": code, "as_expected": verdict.outcome == expected, "environment": {"gnomon": "0.1.0", "code": "0" * 16, "torch": "2.13.0", "threads": 1, "device": "cpu"},
         "run": {"predicted_at": at, "measured_at": at, "seconds": 4.2, "peak_bytes": 310000000, "host": "here"},
     }  # fmt: skip
 
 
-def write_claim(root, spec, package=PACKAGE):
-    """The file of a claim in a package laid out like gnomon."""
-    topic, slug, statement, entry, relation, expected, *_ = spec
-    path = root / package / "claims" / topic / f"{slug}.py"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (root / package, root / package / "claims", path.parent):
-        (folder / "__init__.py").touch()
-    because = "" if expected == "holds" else "the step is too large for the limit"
-    path.write_text(CLAIM.format(statement=statement, entry=entry, relation=relation, expected=expected, because=because, source="roberts2022"))
-    return path
-
-
-def install(root, package=PACKAGE):
-    """Make a package known as a plug-in by its entry point."""
-    info = root / f"{package}-1.0.dist-info"
-    info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[gnomon.plugins]\n{package} = {package}\n")
+def write_claim(root, spec, text=None):
+    """The file of a claim in the plug-in that stands in a folder; its text from the kind, if not given."""
+    topic, slug, *rest = spec
+    if text is None:
+        statement, entry, relation, expected, *_ = rest
+        because = "" if expected == "holds" else "the step is too large for the limit"
+        text = CLAIM.format(statement=statement, entry=entry, relation=relation, expected=expected, because=because, source="roberts2022")
+    claim_plugin.make(root, {f"{topic}/{slug}": text}, name=PACKAGE)
+    return root / PACKAGE / "claims" / topic / f"{slug}.py"
 
 
 def make(root, count=None, *, run=True):
     """A plug-in with one claim of each kind, or `count` of them in turn, and its results; returns the folder of results."""
     specs = kinds() if count is None else [(TOPICS[k % len(TOPICS)], f"claim_{k:03d}", *kinds()[k % len(kinds())][2:]) for k in range(count)]
-    install(root)
     results = root / "results"
     results.mkdir(exist_ok=True)
     for spec in specs:

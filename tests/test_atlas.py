@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import atlas_claims
+import claim_plugin
+import jsonschema
 import pytest
 from test_report_browser import ARGUMENTS, chromium
 from test_report_html import Page
@@ -18,11 +21,13 @@ import gnomon
 from gnomon.atlas.entries import parse, reading_list
 from gnomon.atlas.write import build_atlas
 from gnomon.cli.main import application
+from gnomon.core.catalogue import get_claim
 from gnomon.core.errors import CannotWrite, InvalidInput
 from gnomon.core.registry import TOPICS
 from gnomon.report.code import highlight
 from gnomon.report.maths import paragraphs
 from gnomon.report.pages import style_sheet
+from gnomon.run.claims import run_claims
 
 KINDS = atlas_claims.kinds()
 OUTCOMES = ["holds", "fails", "inconclusive", "vacuous", "out-of-scope", "error", "not-run"]
@@ -205,7 +210,6 @@ def test_a_map_of_the_field_lists_the_claims_of_its_topics(site):
 
 def test_hostile_text_stays_text(tmp_path, monkeypatch):
     spec = ("kernels", "hostile", "A <script>alert(1)</script> & an unreadable $\\\\nosuch{$ formula.", "B3", "equal", "holds", KINDS[0][6], {"tolerance": 0.05})
-    atlas_claims.install(tmp_path)
     path = atlas_claims.write_claim(tmp_path, spec)
     document = atlas_claims.document("kernels/hostile", spec, code=atlas_claims.code_of(path)) | {"why": "<img src=x onerror=alert(1)>"}
     atlas_claims.put(tmp_path / "results/kernels/hostile.json", document)
@@ -257,6 +261,25 @@ def test_a_verdict_without_its_claim_is_retired_not_lost(plugin, tmp_path):
     made = build_atlas(tmp_path / "site", [plugin])
     assert made["retired"] == ["effective/gone"]
     assert "effective/gone : holds at standard" in text_of(tmp_path / "site", "index.html")
+
+
+def test_what_the_runner_stores_is_what_the_atlas_shows(tmp_path, monkeypatch):
+    atlas_claims.write_claim(tmp_path, ("mathematics", "one"), claim_plugin.claim("one"))
+    atlas_claims.known(tmp_path, monkeypatch)
+    (document,) = run_claims([get_claim("mathematics/one")], store=tmp_path / "store")
+    build_atlas(tmp_path / "site", [tmp_path / "store"])
+    check_site(tmp_path / "site", 1)
+    said = text_of(tmp_path / "site", "claims/mathematics/one.html")
+    assert "holds smoke scale" in said
+    assert f"moved by {document['sabotage']['moved_tolerances']:.3g} tolerances" in said
+    assert "Schuirmann 1987, section 2" in said
+    assert "Why it is so." in said
+
+
+def test_the_documents_of_these_tests_are_as_the_runner_writes_them():
+    check = jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath("schema/run.json").read_text(encoding="utf-8")))
+    for spec in KINDS:
+        check.validate(json.loads(json.dumps(atlas_claims.document(f"{spec[0]}/{spec[1].replace('_', '-')}", spec, code="0" * 16))))
 
 
 # Bad input, and what stood there before.
@@ -336,7 +359,6 @@ def test_a_full_disk_leaves_the_old_site_whole(plugin, tmp_path, site, monkeypat
 
 def test_the_command_finds_a_plug_in_s_claim_with_no_other_edit(tmp_path):
     spec = KINDS[0]
-    atlas_claims.install(tmp_path)
     path = atlas_claims.write_claim(tmp_path, spec)
     atlas_claims.put(tmp_path / "cache/store/claims/effective/vertex-growth.standard.json", atlas_claims.document("effective/vertex-growth", spec, code=atlas_claims.code_of(path)))
     atlas_claims.put(tmp_path / "cache/store/runs/report.json", {"schema": "gnomon/report/1"})
