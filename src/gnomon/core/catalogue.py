@@ -48,6 +48,24 @@ class Listed:
             raise InvalidInput(f"{self.path} has no docstring: a claim's statement is the first thing in its file.")
         return said
 
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the statement, in one line; of a file that cannot be read, why."""
+        try:
+            return " ".join(self.statement.partition("\n\n")[0].split())
+        except InvalidInput as error:
+            return str(error)
+
+    @property
+    def entry(self) -> str | None:
+        """The entry of the reading list as the file spells it out, without importing it; None where it does not."""
+        try:
+            calls = [node for node in ast.walk(ast.parse(self.code)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim"]
+        except SyntaxError:
+            return None
+        given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "entry"]
+        return next((value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)), None)
+
     def load(self) -> Claim:
         """The Claim itself.  Raises: InvalidInput where the file does not import or holds no `CLAIM`."""
         try:
