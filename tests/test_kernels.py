@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, Tokens, batchnorm, cnn, mlp_regression, subject_of, tied_frozen, token_loss, token_weight, tokens
+from networks import NETWORKS, Tokens, batchnorm, cnn, mlp_regression, tied_frozen, tokens
 from torch import nn
 
 from gnomon.core import contract, registry
@@ -16,6 +16,7 @@ from gnomon.core.training import Training
 from gnomon.examination import kernels as chapter
 from gnomon.examination.facts import facts_of
 from gnomon.instruments import kernels, linearisation
+from gnomon.studies.contract import moved, token_loss, token_weight
 from gnomon.theory import kernels as theory
 
 RNG = chance.generator(0, "kernels")
@@ -29,7 +30,7 @@ def least_squares(n=20, outputs=1, dtype=torch.float64, **settings):
     """A linear network: its NTK is x.x' for every output, at any weights."""
     x = chance.normal(n, 5, rng=chance.generator(1, "x")).to(dtype)
     y = chance.normal(n, outputs, rng=chance.generator(1, "y")).to(dtype)
-    return subject_of(lambda: nn.Linear(5, outputs, bias=False), dtype, "mse", (x, y), (x, y), **settings), x.double().numpy(), y.double().numpy()
+    return moved(lambda: nn.Linear(5, outputs, bias=False), dtype, "mse", (x, y), (x, y), **settings), x.double().numpy(), y.double().numpy()
 
 
 class Product(nn.Module):
@@ -118,7 +119,7 @@ def test_scores_of_positions_are_averaged_whichever_dimension_holds_the_classes(
         return token_loss(output.movedim(1, -1), targets)
 
     (block,) = subject.train.blocks
-    other = subject_of(build, torch.float64, loss, (block.inputs, block.targets), (block.inputs, block.targets), weight=token_weight)
+    other = moved(build, torch.float64, loss, (block.inputs, block.targets), (block.inputs, block.targets), weight=token_weight)
     assert other.classes == subject.classes == 7
     one, two = (kernels._kernel(s, 16).whole for s in (subject, other))
     assert np.allclose(one, two, rtol=1e-12)
@@ -146,7 +147,7 @@ def wide():
         return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 40))
 
     x, y = chance.normal(16, 6, rng=chance.generator(4, "x")), chance.integers(40, 16, rng=chance.generator(4, "y"))
-    return subject_of(build, torch.float64, "cross_entropy", (x, y), (x, y), chunk=64)
+    return moved(build, torch.float64, "cross_entropy", (x, y), (x, y), chunk=64)
 
 
 def test_random_directions_stand_for_many_outputs(monkeypatch):

@@ -13,7 +13,7 @@ from gnomon.examination.row import Row
 from gnomon.theory import kernels as theory
 from gnomon.theory.landscape import stability_limit
 
-ORDER = 30
+ORDER = 25
 TITLE = "Neural tangent kernel"
 THEORY = (
     "Trained by gradient steps a network's outputs move as those of kernel regression with its neural tangent kernel $\\Theta(x,x')=\\frac{1}{C}\\sum_c "

@@ -20,14 +20,15 @@ from gnomon.instruments.kernels import GROUPS, at_initialisation, is_subsample, 
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import GaussNewton, ParameterJacobian
 from gnomon.numerics.statistics import finite_population_factor, ratio_of_means, student_quantile
 
 LEE_2019 = Source("lee2019")
 LEWKOWYCZ_2020 = Source("lewkowycz2020")
 
-PRODUCT = 3.0
-"""What one Gauss-Newton product costs, in gradients."""
+PRODUCT = 2.4
+"""What one Gauss-Newton product costs, in gradients, at most."""
 PAIRS_FOUND = 4
 """Eigenpairs of the Gauss-Newton matrix that are found: what lies outside them tells the bias of the first on a subsample."""
 
@@ -122,7 +123,7 @@ def exact_gauss_newton(subject: Subject) -> float:
 
 @instrument(
     topic="kernels", at=("initial",), truth=exact_gauss_newton, knob="products", smallest=32, largest=128,
-    cost=lambda subject, products: Cost(PRODUCT * (products + 1), int(60 * subject.dimension * subject.state[subject.trainable[0]].element_size())),
+    cost=lambda subject, products: Cost(PRODUCT * (products + 1), 60 * subject.dimension * subject.state[subject.trainable[0]].element_size() + operator_bytes(subject)),
 )  # fmt: skip
 def gauss_newton_sharpness(subject: Subject, *, rng: Generator, products: int = 64) -> Reading:
     """Largest eigenvalue of the Gauss-Newton matrix of the training loss: the NTK as the loss sees it.
@@ -132,7 +133,7 @@ def gauss_newton_sharpness(subject: Subject, *, rng: Generator, products: int = 
 
     Shapes: value ().   Units: loss / parameter^2.
     Error: the residual bound of Lanczos; on a subsample the standard error over groups of examples, the bias of a sample's largest eigenvalue taken off to second
-    order and its size added in quadrature.   Assumes: eval mode.   Cost: at most `products` + 1 Gauss-Newton products, about 3 gradients each.
+    order and its size added in quadrature.   Assumes: eval mode.   Cost: at most `products` + 1 Gauss-Newton products, at most 2.4 gradients each.
     Raises: InvalidInput for too few products; OutOfScope for batch norm at initialisation, or where the network has no second derivative.
     Source: Lewkowycz et al. 2020 (the curvature at initialisation, the top eigenvalue of the NTK for the squared loss).
     """
@@ -140,16 +141,14 @@ def gauss_newton_sharpness(subject: Subject, *, rng: Generator, products: int = 
         raise InvalidInput(f"products must be at least 1, not {products}.")
     if subject.where == "initial":
         refuse_batch_norm(subject)
-    k = min(PAIRS_FOUND, subject.dimension)
-    eigen = lanczos_eigenvalues(
-        GaussNewton(subject), subject.dimension, k=k, rng=chance.child(rng, "lanczos"), like=subject.state[subject.trainable[0]], max_products=max(products, k + 2)
-    )
+    k, matrix = min(PAIRS_FOUND, subject.dimension), GaussNewton(subject)
+    eigen = lanczos_eigenvalues(matrix, subject.dimension, k=k, rng=chance.child(rng, "lanczos"), like=subject.state[subject.trainable[0]], max_products=max(products, k + 2))
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "loss / parameter²", "source": LEWKOWYCZ_2020, "details": {"bound": bound, "products": eigen.products}}
     if not is_subsample(subject):
         return Reading("gauss_newton_sharpness", value, error=bound, error_kind="bound", **common)
     n, vector, values, outside, shares = len(subject.train), eigen.vectors[:, 0], [], [], []
-    for share, product in GaussNewton(subject).grouped(vector, min(GROUPS, n)):
+    for share, product in matrix.grouped(vector, min(GROUPS, n)):
         values.append(float(vector @ product))
         outside.append(float((product - eigen.vectors @ (eigen.vectors.T @ product)).double().square().sum()))
         shares.append(share)
