@@ -22,7 +22,7 @@ Points = Float[Tensor, "n D"]
 Logits = Callable[[Tensor], Tensor]
 """(m n, D) -> (m n, classes), each row by itself, for the n examples repeated m times."""
 
-STEPS = 16
+STEPS = 12
 """Steps of one descent: each multiplies what is left of the way to a smooth boundary by OVERSHOOT."""
 OVERSHOOT = 0.1
 """A step stops this part of the way before the linearised boundary, on its far side."""
