@@ -53,7 +53,7 @@ def _collapse(measured: Reading) -> Row:
         return Row(title, measured=measured, out_of_scope=str(why), words="collapse to a simplex is not possible here", headline=True)
     why_not = theory.uncollapsed(error=error, loss=loss, classes=classes, fewest=int(details["fewest"]), most=int(details["most"]), reduced=LATE, balance=BALANCE)
     if why_not is not None:
-        said = f"not said to collapse: {why_not}; variability within classes is {within}"
+        said = f"{'not collapsed' if float(measured.value[0]) > COLLAPSED else 'collapsed within classes'}: {why_not}; variability within classes is {within}"
         return Row(title, predicted, measured, out_of_scope=f"neural collapse is a limit of late training: {why_not}", words=said, headline=True)
 
     def words(verdict: Verdict) -> str:
@@ -104,23 +104,26 @@ def _head(probe: Reading, own: list[float], name: str) -> Row:
 
 def _ranks(readings: Mapping[str, Reading]) -> Iterator[Row]:
     end, initial = readings.get("effective_rank"), readings.get("effective_rank@initial")
-    for reading, title in ((end, "effective rank by layer"), (initial, "effective rank by layer at initialisation")):
-        if reading is None:
-            continue
-        most = theory.largest_effective_rank(list(reading.details["dimensions"]), int(reading.details["examples"]))
-        last, of = float(reading.value[-2 if reading.value.size > 1 else -1]), float(most.value[-2 if reading.value.size > 1 else -1])
-        said = f"the last layer reads {format_number(last, 2)} of {format_number(of, 2)} possible directions"
-        if reading is end and initial is not None and initial.value.shape == reading.value.shape:
-            said += f" ({format_number(float(initial.value[-2 if initial.value.size > 1 else -1]), 2)} at initialisation)"
-        yield Row(title, most, reading, "at_most", 0.0, because="more directions than examples or features there cannot be", words=said)
+    if end is not None:
+        most = theory.largest_effective_rank(list(end.details["dimensions"]), int(end.details["examples"]))
+        said = f"what the last layer reads spreads over {format_number(_last(end), 2)} of {format_number(_last(most), 2)} possible directions"
+        if initial is not None:
+            said += f" ({format_number(_last(initial), 2)} at initialisation)"
+        yield Row("effective rank by layer", most, end, "at_most", 0.0, because="more directions than examples or features there cannot be", words=said)
+    if initial is not None:
+        yield Row("effective rank by layer at initialisation", measured=initial, words="before training")
+
+
+def _last(reading: Reading) -> float:
+    """The value for what the last layer reads: the output stands after it."""
+    return float(reading.value[-2 if reading.value.size > 1 else -1])
 
 
 def _rates(readings: Mapping[str, Reading]) -> Iterator[Row]:
     rate, reduction = readings.get("coding_rate"), readings.get("rate_reduction")
     if rate is not None:
         most = theory.largest_coding_rate(list(rate.details["dimensions"]), int(rate.details["examples"]))
-        share = float(rate.value[-2 if rate.value.size > 1 else -1] / most.value[-2 if rate.value.size > 1 else -1])
-        said = f"what the last layer reads takes {100 * share:.0f} % of what features spread over all directions would"
+        said = f"what the last layer reads takes {100 * _last(rate) / _last(most):.0f} % of what features spread over all directions would"
         yield Row("coding rate by layer", most, rate, "at_most", 0.0, because="a concave function of shares is largest where they are equal", words=said)
     if reduction is not None:
         names = [str(name) for name in reduction.axes[0].values]

@@ -16,7 +16,7 @@ from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.instruments import representation
-from gnomon.instruments.representation import OUTPUT, Features, features, measured, with_labels
+from gnomon.instruments.representation import OUTPUT, Features, Numbers, features, measured, with_labels
 from gnomon.numerics.operators import loss_value
 
 PAPYAN_HAN_2020 = Source("papyanhan2020")
@@ -46,13 +46,16 @@ def _head(subject: Subject) -> Layer:
         raise OutOfScope("the network has no layer with weights")
     last = known[-1]
     if last.kind != "linear" or last.units != subject.classes or not last.parameters:
-        raise OutOfScope(f"neural collapse is that of the input of the linear layer that makes the logits; the last layer with weights, `{last.name}`, is none with {subject.classes} outputs")
+        raise OutOfScope(
+            f"neural collapse is that of the input of the linear layer that makes the logits; the last layer with weights, `{last.name}`, is none with {subject.classes} outputs"
+        )
     return last
 
 
 def _last(subject: Subject) -> tuple[_Last, Features]:
-    found, head = features(subject), _head(subject)
+    found = features(subject)
     rows, labels = with_labels(found)
+    head = _head(subject)
     if head.name not in rows:
         raise OutOfScope(f"`{head.name}` does not read one row for each example")
     if found.dimensions[head.name] > representation.FEATURES:
@@ -64,7 +67,7 @@ def _last(subject: Subject) -> tuple[_Last, Features]:
     return _Last(rows[head.name], weight, labels, rows[OUTPUT].argmax(1)), found
 
 
-def _means(last: _Last, chosen: Array) -> tuple[Array, Array]:
+def _means(last: _Last, chosen: Numbers) -> tuple[Array, Array]:
     """Class means less their own mean (classes are weighed alike), and that mean.  Shapes: (classes, d), (d,)."""
     rows, labels = last.rows[chosen], last.labels[chosen]
     means = np.stack([rows[labels == c].mean(0) if (labels == c).any() else np.zeros(rows.shape[1]) for c in range(len(last.head))])
@@ -76,7 +79,7 @@ def _cosines(means: Array) -> Array:
     return np.asarray((unit @ unit.T)[np.triu_indices(len(means), 1)])
 
 
-def _statistics(last: _Last, chosen: Array) -> Array:
+def _statistics(last: _Last, chosen: Numbers) -> Array:
     means, centre = _means(last, chosen)
     rows, labels, classes = last.rows[chosen], last.labels[chosen], len(last.head)
     # Sigma_B = M^T M / C has the eigenvectors M^T u / (sqrt(C) sqrt(lambda)) of the classes x classes Gram matrix: nothing of d x d is formed
@@ -115,7 +118,7 @@ def exact_statistics(subject: Subject) -> Array:
 
 def _rounding(last: _Last, precision: float) -> Array:
     """Rounding in the features moves each statistic by about its part of the class means' size; the pseudo-inverse by the condition of what it inverts; examples near a tie may change sides."""
-    everyone = np.arange(len(last.rows))
+    everyone = np.arange(len(last.rows), dtype=np.int64)
     means, centre = _means(last, everyone)
     values = np.linalg.eigvalsh(means @ means.T / len(means))
     kept = values[values > RESOLVED * max(values[-1], 1e-300)]
@@ -139,7 +142,7 @@ def neural_collapse(subject: Subject, *, rng: Generator) -> Reading:
     NC3 | W / |W|_F - M / |M|_F |_F;   NC4 the part of the examples for which argmax_c of the logits is not argmin_c |h - mu_c|.
 
     Shapes: value (6,).   `details`: training `error` and mean `loss` on the examples seen, `fewest` and `most` examples of a class, `features`, `classes`, the `layer`.
-    Units: none.   Error: rounding; on a subsample the jackknife over groups of examples, its bias taken off.
+    Units: none.   Error: rounding; on a subsample the jackknife over groups of examples, its bias taken off and added to the error.
     Assumes: the features are what the linear layer that makes the logits reads.   Cost: shared with `effective_rank`, and the loss.
     Raises: OutOfScope where no linear layer makes the logits, for several labels an example, or a class with fewer than two examples.
     Source: Papyan, Han & Donoho 2020 (NC1 to NC4).
@@ -153,4 +156,7 @@ def neural_collapse(subject: Subject, *, rng: Generator) -> Reading:
     rounding = _rounding(last, representation.precision(subject))
     axes = (Axis("statistic", STATISTICS),)
     whole = dataclasses.replace(found, dimensions={}, skipped=())
-    return measured(subject, "neural_collapse", lambda chosen: _statistics(last, chosen), len(last.labels), rounding, axes=axes, source=PAPYAN_HAN_2020, found=whole, details=details)
+    return measured(
+        subject, "neural_collapse", lambda chosen: _statistics(last, chosen), len(last.labels), rounding, axes=axes, source=PAPYAN_HAN_2020, found=whole, details=details,
+        strata=last.labels,
+    )  # fmt: skip

@@ -87,7 +87,7 @@ def _chosen(subject: Subject) -> list[architecture.Layer]:
 
 def _read(subject: Subject, data: Dataset) -> Features:
     chosen = _chosen(subject)
-    parts: dict[str, list[Array]] = {layer.name: [] for layer in chosen} | {OUTPUT: []}
+    parts: dict[str, list[Array]] = {name: [] for name in (*(layer.name for layer in chosen), OUTPUT)}
     sizes, skipped, labels = dict[str, int](), dict[str, str](), list[Array]()
     seen: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
@@ -151,31 +151,36 @@ def with_labels(found: Features) -> tuple[dict[str, Array], Array]:
     return {name: rows[here] for name, rows in found.rows.items()}, found.labels[here].astype(int)
 
 
-Statistic = Callable[[Array], Array]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Statistic = Callable[[Numbers], Array]
 """Of the numbers of the examples: a value for each element."""
 
 
 def measured(
-    subject: Subject, name: str, statistic: Statistic, n: int, rounding: Array, *, axes: tuple[Axis, ...], source: Source, found: Features, details: dict[str, Any], unit: str = "",
+    subject: Subject, name: str, statistic: Statistic, n: int, rounding: Array, *, axes: tuple[Axis, ...], source: Source, found: Features, details: dict[str, Any],
+    unit: str = "", strata: Array | None = None, seen_alone: bool = False,
 ) -> Reading:  # fmt: skip
     """A reading of a statistic of all examples; on a subsample its bias and error by leaving out groups.
 
     With t_g the statistic without group g: bias (G - 1)(mean t_g - t), variance (G - 1)/G sum (t_g - mean)^2, each times 1 - n/N for n of N examples (a bias that falls as 1/n).
+    Groups have alike numbers of each of the `strata`.  `seen_alone`: the reading is that of the examples seen, which other ones would change.
     """
-    numbers = np.arange(n)
+    numbers = np.arange(n, dtype=np.int64)
     value = statistic(numbers)
-    skipped = found.skipped + tuple(f"{name}: its {found.dimensions[name]:,} features are added up in {FEATURES} random groups with random signs" for name in found.added)
-    common: dict[str, Any] = {"axes": axes, "source": source, "skipped": found.skipped, "assumes": (f"{n:,} examples", *skipped[len(found.skipped) :]), "details": details}
+    added = tuple(f"`{layer}`: its {found.dimensions[layer]:,} features are added up with random signs in {FEATURES} random groups" for layer in found.added)
     rest = 1 - len(subject.train) / subject.train.population
-    if rest <= 0:
+    seen = f"{n:,} examples" + (f" out of {subject.train.population:,}, of which alone this is" if seen_alone and rest > 0 else "")
+    common: dict[str, Any] = {"axes": axes, "source": source, "skipped": found.skipped, "assumes": (seen, *added), "details": details}
+    if rest <= 0 or seen_alone:
         return Reading(name, value, unit, error=rounding, error_kind="bound", **common)
     groups = min(GROUPS, n)
     order = chance.permutation(n, rng=chance.generator(0, "representation/groups")).numpy()
+    order = order if strata is None else order[np.argsort(strata[order], kind="stable")]
     without = np.stack([statistic(np.delete(numbers, order[g::groups])) for g in range(groups)])
     bias = rest * (groups - 1) * (without.mean(0) - value)
     spread = np.sqrt(rest * (groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0)) + rounding
-    # the bias is estimated from the same groups; half of it is not trusted
-    error = np.hypot(spread, bias / 2)
+    # the bias falls as 1/n only where examples are many beside features, so as much as it is is not trusted
+    error = np.hypot(spread, bias)
     half = stats.t.ppf(0.975, groups - 1) * error
     return Reading(name, value - bias, unit, error=error, error_kind="sample", n=groups, interval=(value - bias - half, value - bias + half), **common)
 
@@ -233,18 +238,20 @@ def effective_rank(subject: Subject, *, rng: Generator) -> Reading:
     exp(-sum_i p_i ln p_i), p_i = s_i / sum s, with the singular values s of the centred features (examples x features).
 
     Shapes: value (layers + 1,), the output last.  `details`: features of each layer (`dimensions`) and `examples`.   Units: directions.
-    Error: rounding; on a subsample the jackknife over groups of examples, its bias taken off.
+    Error: rounding; on a subsample the jackknife over groups of examples, its bias taken off and added to the error.
     Assumes: positions are features; more than 512 features are added up with random signs.   Cost: a forward pass and a symmetric eigenvalue problem of at most 512 a layer.
     Source: Roy & Vetterli 2007.
     """
     found = features(subject)
     centred = list(found.rows.values())
 
-    def statistic(chosen: Array) -> Array:
+    def statistic(chosen: Numbers) -> Array:
         return np.array([_erank(_resolved(_spectrum(rows[chosen] - rows[chosen].mean(0)))) for rows in centred])
 
     rounding = np.array([_erank_rounding(rows, precision(subject)) for rows in centred])
-    return measured(subject, "effective_rank", statistic, len(centred[0]), rounding, axes=_layer_axis(found), source=ROY_2007, found=found, details=_sizes(found), unit="directions")
+    return measured(
+        subject, "effective_rank", statistic, len(centred[0]), rounding, axes=_layer_axis(found), source=ROY_2007, found=found, details=_sizes(found), unit="directions"
+    )
 
 
 def _sphere(rows: Array) -> Array:
@@ -283,11 +290,13 @@ def coding_rate(subject: Subject, *, rng: Generator) -> Reading:
     found = features(subject)
     unit = [_sphere(rows) for rows in found.rows.values()]
 
-    def statistic(chosen: Array) -> Array:
+    def statistic(chosen: Numbers) -> Array:
         return np.array([_rate(rows[chosen], rows.shape[1]) for rows in unit])
 
     rounding = np.array([_rate_rounding(rows, precision(subject)) for rows in unit])
-    return measured(subject, "coding_rate", statistic, len(unit[0]), rounding, axes=_layer_axis(found), source=YU_2020.at("section 2"), found=found, details=_sizes(found), unit="nats")
+    return measured(
+        subject, "coding_rate", statistic, len(unit[0]), rounding, axes=_layer_axis(found), source=YU_2020.at("section 2"), found=found, details=_sizes(found), unit="nats"
+    )
 
 
 def exact_rate_reduction(subject: Subject) -> Array:
@@ -311,7 +320,8 @@ def rate_reduction(subject: Subject, *, rng: Generator) -> Reading:
 
     Delta R = R(Z) - sum_c n_c / n R(Z_c), R as in `coding_rate`: large where classes lie in directions of their own.
 
-    Shapes: value (layers + 1,), the output last; `details` as `effective_rank`.   Units: nats.   Error: as `effective_rank`.   Assumes: as there.
+    Shapes: value (layers + 1,), the output last; `details` as `effective_rank`.   Units: nats.   Error: rounding.
+    Assumes: as `effective_rank`; on a subsample it is that of the examples seen: with fewer examples of a class than features it falls as they become more.
     Cost: shared with `effective_rank`.   Raises: OutOfScope for several labels an example.
     Source: Yu et al. 2020, section 2.
     """
@@ -319,12 +329,15 @@ def rate_reduction(subject: Subject, *, rng: Generator) -> Reading:
     all_rows, labels = with_labels(found)
     unit = [_sphere(rows) for rows in all_rows.values()]
 
-    def statistic(chosen: Array) -> Array:
+    def statistic(chosen: Numbers) -> Array:
         groups = [chosen[labels[chosen] == label] for label in np.unique(labels[chosen])]
         return np.array([_rate(rows[chosen], rows.shape[1]) - sum(len(g) / len(chosen) * _rate(rows[g], rows.shape[1]) for g in groups) for rows in unit])
 
     rounding = np.array([2 * len(np.unique(labels)) * _rate_rounding(rows, precision(subject)) for rows in unit])
-    return measured(subject, "rate_reduction", statistic, len(labels), rounding, axes=_layer_axis(found), source=YU_2020.at("section 2"), found=found, details=_sizes(found), unit="nats")
+    return measured(
+        subject, "rate_reduction", statistic, len(labels), rounding, axes=_layer_axis(found), source=YU_2020.at("section 2"), found=found, details=_sizes(found), unit="nats",
+        seen_alone=True,
+    )  # fmt: skip
 
 
 def _right(subject: Subject) -> tuple[Array, Array, Features]:

@@ -87,4 +87,6 @@ def probe_of_the_last_features(own: Sequence[float]) -> Reading:
     Assumes: cross-entropy, a linear head, a stationary point.   Cost: none.   Raises: InvalidInput for fewer than two examples.
     Source: derived here; probes as Alain & Bengio 2016.
     """
-    return Reading.of_samples("probe_of_the_last_features", np.asarray(own, dtype=np.float64), unit="", role="predicted", source=ALAIN_2016, assumes=("the head's weights are stationary",))
+    return Reading.of_samples(
+        "probe_of_the_last_features", np.asarray(own, dtype=np.float64), unit="", role="predicted", source=ALAIN_2016, assumes=("the head's weights are stationary",)
+    )
