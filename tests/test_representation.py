@@ -255,3 +255,10 @@ def test_what_can_be_said_without_classes_is_said(build):
     rows = rows_of(build())
     assert rows["effective rank by layer"][1].outcome == "holds"
     assert rows["coding rate by layer"][1].outcome == "holds"
+
+
+def test_of_many_examples_some_are_read_and_the_error_says_so(monkeypatch):
+    monkeypatch.setattr(representation, "EXAMPLES", 30)
+    found = take(representation.coding_rate, cnn(n=60))
+    assert found.details["examples"] == 30
+    assert found.error_kind == "sample"

@@ -35,8 +35,8 @@ LAYERS = 16
 """Most layers that are read, spread over the depth; the last one always is."""
 FEATURES = 512
 """Most features kept of what a layer reads: more are added up with random signs into so many."""
-TESTS = 2048
-"""Most test examples that probes are tried on."""
+EXAMPLES, TESTS = 4096, 2048
+"""Most training examples that are read, and most test examples that probes are tried on."""
 GROUPS = 16
 """Groups of examples that are left out one at a time where the examples are a subsample."""
 DISTORTION = 0.5
@@ -52,13 +52,15 @@ OUTPUT = "output"
 class Features:
     """What each layer reads, and the output.
 
-    Shapes: `rows` by layer (n, features) float64, `output` among them; `labels` (n,), or None where there is not one label an example; `dimensions` the features before any were added up.
+    Shapes: `rows` by layer (n, features) float64, `output` among them; `labels` (n,), or None where there is not one label an example; `dimensions` the features
+    before any were added up; `seen` how many examples were read.
     """
 
     rows: dict[str, Array]
     labels: Array | None
     dimensions: dict[str, int]
     skipped: tuple[str, ...]
+    seen: int
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -67,13 +69,13 @@ class Features:
 
 
 def features(subject: Subject, split: str = "train") -> Features:
-    """What the layers read on the training examples, or on at most TESTS test examples, made once.   Cost: a forward pass."""
+    """What the layers read on at most EXAMPLES training examples, or TESTS test examples, made once.   Cost: a forward pass."""
 
     def build() -> Features:
         data = subject.train if split == "train" else subject.test
         if data is None:
             raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
-        return _read(subject, data if split == "train" else data.sample(TESTS, rng=chance.generator(0, "representation/test")))
+        return _read(subject, data.sample(EXAMPLES if split == "train" else TESTS, rng=chance.generator(0, f"representation/{split}")))
 
     return subject.once(f"representation/{split}", build)
 
@@ -111,7 +113,7 @@ def _read(subject: Subject, data: Dataset) -> Features:
                 labels.append(_labels(subject, block, output))
     rows = {name: np.concatenate(column) for name, column in parts.items() if name not in skipped}
     one = len(labels) > 0 and all(part.ndim == 1 for part in labels)
-    return Features(rows, np.concatenate(labels) if one else None, {name: sizes[name] for name in rows}, tuple(f"{name} ({why})" for name, why in skipped.items()))
+    return Features(rows, np.concatenate(labels) if one else None, {name: sizes[name] for name in rows}, tuple(f"{name} ({why})" for name, why in skipped.items()), len(data))
 
 
 def _keeper(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
@@ -168,7 +170,7 @@ def measured(
     numbers = np.arange(n, dtype=np.int64)
     value = statistic(numbers)
     added = tuple(f"`{layer}`: its {found.dimensions[layer]:,} features are added up with random signs in {FEATURES} random groups" for layer in found.added)
-    rest = 1 - len(subject.train) / subject.train.population
+    rest = 1 - found.seen / subject.train.population
     seen = f"{n:,} examples" + (f" out of {subject.train.population:,}, of which alone this is" if seen_alone and rest > 0 else "")
     common: dict[str, Any] = {"axes": axes, "source": source, "skipped": found.skipped, "assumes": (seen, *added), "details": details}
     if rest <= 0 or seen_alone:
@@ -231,7 +233,12 @@ def exact_effective_rank(subject: Subject) -> Array:
     return np.array(out)
 
 
-@instrument(topic="representation", at=("end", "initial"), truth=exact_effective_rank, essential=True, cost=lambda subject: Cost(gradients=FORWARD))
+def _cost(subject: Subject) -> Cost:
+    seen = min(len(subject.train), EXAMPLES)
+    return Cost(gradients=FORWARD * seen / len(subject.train), bytes=16 * seen * FEATURES * (len(_chosen(subject)) + 1))
+
+
+@instrument(topic="representation", at=("end", "initial"), truth=exact_effective_rank, essential=True, cost=_cost)
 def effective_rank(subject: Subject, *, rng: Generator) -> Reading:
     """Effective rank of what each layer reads: over how many directions the examples are spread.
 
@@ -369,7 +376,14 @@ def exact_probe(subject: Subject) -> Array:
     return np.asarray(_right(subject)[0].mean(0))
 
 
-@instrument(topic="representation", needs=("labels", "test"), truth=exact_probe, essential=True, cost=lambda subject: Cost(gradients=FORWARD * (1 + 20)))
+def _probe_cost(subject: Subject) -> Cost:
+    # the fits are counted as two gradients of the examples read
+    tests = min(len(subject.test) if subject.test else 0, TESTS)
+    cost = _cost(subject)
+    return Cost(gradients=7 * cost.gradients + FORWARD * tests / len(subject.train), bytes=2 * cost.bytes)
+
+
+@instrument(topic="representation", needs=("labels", "test"), truth=exact_probe, essential=True, cost=_probe_cost)
 def linear_probe(subject: Subject, *, rng: Generator) -> Reading:
     """Accuracy on test data of a linear classifier of what each layer reads: multinomial logistic regression on standardised features, fitted to the training examples.
 
