@@ -70,7 +70,9 @@ def _collapse(measured: Reading) -> Row:
 def _probe(facts: Facts, probe: Reading) -> Iterator[Row]:
     names = [str(name) for name in probe.axes[0].values]
     best = int(np.argmax(probe.value))
-    said = f"a linear classifier is right on {100 * float(probe.value[0]):.0f} % from what `{names[0]}` reads, {100 * float(probe.value[-1]):.0f} % from what `{names[-1]}` reads"
+    said = f"a linear classifier is right on {100 * float(probe.value[0]):.0f} % from what `{names[0]}` reads"
+    if len(names) > 1:
+        said += f", {100 * float(probe.value[-1]):.0f} % from what `{names[-1]}` reads"
     if best not in (0, len(names) - 1) and float(probe.value[best] - probe.value[-1]) > float(probe.error[-1]):
         said += f", most ({100 * float(probe.value[best]):.0f} %) from what `{names[best]}` reads"
     head = facts.architecture.parametrised[-1] if facts.architecture.parametrised else None

@@ -246,7 +246,7 @@ def adversarial_distance(subject: Subject, *, rng: Generator, examples: int = 25
     found = _distances(subject, examples, rng)
     here = np.isfinite(found)
     if here.sum() < 2:
-        raise OutOfScope("no perturbation was found that changes a class: the output hardly depends on the input")
+        raise OutOfScope("no perturbation, however large, was found that changes the class of two examples: there may be no boundary around them")
     skipped = () if here.all() else (f"{(~here).sum()} examples for which no perturbation was found",)
     details: dict[str, Any] = {"quantiles": np.quantile(found[here], [0.1, 0.5, 0.9]), "right": len(found), "looked": _cases(subject, examples).looked} | (
         {} if here.all() else {"found": np.flatnonzero(here)}

@@ -30,7 +30,7 @@ TURN = 0.7
 """Length of the noise that turns the best direction for another start."""
 FARTHER, WIDENINGS = 1.3, 40
 """A direction is followed to 1.3^40, 36,000 times, the distance at which the boundary is first looked for."""
-BISECTIONS = 32
+BISECTIONS = 24
 """Halvings of the last bracket, which is a fiftieth of the distance where the boundary is crossed once."""
 
 
@@ -121,7 +121,7 @@ def nearest_boundary(
     in the direction -w / |w|; u is turned towards it by a step that is doubled when the class still changes at the shorter length that the linearisation gives, and halved
     when not.  The length is bisected last, on `exact`, the network in float64.  Exact for linear networks; in general an upper bound of the distance.
 
-    Shapes: points (n, D), label (n,) -> (n,) float64.   Error: an upper bound, to 1e-9 of itself a point at which the class is another one.
+    Shapes: points (n, D), label (n,) -> (n,) float64.   Error: an upper bound, to 1e-7 of itself a point at which the class is another one.
     Assumes: rows do not influence each other.   Cost: (starts + restarts) (STEPS + 2) + K + 12 gradients, K other classes.
     Source: the linearised step as Moosavi-Dezfooli et al. 2016; the projection towards the original point as Croce & Hein 2020.
     """
