@@ -340,7 +340,8 @@ def rate_reduction(subject: Subject, *, rng: Generator) -> Reading:
         groups = [chosen[labels[chosen] == label] for label in np.unique(labels[chosen])]
         return np.array([_rate(rows[chosen], rows.shape[1]) - sum(len(g) / len(chosen) * _rate(rows[g], rows.shape[1]) for g in groups) for rows in unit])
 
-    rounding = np.array([2 * len(np.unique(labels)) * _rate_rounding(rows, precision(subject)) for rows in unit])
+    known, part = np.unique(labels), precision(subject)
+    rounding = np.array([_rate_rounding(rows, part) + sum((labels == c).mean() * _rate_rounding(rows[labels == c], part) for c in known) for rows in unit])
     return measured(
         subject, "rate_reduction", statistic, len(labels), rounding, axes=_layer_axis(found), source=YU_2020.at("section 2"), found=found, details=_sizes(found), unit="nats",
         seen_alone=True,
