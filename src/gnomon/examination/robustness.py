@@ -26,7 +26,7 @@ ASSUMES = (
     "distances are Euclidean (L2) and in the units in which the network reads its inputs; every perturbation is allowed, pixels may leave their range",
     "the attack's distances are upper bounds: it may miss the nearest point",
 )
-SOURCES = (Source("hoffman2019"), Source("fawzi2016"))
+SOURCES = (Source("hoffman2019"), Source("franceschi2018"))
 BENDING = 0.2
 """How much of the distance the boundary's bending may change before first order is said to fail: our choice; piecewise linear networks have no next order to take it from."""
 POINTS = 0.1

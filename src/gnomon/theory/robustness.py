@@ -13,7 +13,6 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 
 MOOSAVI_2016 = Source("moosavi2016", "section 3, multiclass classifiers")
-FAWZI_2016 = Source("fawzi2016")
 ASSUMES = ("the logits are linear between an example and the boundary",)
 
 
@@ -71,7 +70,7 @@ def flipping_noise(distances: Float64[Array, "n"], share: float) -> float:
 
     Shapes: distances (n,).   Units: input.   Error: to first order, the nearest boundary alone.   Assumes: flat boundaries.   Cost: none.
     Raises: InvalidInput for a share outside (0, 1/2): noise flips fewer than half.
-    Source: Fawzi et al. 2016 (random noise against affine classifiers).
+    Source: derived here; Gaussian noise and the distance to flat boundaries as Franceschi et al. 2018.
     """
     if not 0 < share < 0.5 or not (distances > 0).any():
         raise InvalidInput(f"The share of flipped examples must lie in (0, 0.5) and distances must be positive; {share:g} came.")
