@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
-from networks import NETWORKS, cnn, prepared, tokens
+from networks import NETWORKS, cnn, tokens
 
 from gnomon.core import contract, registry
 from gnomon.core.environment import fixed_threads
 from gnomon.core.errors import GnomonError
 from gnomon.run.plan import unmet
+from gnomon.studies.contract import prepared
 
 DRAWS, EXAMPLES, HALVES = 200, 64, (cnn, tokens)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import nn
 
 from gnomon.core import rng as chance
-from gnomon.core.subject import Subject
-from gnomon.core.training import Training
+from gnomon.studies.contract import moved, token_loss, token_weight
 
 
 class CNN(nn.Module):
@@ -90,26 +87,6 @@ class Transformer(nn.Module):
         return self.head(self.cross(h, h, h, need_weights=False)[0].mean(1))
 
 
-def _drawn(build, seed):
-    with chance.scoped(chance.generator(seed, "network")):
-        return build()
-
-
-def subject_of(build, dtype, loss, train, test, **settings):
-    initial, model = _drawn(build, 0).to(dtype), _drawn(build, 0).to(dtype)
-    noise = chance.generator(1, "trained")
-    with torch.no_grad():  # away from initialisation, as training would leave it
-        for parameter in model.parameters():
-            parameter += 0.3 * chance.normal(*parameter.shape, rng=noise, like=parameter)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.mul_(1.5)
-            elif name.endswith("running_mean"):
-                buffer.add_(0.1)
-    settings = {"lr": 0.1, "batch_size": 4, "optimizer": "sgd", "chunk": 5, **settings}
-    return Subject.freeze(model, loss, train, test, initial=initial, make=lambda: build().to(dtype), **settings)
-
-
 def _data(shape, n, classes=None, outputs=None, seed=0, dtype=torch.float64):
     rng = chance.generator(seed, "data")
     x = chance.normal(n, *shape, rng=rng).to(dtype)
@@ -120,31 +97,23 @@ def _data(shape, n, classes=None, outputs=None, seed=0, dtype=torch.float64):
 
 def cnn(dtype=torch.float64, n=12, **settings):
     """Convolutions, cross-entropy over four classes."""
-    return subject_of(CNN, dtype, "cross_entropy", _data((1, 6, 6), n, 4), _data((1, 6, 6), 8, 4, seed=1), **settings)
+    return moved(CNN, dtype, "cross_entropy", _data((1, 6, 6), n, 4), _data((1, 6, 6), 8, 4, seed=1), **settings)
 
 
 def batchnorm(dtype=torch.float64, n=12, **settings):
     """Batch, layer and group norm; cross-entropy with class weights."""
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=dtype))
-    return subject_of(Norm, dtype, loss, _data((5,), n, 3), _data((5,), 8, 3, seed=1), **settings)
+    return moved(Norm, dtype, loss, _data((5,), n, 3), _data((5,), 8, 3, seed=1), **settings)
 
 
 def lstm(dtype=torch.float64, n=10, **settings):
     """An LSTM classifier."""
-    return subject_of(Recurrent, dtype, "cross_entropy", _data((4, 3), n, 3), _data((4, 3), 6, 3, seed=1), **settings)
+    return moved(Recurrent, dtype, "cross_entropy", _data((4, 3), n, 3), _data((4, 3), 6, 3, seed=1), **settings)
 
 
 def tied_frozen(dtype=torch.float64, n=11, **settings):
     """Tied and frozen parameters and a layer called twice; cross-entropy that is summed."""
-    return subject_of(TiedFrozen, dtype, nn.CrossEntropyLoss(reduction="sum"), _data((4,), n, 3), _data((4,), 6, 3, seed=1), **settings)
-
-
-def token_loss(output, targets):
-    return nn.functional.cross_entropy(output.reshape(-1, output.shape[-1]), targets.reshape(-1), ignore_index=-1)
-
-
-def token_weight(targets):
-    return float((targets != -1).sum())
+    return moved(TiedFrozen, dtype, nn.CrossEntropyLoss(reduction="sum"), _data((4,), n, 3), _data((4,), 6, 3, seed=1), **settings)
 
 
 def tokens(dtype=torch.float64, n=10, **settings):
@@ -157,7 +126,7 @@ def tokens(dtype=torch.float64, n=10, **settings):
         targets[min(3, n - 1)] = -1
         return {"ids": ids, "mask": torch.ones(n, 5, dtype=dtype)}, targets
 
-    return subject_of(Tokens, dtype, token_loss, data(n, 0), data(6, 1), **{"weight": token_weight, **settings})
+    return moved(Tokens, dtype, token_loss, data(n, 0), data(6, 1), **{"weight": token_weight, **settings})
 
 
 def mlp_regression(dtype=torch.float64, n=12, **settings):
@@ -166,20 +135,12 @@ def mlp_regression(dtype=torch.float64, n=12, **settings):
     def build():
         return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
 
-    return subject_of(build, dtype, "mse", _data((4,), n, outputs=2), _data((4,), 8, outputs=2, seed=1), **settings)
+    return moved(build, dtype, "mse", _data((4,), n, outputs=2), _data((4,), 8, outputs=2, seed=1), **settings)
 
 
 def transformer(dtype=torch.float64, n=7, **settings):
     """An encoder layer and cross attention."""
-    return subject_of(Transformer, dtype, "cross_entropy", _data((3, 4), n, 3), _data((3, 4), 5, 3, seed=1), **settings)
+    return moved(Transformer, dtype, "cross_entropy", _data((3, 4), n, 3), _data((3, 4), 5, 3, seed=1), **settings)
 
 
 NETWORKS = [cnn, batchnorm, lstm, tied_frozen, tokens, mlp_regression, transformer]
-
-
-def prepared(instrument, subject):
-    """The subject, with a state of Adam where the instrument is for adaptive optimizers."""
-    if "adaptive" not in instrument.needs:
-        return subject
-    moments = {key: 0.1 + chance.uniform(*value.shape, rng=chance.generator(0, key), like=value) for key, value in subject.parameters.items()}
-    return dataclasses.replace(subject, training=Training("adam", 0.01, 0.9, second_moment=moments, steps=10))

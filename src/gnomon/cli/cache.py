@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-PARTS = {"data": ("mnist", "fashion-mnist"), "store": ("pending", "runs")}
+PARTS = {"data": ("mnist", "fashion-mnist"), "store": ("pending", "runs", "replicates", "claims")}
 """What gnomon writes in the cache; nothing else is counted or deleted."""
 
 
@@ -34,7 +34,7 @@ def cache(clear: Annotated[bool, typer.Option("--clear", help="Delete what is ke
         return
     typer.echo(str(folder))
     typer.echo(f"  data   {sizes['data'] / 2**20:10,.1f} MiB  downloaded data sets")
-    typer.echo(f"  store  {sizes['store'] / 2**20:10,.1f} MiB  measurements and finished reports")
+    typer.echo(f"  store  {sizes['store'] / 2**20:10,.1f} MiB  measurements, finished reports and verdicts")
 
 
 def size(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""`gnomon cite`: BibTeX of what a report, or gnomon, rests on."""
+"""`gnomon cite`: BibTeX of what a report, a claim, or gnomon, rests on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 
-def cite(of: Annotated[str | None, typer.Argument(help="A report.json, or a key such as schuirmann1987.  [default: everything]")] = None) -> None:
-    """Print the BibTeX of a report's sources, of one source, or of all."""
+def cite(of: Annotated[str | None, typer.Argument(help="A report.json, a claim's id, or a key such as schuirmann1987.  [default: everything]")] = None) -> None:
+    """Print the BibTeX of the sources of a report or a claim, of one source, or of all."""
     from gnomon.core.source import Source, bibliography
     from gnomon.core.source import cite as bibtex
 
@@ -20,5 +20,9 @@ def cite(of: Annotated[str | None, typer.Argument(help="A report.json, or a key 
         from gnomon.run.store import read_json
 
         typer.echo(bibtex(read_json(Path(of), schema="gnomon/report/1")))
+    elif "/" in of:
+        from gnomon.core.catalogue import get_claim
+
+        typer.echo(bibtex(get_claim(of).load()))
     else:
         typer.echo(bibtex(Source(of)))

@@ -1,4 +1,4 @@
-"""The command line: every module of this package that does not begin with an underscore is a command, its function the module's namesake."""
+"""The command line: every module of this package that does not begin with an underscore is a command, or a group of them: the module's namesake, a function or a Typer."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def application() -> typer.Typer:
         """Deep-learning theory on your own network: what theory predicts beside what is measured, each with an error bar."""
 
     for name in commands():
-        function = getattr(importlib.import_module(f"gnomon.cli.{name}"), name)
-        app.command(name)(guarded(function))
+        found = getattr(importlib.import_module(f"gnomon.cli.{name}"), name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(guarded(found))
     return app
 
 

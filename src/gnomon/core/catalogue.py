@@ -6,12 +6,12 @@ import ast
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 from pathlib import Path
 
 from gnomon.core.claim import Claim
 from gnomon.core.errors import InvalidInput, unknown
-from gnomon.core.registry import PLUGINS, TOPICS, roots
+from gnomon.core.plugins import folders, roots
+from gnomon.core.registry import TOPICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,24 @@ class Listed:
             raise InvalidInput(f"{self.path} has no docstring: a claim's statement is the first thing in its file.")
         return said
 
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the statement, in one line; of a file that cannot be read, why."""
+        try:
+            return " ".join(self.statement.partition("\n\n")[0].split())
+        except InvalidInput as error:
+            return str(error)
+
+    @property
+    def entry(self) -> str | None:
+        """The entry of the reading list as the file spells it out, without importing it; None where it does not."""
+        try:
+            calls = [node for node in ast.walk(ast.parse(self.code)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim"]
+        except SyntaxError:
+            return None
+        given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "entry"]
+        return next((value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)), None)
+
     def load(self) -> Claim:
         """The Claim itself.  Raises: InvalidInput where the file does not import or holds no `CLAIM`."""
         try:
@@ -63,8 +81,8 @@ def catalogue() -> dict[str, Listed]:
     """Every claim by id, sorted.  Raises: InvalidInput for a folder that is no topic, two claims of one id, or a plug-in that is not there."""
     found: dict[str, Listed] = {}
     for root in roots():
-        for folder in _folders(root):
-            for path in sorted(folder.glob("*/*.py")):
+        for folder in folders(root):
+            for path in sorted(folder.glob("claims/*/*.py")):
                 if path.name.startswith("_"):
                     continue
                 if path.parent.name not in TOPICS:
@@ -82,10 +100,3 @@ def get_claim(name: str) -> Listed:
     if name not in known:
         raise unknown("claim", name, known)
     return known[name]
-
-
-def _folders(root: str) -> list[Path]:
-    spec = importlib.util.find_spec(root)
-    if spec is None:
-        raise InvalidInput(f"The plug-in {root!r} does not import: no package of this name is found. Uninstall it, or mend its entry point in the group {PLUGINS!r}.")
-    return [Path(place) / "claims" for place in spec.submodule_search_locations or ()]

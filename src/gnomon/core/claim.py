@@ -15,9 +15,9 @@ SCALES = ("smoke", "standard", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """A tolerance as a function of the settings, with the reason for its size."""
+    """A tolerance as a function of the settings (a number, or an array shaped like the prediction), with the reason for its size."""
 
-    of: Callable[[Any], float]
+    of: Callable[[Any], Any]
     because: str
 
 
@@ -37,8 +37,12 @@ class Sabotage:
 class Claim:
     """One claim; its id and topic are its file's path, its statement the file's docstring.
 
-    `prepare(s, *, rng)` builds what both sides share; `predict(s)` or `predict(s, shared)` is a Reading, stored before `measure(s, *, rng)` or
-    `measure(s, shared, *, rng)`, one replicate, starts.  Raises: InvalidInput for unknown scales or a missing smoke setting.
+    `prepare(s, *, rng)` builds what both sides share, once a process, from its seed; `predict(s)` or `predict(s, shared)` is a Reading, stored before
+    `measure(s, *, rng)` or `measure(s, shared, *, rng)`, one replicate, starts: a number, an array or a Reading.  `s.replicates` is how many there are, one
+    where the settings do not say.  Where predict gives `samples`, one a replicate, a measure that takes `index` too knows which one it stands beside.
+    `expected` is strict, and with another verdict than `holds` comes `because`; `smoke="inconclusive"` says that the claim cannot be decided at that scale.
+    `scale` is what a prediction of 0 is compared with, `trivial` the value at which a bound says nothing.
+    Raises: InvalidInput for unknown scales, a missing smoke setting or a missing reason.
     """
 
     version: int

@@ -166,6 +166,18 @@ def coverage(instrument: Instrument, subject: Subject, *, draws: int = 200, half
     return Coverage(float(np.mean(rates)), tuple(np.atleast_1d(rates).ravel().tolist()), len(inside), kind)
 
 
+def check_coverage(instrument: Instrument, subject: Subject, *, draws: int = 200) -> None:
+    """Over `draws` readings the stated 95 % interval covers the exact value in 90 to 99 % of them; always where the error is no chance."""
+    if instrument.truth is None:
+        stochastic = take(instrument, subject).error_kind in CHANCE
+        _require(not stochastic, instrument, "a stochastic instrument needs `truth`, its small exact answer")
+        return
+    seen = coverage(instrument, subject, draws=draws)
+    low, high = (0.90, 0.99) if seen.error_kind in CHANCE else (1.0, 1.0)
+    found = f"the 95 % interval ({seen.error_kind}) covers the truth in {100 * seen.rate:.1f} % of {seen.draws} draws; it must be {100 * low:.0f} to {100 * high:.0f} %"
+    _require(low <= seen.rate <= high, instrument, found)
+
+
 def _require(met: bool, instrument: Instrument, message: str) -> None:
     if not met:
         raise ContractBroken(f"{instrument.name}: {message}.")

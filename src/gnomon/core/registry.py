@@ -8,11 +8,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.plugins import folders, roots
 from gnomon.core.reading import Reading
 
 Need = Literal["initial", "make", "optimizer", "adaptive", "labels", "test", "ensemble"]
@@ -21,8 +21,6 @@ TOPICS = (
     "kernels", "effective", "generalization", "dynamics", "landscape", "approximation", "factorization", "transport", "information",
     "representation", "robustness", "physics", "graphs", "mathematics",
 )  # fmt: skip
-PLUGINS = "gnomon.plugins"
-"""Entry point group: each entry names a package laid out like gnomon (`instruments/`, `examination/`, `claims/`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,25 +92,25 @@ def instrument(
     return register
 
 
-def roots() -> tuple[str, ...]:
-    """The packages whose rooms are walked: gnomon and every installed plug-in, by name."""
-    return ("gnomon", *sorted({entry.value.partition(":")[0] for entry in metadata.entry_points(group=PLUGINS)}))
-
-
 def modules(room: str) -> Iterator[ModuleType]:
     """Import every module of a room (`instruments`, `examination`, ...) in gnomon and its plug-ins.  Raises: InvalidInput where a plug-in does not import."""
     for root in roots():
-        name = f"{root}.{room}"
-        try:
-            package = importlib.import_module(name)
-        except ImportError as error:
-            if root == "gnomon" or getattr(error, "name", None) not in (name, root):
-                raise
-            if error.name == root:
-                raise InvalidInput(f"The plug-in {root!r} does not import: {error}. Uninstall it, or mend its entry point in the group {PLUGINS!r}.") from error
-            continue
-        for found in sorted(pkgutil.walk_packages(package.__path__, f"{name}."), key=lambda m: m.name):
-            yield importlib.import_module(found.name)
+        yield from modules_of(root, room)
+
+
+def modules_of(root: str, room: str) -> list[ModuleType]:
+    """Import every module of a room of one package; none where it has no such room.  Raises: InvalidInput where a plug-in does not import, with the reason."""
+    if not any((place / room).is_dir() for place in folders(root)):
+        return []
+    try:
+        package = importlib.import_module(f"{root}.{room}")
+        return [importlib.import_module(found.name) for found in sorted(pkgutil.walk_packages(package.__path__, f"{root}.{room}."), key=lambda m: m.name)]
+    except InvalidInput:
+        raise
+    except Exception as error:
+        if root == "gnomon":
+            raise
+        raise InvalidInput(f"The plug-in {root!r} does not import: {type(error).__name__}: {error}. Mend it, or uninstall it.") from error
 
 
 @functools.cache
@@ -127,6 +125,11 @@ def instruments() -> dict[str, Instrument]:
     return dict(sorted(_INSTRUMENTS.items()))
 
 
+def registered(root: str) -> list[Instrument]:
+    """The instruments of one package that has been imported, by name."""
+    return [found for _, found in sorted(_INSTRUMENTS.items()) if found.function.__module__.partition(".")[0] == root]
+
+
 def get_instrument(name: str) -> Instrument:
     """One instrument.  Raises: InvalidInput for an unknown name, with the nearest one."""
     known = instruments()
@@ -136,6 +139,23 @@ def get_instrument(name: str) -> Instrument:
 
 
 def chapters() -> dict[str, ModuleType]:
-    """Every chapter of `examine` by name (its file's): the modules of `examination` that have a function `chapter`, in reading order."""
-    found = {module.__name__.rpartition(".")[2]: module for module in modules("examination") if hasattr(module, "chapter")}
+    """Every chapter of `examine` by name (its file's): the modules of `examination` that have a function `chapter`, in reading order.
+
+    Raises: InvalidInput for two chapters of one name.
+    """
+    found: dict[str, ModuleType] = {}
+    for module in modules("examination"):
+        name = module.__name__.rpartition(".")[2]
+        if not hasattr(module, "chapter"):
+            continue
+        if name in found:
+            raise InvalidInput(
+                f"Two chapters are called {name!r}: {found[name].__name__} and {module.__name__}. Rename the file of one; READS = ({name!r},) says which topic it reads."
+            )
+        found[name] = module
     return dict(sorted(found.items(), key=lambda item: (getattr(item[1], "ORDER", 100), item[0])))
+
+
+def reads(chapter: ModuleType) -> tuple[str, ...]:
+    """The topics whose instruments a chapter reads: its READS, or the topic that its file is named after."""
+    return getattr(chapter, "READS", (chapter.__name__.rpartition(".")[2],))

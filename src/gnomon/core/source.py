@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from gnomon.core.errors import unknown
+from gnomon.core.plugins import folders, roots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,13 @@ class Source:
 
 @functools.cache
 def bibliography() -> dict[str, str]:
-    """Every entry of `sources.bib`, by key."""
-    text = resources.files("gnomon.core").joinpath("sources.bib").read_text(encoding="utf-8")
+    """Every entry of `core/sources.bib` and of the `sources.bib` that plug-ins bring, by key; gnomon's own come first where keys meet."""
+    own = resources.files("gnomon.core").joinpath("sources.bib").read_text(encoding="utf-8")
+    others = [place / "sources.bib" for root in roots() if root != "gnomon" for place in folders(root)]
+    return {key: entry for text in [*(path.read_text(encoding="utf-8") for path in others if path.is_file()), own] for key, entry in _entries(text).items()}
+
+
+def _entries(text: str) -> dict[str, str]:
     return {match.group(1): match.group(0).strip() for match in re.finditer(r"^@\w+\{([^,\s]+),.*?^\}", text, re.MULTILINE | re.DOTALL)}
 
 

@@ -62,7 +62,11 @@ def examine(
         history, more = _history(subject, plan, known.budget if known else seconds(budget), seed, threads, keep, identity[:2], report_progress)
         time_left = seconds(budget) * (1 - checkpoints.SHARE if more else 1)
         draft_key = key_of("plan", identity, time_left)
-        chosen = known or _stored_plan(keep, draft_key) or _new_plan(subject, wanted, time_left, seed, threads, report_progress)
+        chosen = (
+            known
+            or _stored_plan(keep, draft_key)
+            or _new_plan(subject, {topic for name in wanted for topic in registry.reads(chapters[name])}, time_left, seed, threads, report_progress)
+        )
         keep.put_piece(draft_key, "plan", chosen.to_json())
         key = key_of("report", identity, chosen.to_json())
         subject = subject.with_chunk(chosen.chunk)
@@ -136,7 +140,7 @@ def _stored_plan(store: Store, key: str) -> Plan | None:
     return None if piece is None else Plan.from_json(piece)
 
 
-def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, threads: int, progress: Progress) -> Plan:
+def _new_plan(subject: Subject, topics: set[str], budget: float, seed: int, threads: int, progress: Progress) -> Plan:
     """Time a gradient and share what the budget buys; where a chunk does not fit in memory, smaller chunks are tried."""
     progress(0.0, "timing one gradient")
     while True:
@@ -150,7 +154,7 @@ def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, thr
             if subject.chunk <= 8:
                 raise memory from error
             subject = subject.with_chunk(subject.chunk // 2)
-    instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in wanted}
+    instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in topics}
     buys = affordable(budget, per_example, len(subject.train))
     return make_plan(subject, instruments, gradients=buys, budget=budget, seed=seed, threads=threads, memory=available_bytes())
 

@@ -34,10 +34,9 @@ CALL_COST = 1.0
 """What a pass over a few examples costs at least, in steps."""
 SMALL_CALL_COST = 2.5
 """The same on networks of fewer than SMALL parameters, where it is the calls that take time and not the numbers."""
+SMALL = 100_000
 OFTEN = 0.7
 """The part of the share that what is cheap enough for every record may take; the rest is left to what is dear."""
-SMALL = 100_000
-"""Networks of fewer parameters are measured on 256 examples at a time, others on a batch of the training, whose memory is there."""
 DEAR = 8.0
 """Full gradients from which a reading is taken on FEWEST examples only."""
 
@@ -92,8 +91,7 @@ class Watch:
     def _plan(self) -> None:
         """Freeze the network as it is now, and choose what is read at which steps."""
         with _quiet(self.model):
-            chunk = 256 if sum(value.numel() for value in self.model.parameters()) < SMALL else min(self.batch_size or 128, 256)
-            subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, chunk=chunk, **self._stated, **self._frozen)
+            subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, **self._stated, **self._frozen)
             self._frozen["initial"] = subject.initial  # a copy: what was given may be the living parameters
             self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
         settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}

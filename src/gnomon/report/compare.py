@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gnomon.report import words
-from gnomon.report.html import environment
+from gnomon.report.html import templates
 from gnomon.report.text import to_ascii
 
 CHANGES: Mapping[str, str] = {
@@ -81,7 +81,7 @@ def page(comparison: Mapping[str, Any]) -> str:
         "first": comparison["first"], "second": comparison["second"], "headings": [heading(comparison[label]) for label in ("first", "second")], "notes": comparison["notes"],
         "tally": tally_text(comparison), "alone": alone(comparison), "notable": notable_rows, "chapters": chapters, "titles": comparison["chapters"],
     }  # fmt: skip
-    return environment().get_template("compare.html").render(view)
+    return templates().get_template("compare.html").render(view)
 
 
 def notable(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

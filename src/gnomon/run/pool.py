@@ -1,10 +1,11 @@
-"""The pool: independent tasks, by name, on the processes of this machine; the same bits from any number of workers."""
+"""The pool: independent tasks, by name, in this process or on the processes of this machine; the same bits from any number of workers."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import importlib
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -24,18 +25,41 @@ class Task:
 class Pool(Protocol):
     """Runs tasks; yields (position, result) as each ends, so that it can be stored before the next one does."""
 
+    @property
+    def jobs(self) -> int:
+        """How many tasks run at once."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Threads of each task, part of what fixes its bits."""
+        ...
+
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """The results, in the order in which they end."""
         ...
 
 
 def execute(task: Task, threads: int) -> Any:
-    """Run one task in this process at a fixed number of threads."""
-    import torch
+    """Run one task in this process at a fixed number of threads, torch's and those of numpy's linear algebra."""
+    from gnomon.core.environment import fixed_threads
 
-    torch.set_num_threads(threads)
-    module, _, function = task.call.partition(":")
-    return getattr(importlib.import_module(module), function)(**task.arguments)
+    with fixed_threads(threads):
+        module, _, function = task.call.partition(":")
+        return getattr(importlib.import_module(module), function)(**task.arguments)
+
+
+@dataclass(frozen=True)
+class LocalPool:
+    """This process, one task after another: what one job takes without the seconds that a new process needs to import torch."""
+
+    threads: int = 1
+    jobs: int = field(default=1, init=False)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """The results, in order."""
+        for position, task in enumerate(tasks):
+            yield position, execute(task, self.threads)
 
 
 @dataclass(frozen=True)
@@ -59,13 +83,22 @@ class ProcessPool:
 
     def _attempt(self, left: dict[int, Task]) -> Iterator[tuple[int, Any]]:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(self.jobs, mp_context=context) as executor:
-            futures = {executor.submit(execute, task, self.threads): position for position, task in left.items()}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    result = future.result()
-                    del left[futures[future]]
-                    yield futures[future], result
-            finally:
-                for future in futures:
-                    future.cancel()
+        executor = concurrent.futures.ProcessPoolExecutor(min(self.jobs, len(left)), mp_context=context, initializer=_ignore_interrupt)
+        futures = {executor.submit(execute, task, self.threads): position for position, task in left.items()}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                result = future.result()
+                del left[futures[future]]
+                yield futures[future], result
+        except BaseException:
+            # what still runs would hold up a Ctrl-C until its end, and its result is lost anyway
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent process, which stores what is done and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

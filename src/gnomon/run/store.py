@@ -83,29 +83,29 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
 
 
 class Store:
-    """A folder of results.  `pending/<key>/` holds the pieces of a run that is under way, `runs/<key>.json` what is finished."""
+    """A folder of results.  `pending/<key>/` (or another folder of `pieces`) holds the pieces of a run, `runs/<key>.json` what is finished."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, *, pieces: str = "pending") -> None:
+        self.folder, self.pieces = Path(folder), pieces
 
     def piece(self, key: str, name: str) -> dict[str, Any] | None:
-        """One piece of an unfinished run, or None where it is missing or was cut off."""
+        """One piece of a run, or None where it is missing or was cut off."""
         try:
             return json.loads(self._piece_path(key, name).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return None
 
     def put_piece(self, key: str, name: str, document: Mapping[str, Any]) -> None:
-        """Store one piece of a run that is under way."""
+        """Store one piece of a run."""
         write_atomic(self._piece_path(key, name), dumps(document))
 
     def _piece_path(self, key: str, name: str) -> Path:
-        return self.folder / "pending" / key / f"{name}.json"
+        return self.folder / self.pieces / key / f"{name}.json"
 
     def finish(self, key: str, document: Mapping[str, Any], *, pending: tuple[str, ...] = ()) -> Path:
         """Store a finished run and drop the pieces of the unfinished ones that led to it."""
         path = self.folder / "runs" / f"{key}.json"
         write_atomic(path, dumps(document))
         for name in pending:
-            shutil.rmtree(self.folder / "pending" / name, ignore_errors=True)
+            shutil.rmtree(self.folder / self.pieces / name, ignore_errors=True)
         return path

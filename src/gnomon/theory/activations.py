@@ -136,6 +136,21 @@ def _quadrature(function: Function, variance: Float64[Array, "n"]) -> list[Float
     ]  # fmt: skip
 
 
+def square_curvature(function: Function, variance: float) -> float:
+    """The second derivative of <s^2>_K with respect to K.
+
+    d^2 <f>_K / dK^2 = <f (z^4 - 6 K z^2 + 3 K^2)>_K / (4 K^4), since the Gaussian density p obeys dp/dK = p''/2.
+
+    Units: those of s^2 over K^2.   Error: that of the quadrature.   Assumes: K > 0.   Cost: one quadrature.   Source: derived here.
+    """
+    k = variance
+
+    def weighted(z: Tensor) -> Tensor:
+        return function(z) ** 2 * (z**4 - 6 * k * z**2 + 3 * k**2) / (4 * k**4)
+
+    return float(gaussian_expectation(weighted, k, tolerance=QUADRATURE).value)
+
+
 def critical_weight_variance(function: Function, *, bias_variance: float = 0.0, near: float = 1.0) -> tuple[float, float] | None:
     """The critical C_W = fan_in x weight variance of an activation, with the variance K* that it keeps, or None where there is none.
 

@@ -37,10 +37,11 @@ from gnomon.core.architecture import Architecture, Layer, Step, chains, steps
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
-from gnomon.theory.activations import Function, Moments, compose, critical_weight_variance, moments
+from gnomon.theory.activations import Function, Moments, compose, critical_weight_variance, moments, square_curvature
 
 PRINCIPLES = Source("roberts2022", "chapters 4 and 5")
 HE_2015 = Source("he2015", "section 2.2")
+POOLE_2016 = Source("poole2016", "section 2")
 SCHOENHOLZ_2017 = Source("schoenholz2017", "section 3")
 
 _ASSUMED = ("weights are independent of the forward pass; many units", "at a chain's last layer the gradient is the same at every position on average")
@@ -391,3 +392,80 @@ def critical_scales(architecture: Architecture, slopes: Mapping[str, Slope]) -> 
         if at is not None and step.c_w > 0:
             found.append(CriticalScale(step.following, " and ".join(named) or "no activation", math.sqrt(at[0] / step.c_w), later.declared, at[0]))
     return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expansion:
+    """A deep network of equal widths n, layer by layer: E z^2 = K + D/n and Cov(z_i^2, z_j^2) = V/n up to higher orders in 1/n."""
+
+    kernel: Array
+    correction: Array
+    vertex: Array
+
+
+def expansion(activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: float = 1.0) -> Expansion:
+    """The recursions of the kernel, its correction at finite width and the four-point vertex of a fully connected network at initialisation.
+
+    Units of layer l+1 are independent given k = C_b + C_W mean s^2, so, with g(K) = <s^2>_K, expanding E g(k) and Var(k) about K:
+    K' = C_b + C_W g(K);   D' = chi_par D + C_W g''(K) V / 2;   V' = chi_par^2 V + C_W^2 (<s^4>_K - g^2),   chi_par = C_W g'(K).
+    The first layer is Gaussian: D = V = 0.
+
+    Shapes: (depth,), the pre-activations of layers 1 .. depth; `kernel` is K of the first, `weight_variance` C_W, times 1/n that of a weight.
+    Units: those of the pre-activations, squared (`kernel`, `correction`) and to the fourth (`vertex`).   Error: that of the quadrature.
+    Assumes: fully connected, equal widths, Gaussian weights and biases, one input.   Cost: a few quadratures a layer.
+    Raises: OutOfScope where the activation grows faster than a polynomial.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived above.
+    """
+    rows = [(kernel, 0.0, 0.0)]
+    for _ in range(depth - 1):
+        k, correction, vertex = rows[-1]
+        found = moments(activation, np.array([k]))
+        chi = weight_variance * float(found.growth[0])
+        spread = float(found.fourth[0] - found.square[0] ** 2)
+        second = weight_variance * square_curvature(activation, k) / 2
+        rows.append((bias_variance + weight_variance * float(found.square[0]), chi * correction + second * vertex, chi**2 * vertex + weight_variance**2 * spread))
+    return Expansion(*np.array(rows).T)
+
+
+def _layers(first: int, depth: int) -> tuple[Axis, ...]:
+    return (Axis("layer", tuple(float(layer) for layer in range(first, depth + 1))),)
+
+
+def mean_field_variance(activation: Function, *, depth: int, width: int, weight_variance: float, bias_variance: float = 0.0, kernel: float = 1.0, first: int = 1) -> Reading:
+    """The second moment of the pre-activations in the limit of many units, K^(l+1) = C_b + C_W <s^2>_{K^l}.
+
+    Shapes: value (depth - first + 1,), layers `first` .. `depth`.   Units: none.   Error: truncation, the next order |D|/n of `expansion`; 0 in the first two layers, which are exact.
+    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.   Source: Poole et al. 2016, section 2 (K); `expansion` (D).
+    """
+    found = expansion(activation, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, kernel=kernel)
+    return Reading.predicted(
+        "preactivation_variance", found.kernel[first - 1 :], unit="", error=np.abs(found.correction[first - 1 :]) / width, error_kind="truncation", axes=_layers(first, depth),
+        source=POOLE_2016, assumes=("fully connected, equal widths, Gaussian weights and biases",),
+    )  # fmt: skip
+
+
+def four_point_vertex(activation: Function, *, depth: int, width: int, weight_variance: float, bias_variance: float = 0.0, kernel: float = 1.0, first: int = 1) -> Reading:
+    """The normalised four-point vertex V / (n K^2) of a deep network at initialisation: the relative covariance of the squares of two pre-activations of a layer.
+
+    V^(l+1) = chi_par^2 V^(l) + C_W^2 (<s^4>_K - <s^2>_K^2), to leading order in 1/n.
+
+    Shapes: value (depth - first + 1,), layers `first` .. `depth`.   Units: none.   Error: truncation, half its square: what follows where layers multiply, (1 + r/l)^l - 1 = r + r^2/2.
+    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived at `expansion`.
+    """
+    found = expansion(activation, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, kernel=kernel)
+    value = (found.vertex / (width * found.kernel**2))[first - 1 :]
+    return Reading.predicted(
+        "four_point_vertex", value, unit="", error=value**2 / 2, error_kind="truncation", axes=_layers(first, depth), source=PRINCIPLES.at("chapter 4"),
+        assumes=("fully connected, equal widths, Gaussian weights and biases",),
+    )  # fmt: skip
+
+
+def linear_norm_fluctuation(*, depth: int, width: int) -> Reading:
+    """Relative variance of the squared norm of the pre-activations of a deep linear network at initialisation, exactly and at any width.
+
+    |z'|^2 / |z|^2 is a chi-square of n degrees over n, whatever z, so E |z|^4 / (E |z|^2)^2 - 1 = (1 + 2/n)^l - 1 at layer l.
+
+    Shapes: value (depth,).   Units: none.   Error: exact.   Assumes: linear layers of n units without biases, independent normal weights of variance C_W / n.
+    Cost: none.   Source: Roberts, Yaida & Hanin 2022, chapter 3; derived here.
+    """
+    layer = np.arange(1, depth + 1)
+    return Reading.predicted("norm_fluctuation", (1 + 2 / width) ** layer - 1, unit="", axes=_layers(1, depth), source=PRINCIPLES.at("chapter 3"))
