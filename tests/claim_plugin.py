@@ -47,15 +47,15 @@ def measure(s, *, rng):
 {body}
 
 settings = dict(
-    version=1, entry="B1", source=Source("schuirmann1987", "section 2"), relation="equal", scales={{"smoke": Settings()}}, predict=predict, measure=measure,
+    source=Source("schuirmann1987", "section 2"), relation="equal", scales={{"smoke": Settings()}}, predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 0.1, because="a tenth: as good as any"), sabotage=Sabotage("another number", shift=0.5),
 )
-CLAIM = Claim(**settings | dict({options}))
+CLAIM = Claim(version=1, entry="{entry}", **settings | dict({options}))
 '''
 
 
-def claim(slug="one", body="", options=""):
-    return CLAIM.format(slug=slug, body=body, options=options)
+def claim(slug="one", body="", options="", entry="B1"):
+    return CLAIM.format(slug=slug, body=body, options=options, entry=entry)
 
 
 def make(root: Path, claims, *, name=None):

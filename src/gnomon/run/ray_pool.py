@@ -35,14 +35,14 @@ class RayPool:
         """
         ray = require("ray", "ray")
         self.connect()
-        remote = ray.remote(num_cpus=self.threads, max_retries=self.retries, retry_exceptions=False)(execute)
+        remote = ray.remote(num_cpus=self.threads, max_retries=self.retries, retry_exceptions=False)(execute_there)
         waiting = list(reversed(list(enumerate(tasks))))
         flying: dict[Any, int] = {}
         try:
             while waiting or flying:
                 while waiting and len(flying) < self.jobs:
                     position, task = waiting.pop()
-                    flying[remote.remote(task, self.threads)] = position
+                    flying[remote.remote(task, self.threads, sys.path)] = position
                 (ended,), _ = ray.wait(list(flying), num_returns=1)
                 try:
                     result = ray.get(ended)
@@ -92,6 +92,12 @@ class RayPool:
             raise InvalidInput(f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. {advice}") from error
         if tried.returncode:
             raise InvalidInput(f"No Ray cluster can be joined at {self.address}: {_last_line(tried.stderr)}. {advice}")
+
+
+def execute_there(task: Task, threads: int, path: Sequence[str]) -> Any:
+    """Run one task in a Ray worker, which finds the modules that the sender finds, where the node has them at the same place."""
+    sys.path += [entry for entry in path if entry not in sys.path]
+    return execute(task, threads)
 
 
 def _last_line(text: str) -> str:
