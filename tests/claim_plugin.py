@@ -4,6 +4,8 @@ import itertools
 import os
 from pathlib import Path
 
+from gnomon.core.environment import code_hash
+
 COUNT = itertools.count()
 
 CLAIM = '''"""The number {slug} is one, $x = 1$.
@@ -73,4 +75,5 @@ def make(root: Path, claims, *, name=None):
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[gnomon.plugins]\n{name} = {name}\n")
+    code_hash.cache_clear()  # a real plug-in is there before the process
     return name

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gnomon.core.errors import InvalidInput
+from gnomon.core.plugins import folders, roots
 
 
 def version() -> str:
@@ -37,12 +38,12 @@ def cache_folder() -> Path:
 
 @functools.cache
 def code_hash() -> str:
-    """SHA-256 of gnomon's own Python files, by path."""
-    root = Path(__file__).resolve().parent.parent
+    """SHA-256 of the Python files of gnomon and its plug-ins, by path."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
+    for root in [Path(__file__).resolve().parent.parent, *(place for name in roots() if name != "gnomon" for place in folders(name))]:
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -230,7 +230,7 @@ def _why(
     at = ""
     if gap.shape:
         names = measured.axes[0].values if len(measured.axes) == 1 and len(measured.axes[0].values) == gap.size else None
-        place = f"element {worst}" if names is None else f"{measured.axes[0].name} {names[worst]}"
+        place = f"element {worst}" if names is None else f"{measured.axes[0].name} {_name(names[worst])}"
         at = f"{outcomes.count(outcome)} of {gap.size} elements, first at {place}: "
     a, b, tol = low.flat[worst], high.flat[worst], limit.flat[worst]
     span = f"[{format_number(float(a))}, {format_number(float(b))}]"
@@ -248,6 +248,10 @@ def _why(
     return f"{at}the 90 % interval of the gap, {span}, crosses the tolerance (allowed {allowed})" + _replicates_needed(
         float(gap.flat[worst]), float(a), float(b), float(tol), side, measured
     )
+
+
+def _name(place: float | str) -> str:
+    return place if isinstance(place, str) else f"{place:g}"
 
 
 def _replicates_needed(gap: float, low: float, high: float, tolerance: float, side: Relation, measured: Reading) -> str:

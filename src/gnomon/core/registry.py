@@ -139,6 +139,23 @@ def get_instrument(name: str) -> Instrument:
 
 
 def chapters() -> dict[str, ModuleType]:
-    """Every chapter of `examine` by name (its file's): the modules of `examination` that have a function `chapter`, in reading order."""
-    found = {module.__name__.rpartition(".")[2]: module for module in modules("examination") if hasattr(module, "chapter")}
+    """Every chapter of `examine` by name (its file's): the modules of `examination` that have a function `chapter`, in reading order.
+
+    Raises: InvalidInput for two chapters of one name.
+    """
+    found: dict[str, ModuleType] = {}
+    for module in modules("examination"):
+        name = module.__name__.rpartition(".")[2]
+        if not hasattr(module, "chapter"):
+            continue
+        if name in found:
+            raise InvalidInput(
+                f"Two chapters are called {name!r}: {found[name].__name__} and {module.__name__}. Rename the file of one; READS = ({name!r},) says which topic it reads."
+            )
+        found[name] = module
     return dict(sorted(found.items(), key=lambda item: (getattr(item[1], "ORDER", 100), item[0])))
+
+
+def reads(chapter: ModuleType) -> tuple[str, ...]:
+    """The topics whose instruments a chapter reads: its READS, or the topic that its file is named after."""
+    return getattr(chapter, "READS", (chapter.__name__.rpartition(".")[2],))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from gnomon.core import dataset as data_module
 from gnomon.core import loss as loss_module
@@ -23,6 +24,9 @@ from gnomon.core.loss import Loss, LossFunction, Weight
 from gnomon.core.training import Training
 
 T = TypeVar("T")
+WORKING_SET = 2**23
+"""Numbers that the layers of a chunk read and write, at most, where the size of chunks is not given."""
+FEWEST_AT_A_TIME, MOST_AT_A_TIME = 16, 4096
 State = Mapping[str, Tensor]
 """Parameters and buffers by name, tied ones once."""
 
@@ -58,7 +62,7 @@ class Subject:
         cls, model: nn.Module, loss: str | LossFunction, train: Any, test: Any = None, *,
         initial: Any = None, make: Callable[[], nn.Module] | None = None,
         optimizer: Any = None, lr: float | None = None, momentum: float | None = None, weight_decay: float | None = None, batch_size: int | None = None,
-        history: Any = None, weight: Weight | None = None, examples: int | None = None, name: str | None = None, seed: int = 0, chunk: int = 128,
+        history: Any = None, weight: Weight | None = None, examples: int | None = None, name: str | None = None, seed: int = 0, chunk: int | None = None,
         init: str | Iterable[str] = (),
     ) -> Subject:  # fmt: skip
         """Copy a network's parameters and buffers and read its data once; global random state is put back.
@@ -66,7 +70,8 @@ class Subject:
         `train` and `test` are a pair (inputs, targets), a Dataset, a DataLoader or an iterable of batches; inputs are a tensor, a tuple (positional
         arguments) or a dict (keyword arguments).  `initial` is a state dict or module at initialisation; `make` builds a freshly drawn network.
         `optimizer` is a name (sgd, nesterov, adam, adamw) or a torch optimizer, whose hyper-parameters and state are then read.  `weight` says what a
-        batch counts for in the mean loss.  `examples` keeps that many training examples, drawn with `seed`.  `init` declares the initialisation where it is not that of the layers' classes.
+        batch counts for in the mean loss.  `chunk` is how many examples are worked on at a time (chosen by the size of the network's activations
+        if not given); no result depends on it beyond rounding.  `examples` keeps that many training examples, drawn with `seed`.  `init` declares the initialisation where it is not that of the layers' classes.
         Shapes: the examples run along the first dimension of every input, target and output.
         Raises: InvalidInput for empty or non-finite data or weights, outputs or targets of wrong shape, labels out of range, weights that do not match,
         a loss that is neither a weighted mean nor a sum over examples, quantised networks.
@@ -94,9 +99,11 @@ class Subject:
             function = copy.deepcopy(function).to(next(iter(state.values())).device)
         draft = cls(
             frozen, state, trainable, Loss(function, loss_name, "mean", lambda t: 1.0), train_set, test_set, None, make, training, history, None,
-            name or type(module).__name__, chunk, init=(init,) if isinstance(init, str) else tuple(init),
+            name or type(module).__name__, chunk or 64, init=(init,) if isinstance(init, str) else tuple(init),
         )  # fmt: skip
         subject = draft._checked(weight)
+        if chunk is None:
+            subject = dataclasses.replace(subject, chunk=subject._fitting_chunk())
         if initial is None:
             return subject
         complete = initial if isinstance(initial, nn.Module) else weights.fit(initial, frozen, what="initial")
@@ -138,6 +145,24 @@ class Subject:
         if not torch.isfinite(output).all():
             raise InvalidInput("The network's output has NaN or infinite values on the first training examples. Look at the scale of the inputs, or at a diverged training run.")
         return output
+
+    def _fitting_chunk(self) -> int:
+        """A power of two of examples whose activations fit in the caches of a processor, and fill it: about WORKING_SET numbers."""
+        counted = [0]
+
+        def count(layer: nn.Module, inputs: Any, output: Any) -> None:
+            counted[0] += sum(leaf.numel() for leaf in tree_leaves((inputs, output)) if isinstance(leaf, Tensor))
+
+        hooks = [layer.register_forward_hook(count) for layer in self.module.modules() if not any(True for _ in layer.children())]
+        block = next(self.train.chunks(1))
+        try:
+            with torch.no_grad():
+                self(self.state, self.to_device(block.inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        fitting = max(WORKING_SET // max(counted[0], 1), 1)
+        return int(min(max(2 ** int(math.log2(fitting)), FEWEST_AT_A_TIME), MOST_AT_A_TIME))
 
     def _check_labels(self, output: Tensor) -> None:
         """Labels of a classifier lie in 0 .. classes - 1, or are ignored."""

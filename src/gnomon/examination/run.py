@@ -57,7 +57,11 @@ def examine(
         fingerprint = subject.fingerprint()
         identity = [fingerprint, code_hash(), seed, threads, sorted(wanted)]
         draft_key = key_of("plan", identity, seconds(budget))
-        chosen = known or _stored_plan(keep, draft_key) or _new_plan(subject, wanted, seconds(budget), seed, threads, report_progress)
+        chosen = (
+            known
+            or _stored_plan(keep, draft_key)
+            or _new_plan(subject, {topic for name in wanted for topic in registry.reads(chapters[name])}, seconds(budget), seed, threads, report_progress)
+        )
         keep.put_piece(draft_key, "plan", chosen.to_json())
         key = key_of("report", identity, chosen.to_json())
         subject = subject.with_chunk(chosen.chunk)
@@ -105,7 +109,7 @@ def _stored_plan(store: Store, key: str) -> Plan | None:
     return None if piece is None else Plan.from_json(piece)
 
 
-def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, threads: int, progress: Progress) -> Plan:
+def _new_plan(subject: Subject, topics: set[str], budget: float, seed: int, threads: int, progress: Progress) -> Plan:
     """Time a gradient and share what the budget buys; where a chunk does not fit in memory, smaller chunks are tried."""
     progress(0.0, "timing one gradient")
     while True:
@@ -119,7 +123,7 @@ def _new_plan(subject: Subject, wanted: list[str], budget: float, seed: int, thr
             if subject.chunk <= 8:
                 raise memory from error
             subject = subject.with_chunk(subject.chunk // 2)
-    instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in wanted}
+    instruments = {name: instrument for name, instrument in registry.instruments().items() if instrument.topic in topics}
     buys = affordable(budget, per_example, len(subject.train))
     return make_plan(subject, instruments, gradients=buys, budget=budget, seed=seed, threads=threads, memory=available_bytes())
 

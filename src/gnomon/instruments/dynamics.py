@@ -18,6 +18,7 @@ from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
 from gnomon.numerics.statistics import student_quantile
 
@@ -32,7 +33,7 @@ EVALUATED = 256
 """Examples on which the loss is compared before and after a step: both sides of the comparison use the same ones."""
 COLUMNS = 2**18
 """Parameters at a time in products of the groups' gradients, in float64."""
-PRODUCT = 3.5
+PRODUCT = 2.4
 """What one Hessian product costs, in gradients."""
 
 
@@ -264,7 +265,10 @@ def _change_cost(subject: Subject, draws: int) -> Cost:
 
 def _terms_cost(subject: Subject, draws: int) -> Cost:
     part = min(EVALUATED / len(subject.train), 1.0)
-    return Cost(gradients=(_draws_made(subject, draws) * PRODUCT + 1) * part, bytes=min(_held(subject, draws), HELD_BYTES // 4) + 40 * subject.dimension)
+    return Cost(
+        gradients=(_draws_made(subject, draws) * PRODUCT + 1) * part,
+        bytes=min(_held(subject, draws), HELD_BYTES // 4) + 40 * subject.dimension + int(part * operator_bytes(subject)),
+    )
 
 
 def exact_step_change(subject: Subject) -> float:

@@ -1,8 +1,12 @@
-"""Derivatives of one chunk of examples: gradient, Hessian, Gauss-Newton and Jacobian products, forward mode or double backward."""
+"""Derivatives of one chunk of examples: gradient, Hessian, Gauss-Newton and Jacobian products, double backward or forward mode.
+
+Where a network has a second derivative by double backward, a chunk's gradient is made once with its graph, and a product goes back through it: it takes the
+matrix products of H v alone and none of the gradient's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +22,8 @@ from gnomon.numerics.measuring import measuring
 
 Route = Literal["forward", "double"]
 Tensors = tuple[Tensor, ...]
+LinearMap = Callable[[Tensors], Tensors]
+"""From one tensor a trainable parameter to the same."""
 FAILURES = (RuntimeError, NotImplementedError)
 
 
@@ -86,57 +92,76 @@ def loss_of(subject: Subject, parameters: dict[str, Tensor], block: Block) -> Fl
     return subject.loss(output_of(subject, parameters, block.inputs), block.targets)
 
 
-def hessian_product(subject: Subject, block: Block, tangents: Tensors, route: Route) -> Tensors:
-    """H_b v for the loss of one chunk: forward over reverse, or the gradient of <gradient, v>."""
+def hessian_map(subject: Subject, block: Block, route: Route) -> LinearMap:
+    """v -> H_b v for the loss of one chunk: back through its gradient, or forward over reverse.
+
+    Cost: by double backward one gradient now and one to two a product; forward over reverse about three a product and nothing kept.
+    """
+    if route == "forward":
+        return lambda tangents: _hessian_forward(subject, block, tangents)
+    parameters = leaf_parameters(subject)
+    leaves = list(parameters.values())
+    first = gradients(loss_of(subject, parameters, block), leaves, keep=True)
+    return lambda tangents: _transposed(first, leaves, tangents)
+
+
+def gauss_newton_map(subject: Subject, block: Block, route: Route) -> LinearMap:
+    """v -> J_b^T H_out J_b v for the loss of one chunk, H_out the Hessian of the loss with respect to the network's output.
+
+    Cost: by double backward one gradient now and one to one and a half a product; in forward mode about two and a half a product and nothing kept.
+    """
+    if route == "forward":
+        return lambda tangents: _gauss_newton_forward(subject, block, tangents)
+    parameters = leaf_parameters(subject)
+    leaves = list(parameters.values())
+    output = output_of(subject, parameters, block.inputs)
+    pushed_by = _pushforward_of(output, leaves)
+    seen = output.detach().requires_grad_()
+    slope = gradients(subject.loss(seen, block.targets), [seen], keep=True)
+    return lambda tangents: _transposed([output], leaves, _transposed(slope, [seen], pushed_by(tangents)))
+
+
+def _transposed(values: Sequence[Tensor], of: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensors:
+    """sum_i (d values_i / d of)^T directions_i; the graph stays."""
+    pairs = [(value, direction) for value, direction in zip(values, directions, strict=True) if value.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(tensor) for tensor in of)
+    outputs, against = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, list(of), against, retain_graph=True, materialize_grads=True)
+
+
+def _pushforward_of(output: Float[Tensor, "*output"], leaves: Sequence[Tensor]) -> LinearMap:
+    """v -> (J v,) without forward mode: J^T u is linear in u, and its derivative against v is J v."""
+    dummy = torch.zeros_like(output).requires_grad_()
+    pulled = gradients(output, leaves, dummy, keep=True)
+    return lambda tangents: _transposed(pulled, [dummy], tangents)
+
+
+def _hessian_forward(subject: Subject, block: Block, tangents: Tensors) -> Tensors:
     leaves = leaf_parameters(subject)
-    if route == "double":
-        first = gradients(loss_of(subject, leaves, block), leaves.values(), keep=True)
-        return tuple(g.detach() for g in gradients(_inner(first, tangents), leaves.values()))
     with forward_ad.dual_level():
         duals = _duals(leaves, tangents)
         value = loss_of(subject, duals, Block(block.inputs, _at_rest(block.targets)))
         return tuple(_tangent(g) for g in gradients(value, duals.values()))
 
 
-def gauss_newton_product(subject: Subject, block: Block, tangents: Tensors, route: Route) -> Tensors:
-    """J_b^T H_out J_b v for the loss of one chunk, H_out the Hessian of the loss with respect to the network's output."""
+def _gauss_newton_forward(subject: Subject, block: Block, tangents: Tensors) -> Tensors:
     leaves = leaf_parameters(subject)
-    if route == "double":
-        output = output_of(subject, leaves, block.inputs)
-        pushed = _pushforward_by_reverse(output, list(leaves.values()), tangents)
-        return gradients(output, leaves.values(), _output_hessian(subject, output, pushed, block, route))
     with forward_ad.dual_level():
         output, tangent = forward_ad.unpack_dual(output_of(subject, _duals(leaves, tangents), block.inputs))
-        pushed = torch.zeros_like(output) if tangent is None else tangent
-    return gradients(output, leaves.values(), _output_hessian(subject, output, pushed, block, route))
-
-
-def _output_hessian(subject: Subject, output: Float[Tensor, "*output"], direction: Float[Tensor, "*output"], block: Block, route: Route) -> Float[Tensor, "*output"]:
-    leaf, direction = output.detach().requires_grad_(), direction.detach()
-    if route == "double":
-        (first,) = gradients(subject.loss(leaf, block.targets), [leaf], keep=True)
-        return gradients((first * direction).sum(), [leaf])[0].detach()
+        pushed = torch.zeros_like(output) if tangent is None else tangent.detach()
+    leaf = output.detach().requires_grad_()
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(leaf, direction)
-        return _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
-
-
-def _inner(left: Tensors, right: Tensors) -> Float[Tensor, ""]:
-    return sum(((a * b).sum() for a, b in zip(left, right, strict=True)), start=torch.zeros((), dtype=left[0].dtype, device=left[0].device))
-
-
-def _pushforward_by_reverse(output: Float[Tensor, "*output"], leaves: list[Tensor], tangents: Tensors) -> Float[Tensor, "*output"]:
-    """J v without forward mode: J^T u is linear in u, and its derivative against v is J v."""
-    dummy = torch.zeros_like(output).requires_grad_()
-    pulled = gradients(output, leaves, dummy, keep=True)
-    return gradients(_inner(pulled, tangents), [dummy])[0].detach()
+        dual = forward_ad.make_dual(leaf, pushed)
+        curved = _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
+    return gradients(output, leaves.values(), curved)
 
 
 def pushforward(function: Callable[[Tensors], Tensor], at: Tensors, tangents: Tensors, route: Route) -> Tensor:
     """The derivative of `function` at `at` against `tangents`."""
     if route == "double":
         leaves = [tensor.detach().requires_grad_() for tensor in at]
-        return _pushforward_by_reverse(function(tuple(leaves)), leaves, tangents)
+        return _pushforward_of(function(tuple(leaves)), leaves)(tangents)[0].detach()
     with torch.no_grad(), forward_ad.dual_level():
         return _tangent(function(tuple(forward_ad.make_dual(a.detach(), t) for a, t in zip(at, tangents, strict=True))))
 
@@ -147,32 +172,31 @@ def pullback(function: Callable[[Tensors], Tensor], at: Tensors, direction: Tens
     return gradients(function(leaves), leaves, direction)
 
 
-def route_of(subject: Subject) -> Route:
-    """How second derivatives are taken of this network, tried once on two examples: forward over reverse, else double backward.
+def route_of(subject: Subject, prefer: Route = "forward") -> Route:
+    """How second derivatives are taken of this network, tried once on two examples: the preferred way, else the other.
 
     Raises: OutOfScope that names the operation where neither works.
     """
     with measuring(subject):
-        return subject.once("numerics.route", lambda: _try_routes(subject))
+        return subject.once(f"numerics.route.{prefer}", lambda: _try_routes(subject, ("forward", "double") if prefer == "forward" else ("double", "forward")))
 
 
-def _try_routes(subject: Subject) -> Route:
+def _try_routes(subject: Subject, routes: tuple[Route, Route]) -> Route:
     block = next((block for block, _ in scaled_blocks(subject.with_chunk(2))))
     tangents = tuple(torch.ones_like(p) for p in subject.parameters.values())
-    said: list[str] = []
-    routes: tuple[Route, ...] = ("forward", "double")
+    said: dict[Route, str] = {}
     for route in routes:
         try:
             if route == "double":
                 _refuse_once_differentiable(subject, block)
-            hessian_product(subject, block, tangents, route)
+            hessian_map(subject, block, route)(tangents)
             return route
         except FAILURES as error:
-            said.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+            said[route] = (str(error).strip().splitlines() or [type(error).__name__])[0]
     culprits = _custom_functions(loss_of(subject, leaf_parameters(subject), block))
     named = f" Functions of the network's own on the way: {', '.join(culprits)}." if culprits else ""
     raise OutOfScope(
-        f"{subject.name} has no second derivative: forward mode says {said[0]!r}, double backward says {said[1]!r}.{named} "
+        f"{subject.name} has no second derivative: forward mode says {said['forward']!r}, double backward says {said['double']!r}.{named} "
         "Replace that operation by one with a derivative of its gradient (for a custom autograd.Function: write `jvp`, or a `backward` made of differentiable operations)."
     )
 

@@ -7,7 +7,7 @@ depends on how the data are split beyond the rounding of one chunk.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Float64
@@ -19,8 +19,9 @@ from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
-from gnomon.numerics.derivatives import Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
+from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.memory import KEEP, kept_bytes
 
 Batch = Float[Tensor, "N ..."]
 """Floating-point numbers of some shape for each example."""
@@ -69,27 +70,41 @@ class _Sums:
 
 
 class _Curvature:
-    """A symmetric matrix that is a weighted mean (or sum) over chunks."""
+    """A symmetric matrix that is a weighted mean (or sum) over chunks.
 
-    def __init__(self, subject: Subject, split: str = "train") -> None:
-        self.subject, self.split = subject, split
+    The chunks' graphs are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product, one at a time.
+    """
+
+    of_chunk: Callable[[Subject, Block, Route], LinearMap]
+
+    def __init__(self, subject: Subject, split: str = "train", *, keep: int = KEEP) -> None:
+        self.subject, self.split, self.keep = subject, split, keep
+        self._kept: list[tuple[LinearMap, float]] | None = None
 
     @property
     def dimension(self) -> int:
         """The number of trainable parameters."""
         return self.subject.dimension
 
-    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
-        raise NotImplementedError
-
     def __call__(self, v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: about two gradients."""
+        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and one more for the first."""
         sums = _Sums(self.subject)
         with measuring(self.subject):
-            tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
-            for block, share in scaled_blocks(self.subject, self.split):
-                sums.add(self._of_chunk(block, tangents, route), share)
+            tangents = derivatives.split(self.subject, v)
+            for product, share in self._chunks():
+                sums.add(product(tangents), share)
         return sums.flat(v.dtype)
+
+    def _chunks(self) -> Iterable[tuple[LinearMap, float]]:
+        """Every chunk's map, and what it counts for."""
+        if self._kept is not None:
+            return self._kept
+        route = route_of(self.subject, "double")
+        made = ((type(self).of_chunk(self.subject, block, route), share) for block, share in scaled_blocks(self.subject, self.split))
+        if route == "double" and kept_bytes(self.subject, self.split) <= self.keep:
+            self._kept = list(made)
+            return self._kept
+        return made
 
     def grouped(self, v: Float[Tensor, "P"], groups: int = 16) -> Iterator[tuple[float, Float[Tensor, "P"]]]:
         """H_g v over groups of examples, with the share w_g of each: sum_g w_g H_g v = H v.
@@ -107,12 +122,11 @@ class _Curvature:
             raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
         count = min(groups, len(data))
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
-        with measuring(self.subject):
-            route = route_of(self.subject)
+        route = route_of(self.subject, "double")
         total = self.subject.total_weight(self.split)
         for g in range(count):
             members = order[g::count]
-            part = dataclasses.replace(self.subject, train=data.select(members), _shared={"numerics.route": route})
+            part = dataclasses.replace(self.subject, train=data.select(members), _shared={"numerics.route.double": route})
             if self.subject.loss.reduction == "sum":
                 share, scale = len(members) / len(data), len(data) / len(members)
             else:
@@ -132,13 +146,12 @@ class _Curvature:
 class Hessian(_Curvature):
     """The Hessian of the loss over a split: v -> H v.
 
-    H = sum_b (w_b / W) d^2 loss_b / d theta^2 (without w_b / W for a sum), by forward over reverse mode or double backward; never by differences.
+    H = sum_b (w_b / W) d^2 loss_b / d theta^2 (without w_b / W for a sum), by double backward or forward over reverse mode; never by differences.
     Raises: OutOfScope that names the operation where the network has no second derivative.
     Source: Pearlmutter 1994.
     """
 
-    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
-        return derivatives.hessian_product(self.subject, block, tangents, route)
+    of_chunk = staticmethod(derivatives.hessian_map)
 
 
 class GaussNewton(_Curvature):
@@ -149,8 +162,7 @@ class GaussNewton(_Curvature):
     Source: Schraudolph 2002.
     """
 
-    def _of_chunk(self, block: Block, tangents: Tensors, route: Route) -> Tensors:
-        return derivatives.gauss_newton_product(self.subject, block, tangents, route)
+    of_chunk = staticmethod(derivatives.gauss_newton_map)
 
 
 class ParameterJacobian:

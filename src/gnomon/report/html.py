@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
-from gnomon.report import svg, words
+from gnomon.report import comparison, svg, words
 from gnomon.report.figure import describe
 from gnomon.report.maths import with_maths
 
@@ -36,7 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
     page, drawn = "", dict[tuple[str, int], str]()
     for elements, narrow, pictures in ((200, True, LIMIT), (40, True, LIMIT), (12, True, LIMIT), (12, False, LIMIT), (6, False, LIMIT // 2), (0, False, LIMIT // 5)):
         view = _Page(document, elements, narrow, pictures, drawn).view()
-        page = _environment().get_template("report.html").render(view)
+        page = templates().get_template("report.html").render(view)
         if len(page.encode()) <= LIMIT:
             break
     return page
@@ -53,16 +53,17 @@ def reading_html(reading: Reading) -> str:
     view = {
         "name": reading.name,
         "value": words.typeset(words.value_text(reading)),
-        "about": _error_text(reading),
+        "about": comparison.error_text(reading),
         "picture": picture,
         "source": source,
         "skipped": reading.skipped,
     }
-    return _environment().get_template("reading.html").render(view)
+    return templates().get_template("reading.html").render(view)
 
 
 @functools.cache
-def _environment() -> Environment:
+def templates() -> Environment:
+    """The templates of every page, with the filters and styles that they share."""
     folder = Path(__file__).parent / "templates"
     environment = Environment(loader=FileSystemLoader(folder, encoding="utf-8"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -138,8 +139,8 @@ class _Page:
             "verdict": row["verdict"], "verdict_name": words.VERDICTS.get(row["verdict"], str(row["verdict"])),
             "words": words.verdict_words(row), "own_words": row.get("words") or "", "why": row.get("why") or "", "advice": row.get("advice"), "because": row.get("because") or "",
             "predicted": self._side(row["predicted"], predicted, relation), "measured": self._side(row["measured"], measured, relation),
-            "tolerance": words.typeset(_tolerance(row)), "gap": words.typeset(_gap(row)), "elements": _elements(names, elements),
-            "table": self._table(predicted, measured, relation, elements),
+            "tolerance": words.typeset(comparison.tolerance_text(row)), "gap": words.typeset(comparison.gap_text(row)), "elements": comparison.not_holding(names, elements),
+            "table": comparison.table(predicted, measured, relation, elements, self.elements),
             "picture": picture, "number": None, "small": bool(main and picture and main.value.size == 1 and (predicted is None or predicted.value.size == 1)),
             "assumes": list(predicted.assumes) if predicted else [], "under": list(measured.assumes) if measured else [],
             "skipped": _unique(*(list(side.skipped) for side in (predicted, measured) if side)),
@@ -155,7 +156,7 @@ class _Page:
             text, about, interval = "stored beside the report", "", ""
         else:
             text = words.typeset(words.value_text(reading, prefix=words.sign(relation, reading) if predicted else ""))
-            about = _error_text(reading)
+            about = comparison.error_text(reading)
             low, high = reading.ends() if reading.value.size == 1 else (0.0, 0.0)
             interval = words.typeset(f"[{words.short(low)}, {words.short(high)}]") if low < high else ""
         source = data.get("source")
@@ -206,77 +207,8 @@ class _Page:
 
     def _draw(self, anchor: str, width: int, sides: Sequence[Reading], row: Mapping[str, Any], elements: Sequence[str]) -> str:
         if (anchor, width) not in self.drawn:
-            try:
-                figure = describe(sides, title=str(row["title"]), relation=row["relation"], tolerance=row.get("tolerance"), elements=elements)
-            except InvalidInput:
-                figure = describe(sides[-1], title=str(row["title"]), elements=elements)
-            self.drawn[anchor, width] = svg.draw(figure, width=width, style=False)
+            self.drawn[anchor, width] = svg.draw(comparison.figure(str(row["title"]), row, sides, elements), width=width, style=False)
         return self.drawn[anchor, width]
-
-    def _table(self, predicted: Reading | None, measured: Reading | None, relation: str, elements: Sequence[str]) -> dict[str, Any] | None:
-        """The numbers of an array, row by row; at most `self.elements` of them, those that do not hold first among the kept."""
-        main = measured if measured is not None else predicted
-        if main is None or main.value.size <= 1:
-            return None
-        beside = predicted is not None and measured is not None and predicted.value.shape == main.value.shape and relation not in ("order", "monotone", "exponent")
-        both = predicted if beside else None
-        count, labels = main.value.size, words.index_names(main)
-        verdicts = list(elements) if len(elements) == count and relation not in ("order", "monotone") else [""] * count
-        shown = list(range(count))
-        if count > self.elements:
-            notable = [i for i in shown if verdicts[i] not in ("", "holds")][: self.elements]
-            room = self.elements - len(notable)
-            evenly = {int(k * count / room) for k in range(room)} if room else set()
-            shown = sorted(evenly | set(notable))
-        rows = [
-            {
-                "name": labels[i], "predicted": words.typeset(words.element_text(both, i)) if both is not None else None, "measured": words.typeset(words.element_text(main, i)),
-                "verdict": verdicts[i], "verdict_name": words.VERDICTS.get(verdicts[i], verdicts[i]),
-            }
-            for i in shown
-        ]  # fmt: skip
-        axes = " · ".join(axis.name + (f" ({axis.unit})" if axis.unit else "") for axis in main.axes) or "element"
-        label = "measured" if main.role == "measured" else "predicted"
-        return {"axes": axes, "rows": rows, "count": count, "predicted": beside, "verdicts": any(verdicts), "label": label, "unit": main.unit}
-
-
-def _error_text(reading: Reading) -> str:
-    """What the error is and over how many draws: `standard error over random probes, 64`."""
-    text = words.ERRORS[reading.error_kind] if (reading.error > 0).any() or reading.error_kind == "exact" else "exact"
-    return text + (f", n = {reading.n:,}" if reading.n and reading.error_kind not in ("exact", "bound", "truncation") else "")
-
-
-def _tolerance(row: Mapping[str, Any]) -> str:
-    """The tolerance with its sides: `± 0.05`, or the slack of a one-sided comparison."""
-    text = words.numbers_text(row.get("tolerance"))
-    if not text or row["verdict"] in (None, "out_of_scope"):
-        return ""
-    one_sided = row["relation"] in ("at_most", "at_least")
-    if text == "0":
-        return "none" if one_sided else "0"
-    return words.numbers_text(row.get("tolerance"), {"at_most": "+ ", "at_least": "- "}.get(row["relation"], "± ")).replace("- ", "− ")
-
-
-def _gap(row: Mapping[str, Any]) -> str:
-    """`-2.70, 90 % interval [-3.85, -1.55]` for a single number; the range of gaps for an array."""
-    text = words.numbers_text(row.get("gap"))
-    if not text:
-        return ""
-    interval = row.get("interval")
-    if isinstance(row.get("gap"), (int, float)) and interval:
-        low, high = ("-∞" if interval[0] is None else words.short(interval[0])), ("∞" if interval[1] is None else words.short(interval[1]))
-        return f"{text}, 90 % interval [{low}, {high}]"
-    return text
-
-
-def _elements(names: Sequence[str], elements: Sequence[str]) -> list[dict[str, Any]]:
-    """The elements that do not hold, by verdict, so that they are named in sight."""
-    out = []
-    for verdict in ("fails", "inconclusive", "vacuous", "error", "out_of_scope"):
-        found = [name for name, outcome in zip(names, elements, strict=False) if outcome == verdict]
-        if found:
-            out.append({"verdict": verdict, "name": words.VERDICTS[verdict], "count": len(found), "total": len(elements), "names": found[:12], "more": max(len(found) - 12, 0)})
-    return out
 
 
 def _tally(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -292,17 +224,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     columns = list(dict.fromkeys(key for layer in layers for key, entry in layer.items() if not isinstance(entry, Mapping)))
     columns = [key for key in ("name", "kind") if key in columns] + [key for key in columns if key not in ("name", "kind")]
-    return {"columns": columns[:8], "rows": [[_cell(layer.get(key)) for key in columns[:8]] for layer in layers[:200]], "count": len(layers)}
-
-
-def _cell(entry: Any) -> str:
-    if entry is None:
-        return ""
-    if isinstance(entry, bool):
-        return "yes" if entry else "no"
-    if isinstance(entry, (int, float)):
-        return words.typeset(words.plain_number(float(entry)))
-    return " × ".join(_cell(part) for part in entry) if isinstance(entry, (list, tuple)) else str(entry)
+    return {"columns": columns[:8], "rows": [[comparison.cell(layer.get(key)) for key in columns[:8]] for layer in layers[:200]], "count": len(layers)}
 
 
 def _nobreak(text: str) -> str:

@@ -28,8 +28,15 @@ def with_maths(text: str) -> Markup:
     return Markup("").join(out)
 
 
-def formula(latex: str) -> Markup:
-    """LaTeX as MathML with the tags and attributes of mathematics alone; what cannot be read stays as LaTeX."""
+def paragraphs(text: str) -> list[Markup]:
+    """A docstring's paragraphs with their formulas; one that is a single formula stands as a block of its own."""
+    found = [" ".join(part.replace("$$", "$").split()) for part in re.split(r"\n\s*\n", text.strip())]
+    alone = [re.fullmatch(r"\$((?:[^$\\]|\\.)+)\$[.,]?", part) for part in found]
+    return [formula(match.group(1), "block") if match else with_maths(part) for part, match in zip(found, alone, strict=True)]
+
+
+def formula(latex: str, display: str = "inline") -> Markup:
+    """LaTeX as MathML with the tags and attributes of mathematics alone, in the line or as a `block`; what cannot be read stays as LaTeX."""
     from latex2mathml.converter import convert_to_element
 
     try:
@@ -37,7 +44,7 @@ def formula(latex: str) -> Markup:
         body = "".join(_serialise(child) for child in tree)
     except Exception:  # latex2mathml raises many kinds of error, some of them its own and some not
         return Markup('<code class="tex">{}</code>').format(words.clean(latex))
-    return Markup('<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline" alttext="{}">{}</math>').format(words.clean(latex), Markup(body))
+    return Markup('<math xmlns="http://www.w3.org/1998/Math/MathML" display="{}" alttext="{}">{}</math>').format(display, words.clean(latex), Markup(body))
 
 
 def _serialise(element: Element) -> str:

@@ -367,7 +367,9 @@ def _grid_below(canvas: _Canvas, scale: Scale, top: float, bottom: float, count:
 
 def _ticks_below(canvas: _Canvas, scale: Scale, y: float, name: str, *, room: int = 5, whole: bool = False, drop: float = 0) -> None:
     canvas.path(f"M{_n(scale.start)} {_n(y)}H{_n(scale.end)}", "ax")
-    ticks = [(v, label) for v, label in scale.ticks(min(max(room, 2), 8)) if not whole or v == int(v)]
+    ticks = scale.ticks(min(max(room, 2), 8))
+    if whole:
+        ticks = [(v, words.typeset(words.plain_number(v))) for v, _ in ticks if v == int(v)]
     for value, label in _fitting(ticks, scale):
         px, half = scale(value), len(label) * 3.3
         anchor = "end" if px + half > canvas.width else "start" if px - half < 0 else "middle"

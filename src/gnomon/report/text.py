@@ -42,7 +42,15 @@ def summary(document: Mapping[str, Any], width: int | None = None, paths: Sequen
         width = shutil.get_terminal_size((100, 24)).columns if styled else 100
     buffer = io.StringIO()
     console = Console(
-        file=buffer, width=max(width, 40), force_terminal=styled, color_system="standard" if styled else None, highlight=False, markup=False, emoji=False, legacy_windows=False
+        file=buffer,
+        width=max(width, 40),
+        force_terminal=styled,
+        color_system="standard" if styled else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        force_jupyter=False,
     )
 
     def say(text: str, style: str = "") -> Text:

@@ -77,6 +77,8 @@ def numbers_text(value: Any, prefix: str = "") -> str:
     flat = flatten(value)
     if not flat:
         return ""
+    rounding = 1e-12 * max(map(abs, flat))
+    flat = [number if abs(number) > rounding else 0.0 for number in flat]
     low, high = short(min(flat)), short(max(flat))
     return f"{prefix}{low}" if low == high else f"{prefix}{low} to {prefix}{high}"
 

@@ -94,14 +94,14 @@ def moved(build: Callable[[], nn.Module], dtype: torch.dtype, loss: Any, train: 
     noise = chance.generator(1, "trained")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * chance.normal(*parameter.shape, rng=noise, like=parameter)
+            parameter.add_(0.3 * chance.normal(*parameter.shape, rng=noise, like=parameter))
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.mul_(1.5)
             elif name.endswith("running_mean"):
                 buffer.add_(0.1)
-    settings = {"lr": 0.1, "batch_size": 4, "optimizer": "sgd", "chunk": 5, **settings}
-    return Subject.freeze(model, loss, train, test, initial=initial, make=lambda: build().to(dtype), **settings)
+    options: dict[str, Any] = {"lr": 0.1, "batch_size": 4, "optimizer": "sgd", "chunk": 5} | settings
+    return Subject.freeze(model, loss, train, test, initial=initial, make=lambda: build().to(dtype), **options)
 
 
 def prepared(instrument: Instrument, subject: Subject) -> Subject:
@@ -152,8 +152,9 @@ def check_chapter(module: ModuleType) -> Finding:
     missing = [field for field in ("TITLE", "THEORY", "ASSUMES") if not getattr(module, field, None)]
     if missing:
         return Finding(name, "chapter", "-", "broken", f"{module.__name__} does not define {', '.join(missing)}")
-    if name not in registry.TOPICS:
-        return Finding(name, "chapter", "-", "broken", f"a chapter's file is named after a topic: {', '.join(registry.TOPICS)}")
+    if wrong := [topic for topic in registry.reads(module) if topic not in registry.TOPICS]:
+        known = ", ".join(registry.TOPICS)
+        return Finding(name, "chapter", "-", "broken", f"it reads the instruments of {wrong[0]!r}, which is no topic; READS names some of {known}")
     return Finding(name, "chapter", "-", "kept")
 
 

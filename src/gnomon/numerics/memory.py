@@ -1,0 +1,66 @@
+"""How much memory the graph of a gradient takes."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from gnomon.core.dataset import leaves
+from gnomon.core.subject import Subject
+from gnomon.numerics import derivatives
+from gnomon.numerics.measuring import measuring
+
+KEEP = 2**30
+"""Bytes of graphs that an operator keeps: a constant, so that what is kept, and with it the last bits of a result, does not depend on the machine."""
+SEVERAL = 2
+"""Examples on which a graph is measured."""
+
+_MEASURED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], float]] = weakref.WeakKeyDictionary()
+
+
+class _Held:
+    """A tensor that a graph saved while it was measured."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+
+
+def kept_bytes(subject: Subject, split: str = "train") -> float:
+    """Bytes that the graphs of the gradients of all chunks of a split take.   Units: bytes.   Cost: a gradient of two examples, once a network."""
+    known = _MEASURED.setdefault(subject.module, {})
+    key = (str(subject.dtype), str(subject.device), *subject.trainable)
+    if key not in known:
+        with measuring(subject):
+            known[key] = _of_one_example(subject)
+    data = subject.train if split == "train" else subject.test
+    return known[key] * (len(data) if data is not None else 0)
+
+
+def operator_bytes(subject: Subject) -> int:
+    """Bytes that a curvature operator holds: its kept graphs, or those of one chunk where they are too many.   Units: bytes."""
+    whole = kept_bytes(subject)
+    return int(whole if whole <= KEEP else whole * min(subject.chunk / len(subject.train), 1.0))
+
+
+def _of_one_example(subject: Subject) -> float:
+    held: list[_Held] = []
+
+    def pack(tensor: Tensor) -> _Held:
+        held.append(_Held(tensor))
+        return held[-1]
+
+    def unpack(entry: _Held) -> Tensor:
+        assert entry.tensor is not None
+        return entry.tensor
+
+    block = next(block for block, _ in derivatives.scaled_blocks(subject.with_chunk(SEVERAL)))
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*subject.state.values(), *leaves(block.inputs), *leaves(block.targets))}
+    parameters = derivatives.leaf_parameters(subject)
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        derivatives.gradients(derivatives.loss_of(subject, parameters, block), parameters.values(), keep=True)
+    sizes = {entry.tensor.untyped_storage().data_ptr(): entry.tensor.untyped_storage().nbytes() for entry in held if entry.tensor is not None}
+    for entry in held:  # an output that its own node saved would keep itself alive through the holder
+        entry.tensor = None
+    return sum(size for pointer, size in sizes.items() if pointer not in own) / len(block)
