@@ -79,7 +79,7 @@ class RayPool:
         host, colon, port = self.address.removeprefix("ray://").rpartition(":")
         if self.address != "auto" and not (colon and port.isdigit()):
             raise InvalidInput(f"--address takes host:port, ray://host:port or auto, not {self.address!r}.")
-        advice = "Start a cluster with: ray start --head, and give the address that it prints; or leave --address out for a local one."
+        advice = "Start one with: ray start --head, and give the address that it prints; or leave --address out for a local one."
         if self.address != "auto":
             try:
                 socket.create_connection((host, int(port)), timeout=self.patience / 3).close()
@@ -89,7 +89,9 @@ class RayPool:
         try:
             tried = subprocess.run([sys.executable, "-c", code, self.address], capture_output=True, text=True, timeout=self.patience, check=False)
         except subprocess.TimeoutExpired as error:
-            raise InvalidInput(f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. {advice}") from error
+            raise InvalidInput(
+                f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. If it is one that asks for a token, RAY_AUTH_MODE=token must be set here too. {advice}"
+            ) from error
         if tried.returncode:
             raise InvalidInput(f"No Ray cluster can be joined at {self.address}: {_last_line(tried.stderr)}. {advice}")
 
