@@ -1,6 +1,7 @@
 """The runner of claims, the documents that it makes, and every claim of the catalogue at `smoke`."""
 
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from gnomon.core.catalogue import catalogue, get_claim
 from gnomon.core.errors import InvalidInput
 from gnomon.core.judge import judge
 from gnomon.core.source import Source
-from gnomon.run.claims import facts_of, run_claims
+from gnomon.run.claims import _shared, facts_of, run_claims
 from gnomon.run.store import dumps
 from gnomon.run.verdicts import read_verdict, results_path, store_path, stored_claims, write_verdict
 
 CHECK = jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath("schema/run.json").read_text(encoding="utf-8")))
 OWN = {name: listed for name, listed in catalogue().items() if listed.module.startswith("gnomon.")}
 MOST_MOVED = 10
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -76,6 +78,14 @@ def test_no_prediction_is_vacuous_at_the_scale_of_the_atlas():
         tolerance = None if made.tolerance is None else made.tolerance.of(settings)
         verdict = judge(predicted, predicted.replace(error=0.0, error_kind="exact"), relation=made.relation, tolerance=tolerance, scale=made.scale, trivial=made.trivial)
         assert set(verdict.elements or (verdict.outcome,)) == {"holds"}, (made.entry, verdict.why)
+
+
+def test_the_committed_verdicts_can_be_read_and_are_as_expected():
+    """They are made by `gnomon claims run --all --scale standard --results results`."""
+    for document in stored_claims(ROOT / "results"):
+        CHECK.validate({key: value for key, value in document.items() if key != "stale"})
+        assert (document["scale"], document["as_expected"], document["run"]["host"]) == ("standard", True, ""), document["claim"]
+        assert document["stale"] is not None, f"{document['claim']} is no claim any more: delete its file"
 
 
 def test_few_claims_are_left_undecided():
@@ -154,7 +164,7 @@ def test_what_is_prepared_is_built_once_and_shared(plugin, tmp_path):
     body = """
 def prepare(s, *, rng):
     count("prepare")
-    return float(torch.randn((), generator=rng))
+    return float(torch.randn((), generator=rng)) + float(torch.randn(()))
 
 def predict(s, shared):
     return Reading.predicted("x", shared, unit="")
@@ -166,6 +176,15 @@ def measure(s, shared, *, rng):
     (document,) = documents("one", store=tmp_path)
     assert document["as_expected"], document["why"]
     assert made.counts.read_text().split() == ["prepare"]
+    told = []
+    shutil.rmtree(tmp_path / "claims")
+    _shared.cache_clear()
+    for path in tmp_path.rglob("predicted.json"):
+        path.unlink()
+    (again,) = documents("one", store=tmp_path, progress=lambda part, text: told.append(part))
+    assert same(again) == same(document), "another process prepares the same"
+    assert told == sorted(told)
+    assert told[-1] == 1.0
 
 
 def test_gaps_are_paired_by_replicate(plugin, tmp_path):
