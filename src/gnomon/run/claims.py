@@ -153,7 +153,7 @@ def _mapped(pool: Pool, tasks: Sequence[Task]) -> Iterator[tuple[int, Piece]]:
         if found is None:
             return
         if found[1]["code"] != code_hash()[:16]:
-            raise InvalidInput("A worker runs another gnomon than this process. Install the same version on every node, and start the cluster again.")
+            raise InvalidInput("A worker runs another gnomon, or other plug-ins, than this process. Install the same on every node, and start the cluster again.")
         yield found
 
 
