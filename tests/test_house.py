@@ -59,7 +59,11 @@ def test_the_rooms_are_those_of_the_table():
     rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms == ALL == MAY.keys()
     for room in rooms:
-        assert not (SOURCE / room / "__init__.py").read_text(encoding="utf-8").strip(), f"{room}/__init__.py stays empty"
+        body = ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8")).body
+        # people who train write `from gnomon.hooks import Watch`: that one name may stand in its room's front, as gnomon's own stand in gnomon/__init__.py
+        public = ["from gnomon.hooks.watch import Watch as Watch"] if room == "hooks" else []
+        assert [ast.unparse(node) for node in body if not isinstance(node, ast.Expr)] == public, f"{room}/__init__.py stays empty"
+        assert public or not body, f"{room}/__init__.py stays empty"
 
 
 def test_the_import_rule_sees_a_forbidden_import():
