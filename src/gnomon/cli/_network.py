@@ -36,6 +36,8 @@ class Network:
     examples: int | None = None
     device: str = "cpu"
     seed: int = 0
+    history: Path | None = None
+    checkpoints: Path | None = None
 
 
 def subject_of(network: Network) -> tuple[Subject, str]:
@@ -53,6 +55,7 @@ def subject_of(network: Network) -> tuple[Subject, str]:
     subject = Subject.freeze(
         module.to(device), loss_of(network.loss, train), train, test, initial=initial, make=make, optimizer=network.optimizer, lr=network.lr, momentum=network.momentum,
         weight_decay=network.weight_decay, batch_size=network.batch_size, init=network.init, examples=network.examples, seed=network.seed,
+        history=network.history or network.checkpoints,
         name=make.call.name if type(module) is nn.Sequential else None,
     )  # fmt: skip
     if network.optimizer_state is not None:

@@ -36,6 +36,10 @@ def examine(
     ] = None,
     budget: Annotated[str, Option(help="The time to spend: 90s, 5m, 1h.")] = "60s",
     examples: Annotated[int | None, Option(help="Keep this many training examples.  [default: all; the budget decides how many are measured]", min=1)] = None,
+    history: Annotated[Path | None, Option(help="The readings over training that gnomon.hooks.Watch wrote (history.json).")] = None,
+    checkpoints: Annotated[
+        Path | None, Option(help="A folder of checkpoints to be read over training: step_100.safetensors, epoch=3-step=300.ckpt, checkpoint-500/, 0100.pt.")
+    ] = None,
     seed: Annotated[int, Option(help="Seed of every random number.")] = 0,
     threads: Annotated[int | None, Option(help="Threads of PyTorch, part of what fixes the bits of a result.  [default: 1 for small networks, else 2]", min=1)] = None,
     device: Annotated[str, Option(help="cpu, cuda, cuda:1 or mps (which has no float64).")] = "cpu",
@@ -53,7 +57,8 @@ def examine(
     """
     network = {
         "weights": weights, "initial": initial, "data": data, "loss": loss, "optimizer": optimizer, "optimizer_state": optimizer_state, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "batch_size": batch_size, "init": tuple(init or ()), "examples": examples, "device": device,
+        "weight_decay": weight_decay, "batch_size": batch_size, "init": tuple(init or ()), "examples": examples, "device": device, "history": history,
+        "checkpoints": checkpoints,
     }  # fmt: skip
     page = out if out is not None else None if json else Path("report.html")
     again = command_line(model, network | {"budget": budget, "seed": seed, "threads": threads, "only": only})
@@ -88,6 +93,7 @@ def _report(
     if page is not None:
         check_page(page)
     check_folder(store or cache_folder() / "store", "choose another place with --store, or with GNOMON_CACHE")
+    _check_history(network["history"], network["checkpoints"])
     repeated = None if plan is None else read_json(plan, schema="gnomon/report/1")
     if repeated is not None:
         seed, threads = int(repeated["plan"]["seed"]), int(repeated["plan"]["threads"])
@@ -108,6 +114,22 @@ def _report(
         if not quiet:
             typer.echo(headline(subject, data_name, budget), err=True)
         return make_report(subject, budget=budget, seed=seed, threads=threads, only=only, plan=repeated, store=store, progress=tell, data_name=data_name, again=again)
+
+
+def _check_history(history: Path | None, checkpoints: Path | None) -> None:
+    """See that what is to be drawn over training is there, before anything takes long.  Raises: InvalidInput."""
+    from gnomon.core.errors import InvalidInput
+    from gnomon.examination.checkpoints import checkpoints_in
+    from gnomon.examination.history import load
+
+    if history is not None and checkpoints is not None:
+        raise InvalidInput("Give one of --history and --checkpoints: both fill the same chapter.")
+    if history is not None and history.is_dir():
+        raise InvalidInput(f"{history} is a folder; --checkpoints {history} reads the checkpoints in it, --history takes a file.")
+    if history is not None:
+        load(history)
+    if checkpoints is not None:
+        checkpoints_in(checkpoints)
 
 
 def headline(subject: Any, data_name: str, budget: str) -> str:

@@ -71,7 +71,8 @@ class Subject:
         arguments) or a dict (keyword arguments).  `initial` is a state dict or module at initialisation; `make` builds a freshly drawn network.
         `optimizer` is a name (sgd, nesterov, adam, adamw) or a torch optimizer, whose hyper-parameters and state are then read.  `weight` says what a
         batch counts for in the mean loss.  `chunk` is how many examples are worked on at a time (chosen by the size of the network's activations
-        if not given); no result depends on it beyond rounding.  `examples` keeps that many training examples, drawn with `seed`.  `init` declares the initialisation where it is not that of the layers' classes.
+        if not given); no result depends on it beyond rounding.  `examples` keeps that many training examples, drawn with `seed`.  `history` is what was read over
+        training: a file that `gnomon.hooks.Watch` wrote, or a folder of checkpoints.  `init` declares the initialisation where it is not that of the layers' classes.
         Shapes: the examples run along the first dimension of every input, target and output.
         Raises: InvalidInput for empty or non-finite data or weights, outputs or targets of wrong shape, labels out of range, weights that do not match,
         a loss that is neither a weighted mean nor a sum over examples, quantised networks.

@@ -15,6 +15,7 @@ from gnomon.core.errors import GnomonError, OutOfScope
 from gnomon.core.facts import Facts
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
+from gnomon.examination import history as over_training
 from gnomon.examination.row import Row
 from gnomon.run.plan import Plan
 
@@ -43,6 +44,7 @@ class Readings(dict[str, Reading]):
 def assemble(
     facts: Facts, plan: Plan, readings: Mapping[str, Reading], *, failures: Mapping[str, str], skipped: list[tuple[str, str, str]],
     chapters: Mapping[str, ModuleType], data_name: str | None, fingerprint: str, environment: dict[str, Any],
+    history: tuple[Mapping[str, Any], str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:  # fmt: skip
     """The report's document without its `run` key, and the arrays that are too large for it."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -67,9 +69,14 @@ def assemble(
     for key, fault in failures.items():
         topic = known[key.partition("@")[0]].topic
         rows.append(_fault_row(topic, key.replace("_", " "), fault))
+    if history is not None:
+        for row in over_training.rows(history[0], facts):
+            rows.append(_row_json(over_training.NAME, row, arrays))
+            sources.update(_sources(row))
+        skipped = [*skipped, *over_training.skipped(history[0])]
     order = {name: position for position, name in enumerate(chapters)}
     rows.sort(key=lambda row: order.get(row["chapter"], len(order)))
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA, "subject": _subject_json(facts, data_name, fingerprint), "plan": plan.to_json(), "rows": rows,
         "chapters": [_chapter_json(name, module) for name, module in chapters.items()],
         "advice": [row["advice"] for row in rows if row["advice"]],
@@ -77,6 +84,9 @@ def assemble(
         "sources": {key: {"text": str(Source(key)), "title": Source(key).field("title"), "url": source.url, "bibtex": source.bibtex} for key, source in sorted(sources.items())},
         "environment": environment,
     }  # fmt: skip
+    if history is not None:
+        document["chapters"].append(over_training.chapter_json())
+        document["history"] = over_training.about(*history)
     return document, arrays
 
 

@@ -15,7 +15,9 @@ from gnomon.core.environment import cache_folder, code_hash, environment, fixed_
 from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Reading
 from gnomon.core.subject import Subject
+from gnomon.examination import checkpoints
 from gnomon.examination import facts as facts_module
+from gnomon.examination import history as over_training
 from gnomon.examination.document import assemble, bounded
 from gnomon.examination.report import Report
 from gnomon.instruments.timing import one_gradient
@@ -39,6 +41,7 @@ def examine(
     """The theory report on a subject: what theory predicts beside what is measured, each with its error.
 
     `budget` is the time to spend (`90s`, `5m`); `only` names chapters; `plan` is a Plan, a report's JSON or its path, and repeats or resumes that plan;
+    the subject's `history` (a file that `gnomon.hooks.Watch` wrote, or a folder of checkpoints, for which a quarter of the budget is spent) becomes the chapter `training`;
     `threads` is part of what fixes the bits: by default 1 for networks of fewer than 100,000 parameters, else 2;
     `store` the folder that keeps what is done so that a run that was cut goes on where it was.
     Cost: the budget.   Error: each reading says its own.
@@ -56,11 +59,13 @@ def examine(
     with fixed_threads(threads), chance.preserved():
         fingerprint = subject.fingerprint()
         identity = [fingerprint, code_hash(), seed, threads, sorted(wanted)]
-        draft_key = key_of("plan", identity, seconds(budget))
+        history, more = _history(subject, plan, known.budget if known else seconds(budget), seed, threads, keep, identity[:2], report_progress)
+        time_left = seconds(budget) * (1 - checkpoints.SHARE if more else 1)
+        draft_key = key_of("plan", identity, time_left)
         chosen = (
             known
             or _stored_plan(keep, draft_key)
-            or _new_plan(subject, {topic for name in wanted for topic in registry.reads(chapters[name])}, seconds(budget), seed, threads, report_progress)
+            or _new_plan(subject, {topic for name in wanted for topic in registry.reads(chapters[name])}, time_left, seed, threads, report_progress)
         )
         keep.put_piece(draft_key, "plan", chosen.to_json())
         key = key_of("report", identity, chosen.to_json())
@@ -69,15 +74,34 @@ def examine(
         facts = facts_module.facts_of(subject)
     document, arrays = assemble(
         facts, chosen, readings, failures=failures, skipped=skipped, chapters={name: module for name, module in chapters.items() if name in wanted}, data_name=data_name,
-        fingerprint=fingerprint, environment=environment(threads=threads, device=str(subject.device)),
+        fingerprint=fingerprint, environment=environment(threads=threads, device=str(subject.device)), history=history,
     )  # fmt: skip
     document["run"] = {
         "key": key, "started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - tick, 3), "peak_bytes": peak_bytes(), "host": platform.node(),
         "again": again or "gnomon.examine(subject, plan='report.json')",
     }  # fmt: skip
     document, arrays = bounded(document, arrays)
-    keep.finish(key, document, pending=(draft_key, key))
+    keep.finish(key, document, pending=(draft_key, key, *more))
     return Report(document, arrays, readings)
+
+
+def _history(
+    subject: Subject, plan: Any, budget: float, seed: int, threads: int, store: Store, identity: Any, progress: Progress
+) -> tuple[tuple[dict[str, Any], str] | None, tuple[str, ...]]:
+    """The history that the subject was given and what it is called, or None; and the store's keys of what is measured for it where it is a folder of checkpoints."""
+    given = subject.history
+    if given is None:
+        return None, ()
+    if not isinstance(given, (str, Path)) or not Path(given).is_dir():
+        document, source = over_training.load(given)
+        over_training.check_network(document, subject, source)
+        return (document, source), ()
+    readings = _document(plan).get("history", {}).get("readings", ()) if plan is not None else ()
+    spent = checkpoints.SHARE * budget
+    document, key = checkpoints.history(
+        subject, Path(given), budget=spent, seed=seed, threads=threads, store=store, identity=[*identity, seed, threads], progress=progress, readings=readings
+    )
+    return (document, Path(given).name or str(given)), (key,)
 
 
 def default_threads(parameters: int) -> int:
@@ -96,12 +120,19 @@ def _wanted(only: Any, chapters: Mapping[str, Any]) -> list[str]:
 
 
 def _plan_json(plan: Any) -> Mapping[str, Any]:
+    if isinstance(plan, Plan):
+        return plan.to_json()
+    document = _document(plan)
+    return document.get("plan", document)
+
+
+def _document(plan: Any) -> Mapping[str, Any]:
+    """The report that a plan is taken from; empty where the plan came by itself."""
     from gnomon.run.store import read_json
 
     if isinstance(plan, Plan):
-        return plan.to_json()
-    document = plan.document if isinstance(plan, Report) else plan if isinstance(plan, Mapping) else read_json(Path(plan), schema="gnomon/report/1")
-    return document.get("plan", document)
+        return {}
+    return plan.document if isinstance(plan, Report) else plan if isinstance(plan, Mapping) else read_json(Path(plan), schema="gnomon/report/1")
 
 
 def _stored_plan(store: Store, key: str) -> Plan | None:

@@ -125,7 +125,7 @@ class _Page:
         return {
             "name": name, "slug": _slug(name), "title": chapter["title"], "theory": chapter["theory"], "rows": rows, "skipped": skipped,
             "assumes": _unique(chapter["assumes"], *(row["assumes"] for row in rows)), "sources": [{"number": self.citations[key], "key": _slug(key), "text": self._source_text(key)} for key in cited],
-            "wide": wide, "small": small,
+            "wide": wide, "small": small, "notes": self.document.get("history", {}).get("notes", []) if name == "training" else [],
         }  # fmt: skip
 
     def _row(self, row: Mapping[str, Any], anchor: str) -> dict[str, Any]:
