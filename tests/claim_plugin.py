@@ -4,6 +4,8 @@ import itertools
 import os
 from pathlib import Path
 
+from gnomon.core.environment import code_hash
+
 COUNT = itertools.count()
 
 CLAIM = '''"""The number {slug} is one, $x = 1$.
@@ -47,15 +49,15 @@ def measure(s, *, rng):
 {body}
 
 settings = dict(
-    version=1, entry="B1", source=Source("schuirmann1987", "section 2"), relation="equal", scales={{"smoke": Settings()}}, predict=predict, measure=measure,
+    source=Source("schuirmann1987", "section 2"), relation="equal", scales={{"smoke": Settings()}}, predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 0.1, because="a tenth: as good as any"), sabotage=Sabotage("another number", shift=0.5),
 )
-CLAIM = Claim(**settings | dict({options}))
+CLAIM = Claim(version=1, entry="{entry}", **settings | dict({options}))
 '''
 
 
-def claim(slug="one", body="", options=""):
-    return CLAIM.format(slug=slug, body=body, options=options)
+def claim(slug="one", body="", options="", entry="B1"):
+    return CLAIM.format(slug=slug, body=body, options=options, entry=entry)
 
 
 def make(root: Path, claims, *, name=None):
@@ -73,4 +75,5 @@ def make(root: Path, claims, *, name=None):
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[gnomon.plugins]\n{name} = {name}\n")
+    code_hash.cache_clear()  # a real plug-in is there before the process
     return name

@@ -1,6 +1,7 @@
 """The runner of claims, the documents that it makes, and every claim of the catalogue at `smoke`."""
 
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from claim_plugin import claim
 
 from gnomon.core.catalogue import catalogue, get_claim
 from gnomon.core.errors import InvalidInput
+from gnomon.core.judge import judge
 from gnomon.core.source import Source
-from gnomon.run.claims import facts_of, run_claims
+from gnomon.run.claims import _shared, facts_of, run_claims
 from gnomon.run.store import dumps
 from gnomon.run.verdicts import read_verdict, results_path, store_path, stored_claims, write_verdict
 
 CHECK = jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath("schema/run.json").read_text(encoding="utf-8")))
 OWN = {name: listed for name, listed in catalogue().items() if listed.module.startswith("gnomon.")}
 MOST_MOVED = 10
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -63,6 +66,26 @@ def test_every_claim_reaches_its_verdict_at_smoke_and_its_sabotage_does_not(name
     assert Source(**document["source"]).bibtex
     assert set(facts_of(listed)["scales"]) == {"smoke", "standard", "paper"}
     assert document["claim"] in {kept["claim"] for kept in stored_claims(tmp_path)}
+
+
+def test_no_prediction_is_vacuous_at_the_scale_of_the_atlas():
+    """As far as it can be made without preparing anything: measured as predicted, a claim that should hold does."""
+    plain = [claim for listed in OWN.values() if (claim := listed.load()).prepare is None and claim.expected == "holds" and claim.relation in ("equal", "at_most", "at_least")]
+    assert plain
+    for made in plain:
+        settings = made.scales["standard"]
+        predicted = made.predict(settings)
+        tolerance = None if made.tolerance is None else made.tolerance.of(settings)
+        verdict = judge(predicted, predicted.replace(error=0.0, error_kind="exact"), relation=made.relation, tolerance=tolerance, scale=made.scale, trivial=made.trivial)
+        assert set(verdict.elements or (verdict.outcome,)) == {"holds"}, (made.entry, verdict.why)
+
+
+def test_the_committed_verdicts_can_be_read_and_are_as_expected():
+    """They are made by `gnomon claims run --all --scale standard --results results`."""
+    for document in stored_claims(ROOT / "results"):
+        CHECK.validate({key: value for key, value in document.items() if key != "stale"})
+        assert (document["scale"], document["as_expected"], document["run"]["host"]) == ("standard", True, ""), document["claim"]
+        assert document["stale"] is not None, f"{document['claim']} is no claim any more: delete its file"
 
 
 def test_few_claims_are_left_undecided():
@@ -141,7 +164,7 @@ def test_what_is_prepared_is_built_once_and_shared(plugin, tmp_path):
     body = """
 def prepare(s, *, rng):
     count("prepare")
-    return float(torch.randn((), generator=rng))
+    return float(torch.randn((), generator=rng)) + float(torch.randn(()))
 
 def predict(s, shared):
     return Reading.predicted("x", shared, unit="")
@@ -153,6 +176,15 @@ def measure(s, shared, *, rng):
     (document,) = documents("one", store=tmp_path)
     assert document["as_expected"], document["why"]
     assert made.counts.read_text().split() == ["prepare"]
+    told = []
+    shutil.rmtree(tmp_path / "claims")
+    _shared.cache_clear()
+    for path in tmp_path.rglob("predicted.json"):
+        path.unlink()
+    (again,) = documents("one", store=tmp_path, progress=lambda part, text: told.append(part))
+    assert same(again) == same(document), "another process prepares the same"
+    assert told == sorted(told)
+    assert told[-1] == 1.0
 
 
 def test_gaps_are_paired_by_replicate(plugin, tmp_path):
@@ -219,8 +251,8 @@ def measure(s, *, rng):
     return (1.0 if s.shift else 3.0) + 0.01 * float(torch.randn((), generator=rng))
 """
 NOISY = """
-def measure(s, *, rng):
-    return 1.0 + s.shift + float(torch.randn((), generator=rng))
+def measure(s, *, rng, index):
+    return 1.0 + s.shift + (-1) ** index
 """
 NAN = """
 def measure(s, *, rng):
@@ -325,7 +357,7 @@ def test_a_file_that_does_not_import_or_parse_is_listed_with_its_fault(plugin):
     known = catalogue()
     assert "is not Python" in known["mathematics/broken"].summary
     assert "no docstring" in known["mathematics/silent"].summary
-    assert facts_of(known["mathematics/raises"])["entry"] is None
+    assert facts_of(known["mathematics/raises"])["entry"] == "B1"
     for slug, says in (("raises", "KeyError"), ("broken", "does not import"), ("silent", "holds no claim")):
         facts = facts_of(known[f"mathematics/{slug}"])
         assert says in facts["error"]

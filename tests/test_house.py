@@ -149,3 +149,17 @@ def test_no_path_of_a_machine_and_no_unfinished_word_is_in_the_files():
                 if machine.search(line) or words.search(line):
                     wrong.append(f"{name}:{number}: {line.strip()[:80]}")
     assert not wrong
+
+
+def test_the_readme_in_chinese_has_the_same_sections_and_commands():
+    def parts(name):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        code = [[line.partition("#")[0].rstrip() for line in block.splitlines()] for block in blocks]
+        return code, len(re.findall(r"^## ", text, re.MULTILINE)), re.findall(r"\]\(([^)]+)\)", text)
+
+    (code, sections, links), (code_zh, sections_zh, links_zh) = parts("README.md"), parts("README.zh-CN.md")
+    assert code == code_zh
+    assert sections == sections_zh
+    assert set(links) - {"README.zh-CN.md"} == set(links_zh) - {"README.md"}
+    assert all((ROOT / link).exists() for link in links + links_zh if "://" not in link)

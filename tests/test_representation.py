@@ -253,8 +253,8 @@ def test_a_head_that_is_not_at_its_best_is_told_and_one_that_is_agrees():
 @pytest.mark.parametrize("build", [mlp_regression, tokens, transformer])
 def test_what_can_be_said_without_classes_is_said(build):
     rows = rows_of(build())
-    assert rows["effective rank by layer"][1].outcome == "holds"
-    assert rows["coding rate by layer"][1].outcome == "holds"
+    assert "possible directions" in rows["effective rank by layer"][2]
+    assert "of what features spread over all directions would" in rows["coding rate by layer"][2]
 
 
 def test_of_many_examples_some_are_read_and_the_error_says_so(monkeypatch):

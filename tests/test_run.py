@@ -1,10 +1,9 @@
-"""Store, budget, plan and pool."""
+"""Store, budget and plan."""
 
 import dataclasses
 import json
 import os
 import stat
-import threading
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from gnomon.core.registry import Cost, Instrument
 from gnomon.core.subject import Subject
 from gnomon.run.budget import as_memory_error, available_bytes, seconds
 from gnomon.run.plan import Plan, affordable, make_plan
-from gnomon.run.pool import ProcessPool, Task
 from gnomon.run.store import Store, dumps, key_of, read_json, write_all, write_atomic
 
 
@@ -165,14 +163,3 @@ def test_memory_errors_become_numbers():
     assert "4,096 MiB" in str(as_memory_error(error, "testing"))
     assert as_memory_error(RuntimeError("shape mismatch"), "testing") is None
     assert available_bytes() > 0
-
-
-def draw(seed):
-    return float(torch.randn(1000, 50, generator=torch.Generator().manual_seed(seed)).std())
-
-
-def test_one_and_two_workers_give_the_same_bits():
-    tasks = [Task(f"{__name__}:draw", {"seed": seed}) for seed in range(4)]
-    assert threading.active_count() >= 1
-    results = [dict(ProcessPool(jobs).run(tasks)) for jobs in (1, 2)]
-    assert results[0] == results[1] == {position: draw(position) for position in range(4)}

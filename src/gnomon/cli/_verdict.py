@@ -50,7 +50,7 @@ def _numbers(document: Mapping[str, Any]) -> list[str]:
         where = f"at {axis.name if axis else 'element'} {value if isinstance(value, str) else format(value, 'g')}, of {gap.size}: "
     short = re.split(r"[:;,(]", document["tolerance_because"])[0].strip()
     return [
-        f"{where}predicted {format_number(at(predicted.value))}",
+        f"{where}predicted {format_number(at(predicted.value))} {measured.unit}".rstrip(),
         f"measured {format_value(at(measured.value), at(measured.error), (at(measured.interval[0]), at(measured.interval[1])), measured.unit)}{count}",
         f"tolerance {format_number(at(limit))}" + (f" ({short})" if short else ""),
     ]

@@ -109,10 +109,11 @@ def run(
         for document in verdicts(found, strict=bool(ids), scale=scale, seed=seed, pool=made, store=folder, progress=tell):
             documents.append(document)
             if results is not None:
-                write_verdict(results_path(results, document["claim"]), document)
+                # these are made to be published, and the name of the machine is nobody's business
+                write_verdict(results_path(results, document["claim"]), document | {"run": document["run"] | {"host": ""}})
             if not json and not quiet:
-                # on a terminal through stderr, where the bar knows how to make room
-                typer.echo(lines(document, named=len(found) > 1), file=None if out.isatty() and sys.stderr.isatty() else out)
+                # on a terminal through stderr, where the bar makes room for it
+                print(lines(document, named=len(found) > 1), file=sys.stderr if out.isatty() and sys.stderr.isatty() else out, flush=True)
     if json:
         typer.echo(dumps(documents), nl=False)
     raise typer.Exit(exit_code(documents))

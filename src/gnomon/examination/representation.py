@@ -111,7 +111,7 @@ def _ranks(readings: Mapping[str, Reading]) -> Iterator[Row]:
         said = f"what the last layer reads spreads over {format_number(_last(end), 2)} of {format_number(_last(most), 2)} possible directions"
         if initial is not None:
             said += f" ({format_number(_last(initial), 2)} at initialisation)"
-        yield Row("effective rank by layer", most, end, "at_most", 0.0, because="more directions than examples or features there cannot be", words=said)
+        yield Row("effective rank by layer", measured=end, words=said)
     if initial is not None:
         yield Row("effective rank by layer at initialisation", measured=initial, words="before training")
 
@@ -126,7 +126,7 @@ def _rates(readings: Mapping[str, Reading]) -> Iterator[Row]:
     if rate is not None:
         most = theory.largest_coding_rate(list(rate.details["dimensions"]), int(rate.details["examples"]))
         said = f"what the last layer reads takes {100 * _last(rate) / _last(most):.0f} % of what features spread over all directions would"
-        yield Row("coding rate by layer", most, rate, "at_most", 0.0, because="a concave function of shares is largest where they are equal", words=said)
+        yield Row("coding rate by layer", measured=rate, words=said)
     if reduction is not None:
         names = [str(name) for name in reduction.axes[0].values]
         best = int(np.argmax(reduction.value))

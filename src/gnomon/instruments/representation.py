@@ -39,6 +39,8 @@ EXAMPLES, TESTS = 4096, 2048
 """Most training examples that are read, and most test examples that probes are tried on."""
 GROUPS = 16
 """Groups of examples that are left out one at a time where the examples are a subsample."""
+REFITS = 8
+"""Groups that are left out in fitting probes anew."""
 DISTORTION = 0.5
 """Squared distortion of the coding rate, that of the paper's experiments."""
 FORWARD = 1 / 3
@@ -348,8 +350,8 @@ def rate_reduction(subject: Subject, *, rng: Generator) -> Reading:
     )  # fmt: skip
 
 
-def _right(subject: Subject) -> tuple[Array, Array, Features]:
-    """Whether a probe on each layer, and the network itself, is right on each test example.  Shapes: (tests, layers), (tests,)."""
+def _right(subject: Subject) -> tuple[Array, Array, Features, Array]:
+    """Whether a probe on each layer, and the network itself, is right on each test example; the layers; the error of a subsample.  Shapes: (tests, layers), (tests,), (layers,)."""
     seen, new = features(subject), features(subject, "test")
     rows, labels = with_labels(seen)
     test_rows, test_labels = with_labels(new)
@@ -357,19 +359,38 @@ def _right(subject: Subject) -> tuple[Array, Array, Features]:
     if not names:
         raise OutOfScope("no layer's input has one row for each example: there is nothing to probe")
 
-    def build() -> Array:
-        columns = []
-        for name in names:
-            centre, scale = rows[name].mean(0), rows[name].std(0)
-            scale = np.where(scale > 1e-12 * max(float(np.abs(rows[name]).max()), 1e-300), scale, 1.0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                probe = LogisticRegression(C=1.0, max_iter=200, tol=1e-5).fit((rows[name] - centre) / scale, labels)
-            columns.append(probe.predict((test_rows[name] - centre) / scale) == test_labels)
-        return np.stack(columns, 1).astype(np.float64)
+    def fitted(chosen: Numbers) -> Array:
+        """Whether probes fitted to some of the examples are right on each test example."""
+        return np.stack([_probed(rows[name][chosen], labels[chosen], test_rows[name], test_labels) for name in names], 1)
 
     own = (test_rows[OUTPUT].argmax(1) == test_labels) if test_rows[OUTPUT].shape[1] == subject.classes else np.full(len(test_labels), np.nan)
-    return subject.once("representation/probes", build), own.astype(np.float64), dataclasses.replace(seen, rows={name: rows[name] for name in names})
+    found = dataclasses.replace(seen, rows={name: rows[name] for name in names})
+    everyone = np.arange(len(labels), dtype=np.int64)
+    right = subject.once("representation/probes", lambda: fitted(everyone))
+    return right, own.astype(np.float64), found, _refit_error(subject, fitted, right, len(labels), found.seen)
+
+
+def _probed(rows: Array, labels: Array, test_rows: Array, test_labels: Array) -> Array:
+    if len(np.unique(labels)) < 2:
+        return np.asarray(test_labels == labels[0], dtype=np.float64)
+    centre, scale = rows.mean(0), rows.std(0)
+    scale = np.where(scale > 1e-12 * max(float(np.abs(rows).max()), 1e-300), scale, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe = LogisticRegression(C=1.0, max_iter=200, tol=1e-5).fit((rows - centre) / scale, labels)
+    return np.asarray(probe.predict((test_rows - centre) / scale) == test_labels, dtype=np.float64)
+
+
+def _refit_error(subject: Subject, fitted: Callable[[Numbers], Array], right: Array, n: int, seen: int) -> Array:
+    """How far a probe fitted to all N examples may be from one fitted to n of them: spread and bias by leaving out groups, times 1 - n/N.  Shapes: (layers,)."""
+    rest = 1 - seen / subject.train.population
+    if rest <= 0:
+        return np.zeros(right.shape[1])
+    order = chance.permutation(n, rng=chance.generator(0, "representation/probes")).numpy()
+    groups = min(REFITS, len(order))
+    without = np.stack([fitted(np.sort(np.delete(order, np.arange(g, len(order), groups)))).mean(0) for g in range(groups)])
+    bias = rest * (groups - 1) * (without.mean(0) - right.mean(0))
+    return np.asarray(np.hypot(np.sqrt(rest * (groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0)), bias))
 
 
 def exact_probe(subject: Subject) -> Array:
@@ -389,18 +410,20 @@ def linear_probe(subject: Subject, *, rng: Generator) -> Reading:
     """Accuracy on test data of a linear classifier of what each layer reads: multinomial logistic regression on standardised features, fitted to the training examples.
 
     Shapes: value (layers,), samples (test examples, layers).  `details`: `own`, the network's own accuracy on the same examples, and `own_right`, for each of them.
-    Units: none.   Error: over test examples, Clopper & Pearson's interval, for the probes as fitted to the examples seen.
+    Units: none.   Error: over test examples, Clopper & Pearson's interval; on a subsample also that of fitting to other, and more, examples, by leaving out groups.
     Assumes: test examples are drawn independently from where the network is to work; the ridge penalty is 1/2 |w|^2 beside the summed loss.
     Cost: forward passes of both splits, and the fits.   Raises: OutOfScope for several labels an example or no test data.
     Source: Alain & Bengio 2016.
     """
-    right, own, found = _right(subject)
+    right, own, found, refit = _right(subject)
     ends = np.array([bounded_interval(column, np.ones(len(column))) for column in right.T])
     spread = right.std(0, ddof=1) / math.sqrt(len(right)) if len(right) > 1 else np.zeros(right.shape[1])
-    known = not np.isnan(own).any()
+    known, value = not np.isnan(own).any(), right.mean(0)
+    reach = stats.t.ppf(0.975, REFITS - 1) * refit
+    low, high = value - np.hypot(value - ends[:, 0], reach), value + np.hypot(ends[:, 1] - value, reach)
     return Reading(
-        "linear_probe", right.mean(0), "", error=np.where(spread > 0, spread, (ends[:, 1] - ends[:, 0]) / 4), error_kind="sample", samples=right,
-        interval=(ends[:, 0], ends[:, 1]), axes=_layer_axis(found), source=ALAIN_2016, skipped=found.skipped,
+        "linear_probe", value, "", error=np.hypot(np.where(spread > 0, spread, (ends[:, 1] - ends[:, 0]) / 4), refit), error_kind="sample", samples=right,
+        interval=(np.maximum(low, 0.0), np.minimum(high, 1.0)), axes=_layer_axis(found), source=ALAIN_2016, skipped=found.skipped,
         assumes=(f"fitted to {len(next(iter(found.rows.values()))):,} training examples, tried on {len(right):,} test examples",),
         details={"own": float(own.mean()), "own_right": own.astype(int).tolist()} if known else {},
     )  # fmt: skip

@@ -13,7 +13,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, unknown
 
 BATCH_NUMBERS = 2**22
-"""Weights that are held at once; the draws do not depend on it."""
+"""Weights that are held at once; a constant, since what is drawn depends on it."""
 
 
 def draw_preactivations(
@@ -39,7 +39,6 @@ def draw_preactivations(
     most = max(BATCH_NUMBERS // (width * max(width, features)), 1)
     made = torch.empty(depth, members, len(inputs), width, dtype=torch.float64)
     for layer in range(depth):
-        # one stream a layer, drawn member after member, so that the size of a batch changes nothing
         stream, biases = chance.child(rng, "weights", layer), chance.child(rng, "biases", layer)
         for start in range(0, members, most):
             part = slice(start, min(start + most, members))

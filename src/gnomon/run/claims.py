@@ -63,8 +63,8 @@ class _Told:
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress or (lambda part, text: None), max(total, 1), 0
 
-    def __call__(self, text: str, done: int = 1) -> None:
-        self.done += done
+    def __call__(self, text: str) -> None:
+        self.done += 1
         self.progress(min(self.done / self.total, 1.0), text)
 
 
@@ -112,7 +112,9 @@ def _batch(runs: Sequence[_Run], pool: Pool, store: Store, tell: _Told) -> Itera
     for run in runs:
         if run.keys:
             run.prediction = store.piece(run.key, "predicted") or {}
-        if not run.prediction:
+        if run.prediction:
+            tell(run.listed.id)
+        else:
             unpredicted.append(run)
     for position, piece in _mapped(pool, [run.task("predict") for run in unpredicted]):
         unpredicted[position].prediction = piece
@@ -129,6 +131,7 @@ def _batch(runs: Sequence[_Run], pool: Pool, store: Store, tell: _Told) -> Itera
             kept = store.piece(*place)
             if kept is not None:
                 done[place] = kept
+                tell(run.listed.id)
             elif place not in tasks:
                 tasks[place] = run.task("replicate", index=index, sabotage=sabotage)
     left = list(runs)
@@ -153,7 +156,7 @@ def _mapped(pool: Pool, tasks: Sequence[Task]) -> Iterator[tuple[int, Piece]]:
         if found is None:
             return
         if found[1]["code"] != code_hash()[:16]:
-            raise InvalidInput("A worker runs another gnomon than this process. Install the same version on every node, and start the cluster again.")
+            raise InvalidInput("A worker runs another gnomon, or other plug-ins, than this process. Install the same on every node, and start the cluster again.")
         yield found
 
 
@@ -191,7 +194,11 @@ def replicate(*, module: str, code: str, scale: str, seed: int, index: int, sabo
 def _shared(module: str, code: str, scale: str, seed: int) -> tuple[Any, ...]:
     """What predict and measure share, built once a process: nothing where the claim prepares nothing."""
     claim: Claim = importlib.import_module(module).CLAIM
-    return () if claim.prepare is None else (claim.prepare(claim.scales[scale], rng=chance.generator(seed, _name(claim.prepare))),)
+    if claim.prepare is None:
+        return ()
+    rng = chance.generator(seed, _name(claim.prepare))
+    with chance.scoped(chance.child(rng, "global")):
+        return (claim.prepare(claim.scales[scale], rng=rng),)
 
 
 def _piece(make: Callable[[], Any], rng: Any, doing: str) -> Piece:

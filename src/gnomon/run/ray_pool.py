@@ -35,14 +35,14 @@ class RayPool:
         """
         ray = require("ray", "ray")
         self.connect()
-        remote = ray.remote(num_cpus=self.threads, max_retries=self.retries, retry_exceptions=False)(execute)
+        remote = ray.remote(num_cpus=self.threads, max_retries=self.retries, retry_exceptions=False)(execute_there)
         waiting = list(reversed(list(enumerate(tasks))))
         flying: dict[Any, int] = {}
         try:
             while waiting or flying:
                 while waiting and len(flying) < self.jobs:
                     position, task = waiting.pop()
-                    flying[remote.remote(task, self.threads)] = position
+                    flying[remote.remote(task, self.threads, sys.path)] = position
                 (ended,), _ = ray.wait(list(flying), num_returns=1)
                 try:
                     result = ray.get(ended)
@@ -79,7 +79,7 @@ class RayPool:
         host, colon, port = self.address.removeprefix("ray://").rpartition(":")
         if self.address != "auto" and not (colon and port.isdigit()):
             raise InvalidInput(f"--address takes host:port, ray://host:port or auto, not {self.address!r}.")
-        advice = "Start a cluster with: ray start --head, and give the address that it prints; or leave --address out for a local one."
+        advice = "Start one with: ray start --head, and give the address that it prints; or leave --address out for a local one."
         if self.address != "auto":
             try:
                 socket.create_connection((host, int(port)), timeout=self.patience / 3).close()
@@ -89,9 +89,17 @@ class RayPool:
         try:
             tried = subprocess.run([sys.executable, "-c", code, self.address], capture_output=True, text=True, timeout=self.patience, check=False)
         except subprocess.TimeoutExpired as error:
-            raise InvalidInput(f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. {advice}") from error
+            raise InvalidInput(
+                f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. If it is one that asks for a token, RAY_AUTH_MODE=token must be set here too. {advice}"
+            ) from error
         if tried.returncode:
             raise InvalidInput(f"No Ray cluster can be joined at {self.address}: {_last_line(tried.stderr)}. {advice}")
+
+
+def execute_there(task: Task, threads: int, path: Sequence[str]) -> Any:
+    """Run one task in a Ray worker, which finds the modules that the sender finds, where the node has them at the same place."""
+    sys.path += [entry for entry in path if entry not in sys.path]
+    return execute(task, threads)
 
 
 def _last_line(text: str) -> str:

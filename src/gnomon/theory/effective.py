@@ -398,9 +398,9 @@ def critical_scales(architecture: Architecture, slopes: Mapping[str, Slope]) -> 
 class Expansion:
     """A deep network of equal widths n, layer by layer: E z^2 = K + D/n and Cov(z_i^2, z_j^2) = V/n up to higher orders in 1/n."""
 
-    kernel: Array
-    correction: Array
-    vertex: Array
+    kernel: Float64[Array, "depth"]
+    correction: Float64[Array, "depth"]
+    vertex: Float64[Array, "depth"]
 
 
 def expansion(activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: float = 1.0) -> Expansion:
@@ -413,7 +413,7 @@ def expansion(activation: Function, *, depth: int, weight_variance: float, bias_
     Shapes: (depth,), the pre-activations of layers 1 .. depth; `kernel` is K of the first, `weight_variance` C_W, times 1/n that of a weight.
     Units: those of the pre-activations, squared (`kernel`, `correction`) and to the fourth (`vertex`).   Error: that of the quadrature.
     Assumes: fully connected, equal widths, Gaussian weights and biases, one input.   Cost: a few quadratures a layer.
-    Raises: OutOfScope where the activation grows faster than a polynomial.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived above.
+    Raises: InvalidInput where a moment of the activation is not finite.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived above.
     """
     rows = [(kernel, 0.0, 0.0)]
     for _ in range(depth - 1):

@@ -50,6 +50,6 @@ def unresolved(s: Settings) -> float:
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "chapter 3"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(unresolved, because="half the distance to the leading order, 2 l / n, so that the exact formula is told from it"),
-    scales={"smoke": Settings(4, 8, members=10_000, replicates=10), "standard": Settings(6, 16, members=20_000, replicates=40), "paper": Settings(16, 64, members=50_000, replicates=400)},
+    scales={"smoke": Settings(4, 8, members=10_000, replicates=10), "standard": Settings(6, 16, members=20_000, replicates=20), "paper": Settings(16, 64, members=50_000, replicates=400)},
     sabotage=Sabotage("orthogonal weights conserve the norm", law="orthogonal"),
 )  # fmt: skip

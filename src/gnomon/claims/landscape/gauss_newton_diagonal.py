@@ -30,10 +30,9 @@ class Settings:
 
 
 def predict(s: Settings) -> Reading:
-    """(tr H - tr G) / tr G = 0."""
-    return Reading.predicted(
-        "trace_excess", 0.0, unit="", source=Source("schraudolph2002"), assumes=("each parameter enters through one affine layer", "what follows is piecewise linear")
-    )
+    """sum_i |H_ii - G_ii| / tr G = 0."""
+    assumes = ("each parameter enters through one affine layer", "what follows is piecewise linear")
+    return Reading.predicted("diagonal_difference", 0.0, unit="", source=Source("schraudolph2002"), assumes=assumes)
 
 
 def measure(s: Settings, *, rng: Generator) -> float:
