@@ -254,8 +254,11 @@ def test_lightning_ends_in_the_same_bits(tmp_path):
             super().__init__()
             self.net = Net()
 
+        def forward(self, x):
+            return self.net(x)
+
         def training_step(self, batch, index):
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
         def configure_optimizers(self):
             optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
@@ -264,7 +267,7 @@ def test_lightning_ends_in_the_same_bits(tmp_path):
     def fit(watched):
         lightning.seed_everything(1, verbose=False)
         module, loader = Module(), DataLoader(Augmented(), batch_size=16, shuffle=True)
-        watch = Watch(module.net, "cross_entropy", loader, every=2, out=tmp_path / "h.json", readings=("training_loss", "sharpness")) if watched else None
+        watch = Watch(module, "cross_entropy", loader, every=2, out=tmp_path / "h.json", readings=("training_loss", "sharpness")) if watched else None
         trainer = lightning.Trainer(
             max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
             callbacks=[watch.lightning()] if watched else [], precision="bf16-mixed",
@@ -318,6 +321,17 @@ def test_parameters_that_are_sharded_are_skipped(tmp_path):
     model.layers[0].weight = nn.Parameter(torch.zeros(0))
     watch.step(0)
     assert "sharded" in watch.history["records"][0]["skipped"]["training_loss"]
+
+
+def test_a_network_that_changes_its_dtype_is_followed(tmp_path):
+    model = Net()
+    watch = Watch(model, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])), pair(64), every=1, out=tmp_path / "h.json", readings=("training_loss", "sharpness"), examples=64)
+    watch.step(0)
+    model.double()
+    watch.step(1)
+    single, double = (record["readings"] for record in watch.history["records"])
+    assert double["training_loss"]["value"] == pytest.approx(single["training_loss"]["value"], rel=1e-5)
+    assert double["training_loss"]["error"] < 1e-6 * single["training_loss"]["error"]
 
 
 def test_other_ranks_do_nothing(tmp_path, monkeypatch):

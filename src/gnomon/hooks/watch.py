@@ -82,21 +82,22 @@ class Watch:
         with chance.preserved():
             held = hold(train, examples=examples, rng=chance.child(rng, "train"))
             held_test = None if test is None else hold(test, examples=examples, rng=chance.child(rng, "test"), what="test")
-        self._frozen: dict[str, Any] = {"loss": loss, "train": held, "test": held_test, "initial": initial, "weight": weight, "name": name, "seed": seed}
         self._last: int | None = None
         self._leads: bool | None = None
         self._said: set[str] = set()
         self._history: History | None = None
-        self._plan()
-
-    def _plan(self) -> None:
-        """Freeze the network as it is now, and choose what is read at which steps."""
         with _quiet(self.model):
-            subject = Subject.freeze(self.model, optimizer=self._optimizer, batch_size=self.batch_size, **self._stated, **self._frozen)
-            self._frozen["initial"] = subject.initial  # a copy: what was given may be the living parameters
+            subject = Subject.freeze(
+                self.model, loss, held, held_test, initial=initial, weight=weight, name=name, seed=seed, optimizer=optimizer, batch_size=self.batch_size, **self._stated
+            )
+        self._plan(subject)
+
+    def _plan(self, subject: Subject) -> None:
+        """Choose what is read at which steps of a network, whose own parameters are no longer looked at."""
+        with _quiet(self.model):  # the first look at the instruments imports them, and what is imported may draw random numbers
             self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
-        settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
-        head = head_of(subject, self._recorder.choices, kind="watch", settings=settings, threads=torch.get_num_threads())
+            settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
+            head = head_of(subject, self._recorder.choices, kind="watch", settings=settings, threads=torch.get_num_threads())
         for choice in self._recorder.choices:
             if choice.every > self.every:
                 head["notes"].append(f"{choice.instrument} is taken every {choice.every:,} steps, so that watching costs at most {100 * (self.share or 1):g} % of the training")
@@ -136,7 +137,12 @@ class Watch:
             self._once("optimizer", f"watching without the optimizer's limit: {error}")
             return
         self._optimizer = optimizer
-        self._safely("reading the optimizer", self._plan)
+        subject = self._recorder.subject
+        self._safely("reading the optimizer", lambda: self._plan(dataclasses.replace(subject, training=self._training(), _shared={})))
+
+    def _training(self) -> Training:
+        """Optimizer and step size as they are now."""
+        return Training.of(self._optimizer, batch_size=self.batch_size, module=self.model, **self._stated)
 
     def step(self, step: int | None = None) -> None:
         """Say that the parameters have had `step` steps; where a record is due it is taken and written.  Without a number, calls are counted.
@@ -163,10 +169,9 @@ class Watch:
     def _record(self, step: int, due: list[Choice]) -> None:
         first = next(iter(self.model.parameters()))
         if first.device != self._recorder.subject.device or first.dtype != self._recorder.subject.dtype:
-            self._plan()
+            self._plan(moved(self._recorder.subject, first.device, first.dtype))
         with _quiet(self.model):
-            training = Training.of(self._optimizer, batch_size=self.batch_size, module=self.model, **self._stated)
-            record = self._recorder.record(state_now(self.model), step, training=training, due=due)
+            record = self._recorder.record(state_now(self.model), step, training=self._training(), due=due)
         assert self._history is not None
         self._history.add(record)
         for name, why in record["skipped"].items():
@@ -249,6 +254,21 @@ def leading() -> bool:
 def state_now(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name as they are now, not copied, tied ones once."""
     return {key: value.detach() for key, value in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def moved(subject: Subject, device: torch.device, dtype: torch.dtype) -> Subject:
+    """The subject on the device and in the dtype to which the training has taken its network."""
+    function: Any = subject.loss.function
+    if isinstance(function, nn.Module):
+        function = function.to(device=device, dtype=dtype)
+
+    def carried(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(device, dtype if value.is_floating_point() else value.dtype) for key, value in state.items()}
+
+    return dataclasses.replace(
+        subject, module=subject.module.to(device=device, dtype=dtype), state=carried(subject.state), initial=None if subject.initial is None else carried(subject.initial),
+        loss=dataclasses.replace(subject.loss, function=function), _shared={},
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
