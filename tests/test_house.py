@@ -156,7 +156,7 @@ def test_the_readme_in_chinese_has_the_same_sections_and_commands():
         text = (ROOT / name).read_text(encoding="utf-8")
         blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         code = [[line.partition("#")[0].rstrip() for line in block.splitlines()] for block in blocks]
-        return code, len(re.findall(r"^## ", text, re.MULTILINE)), re.findall(r"\]\((\S+)\)", text)
+        return code, len(re.findall(r"^## ", text, re.MULTILINE)), re.findall(r"\]\(([^)]+)\)", text)
 
     (code, sections, links), (code_zh, sections_zh, links_zh) = parts("README.md"), parts("README.zh-CN.md")
     assert code == code_zh
