@@ -19,7 +19,7 @@ from gnomon.hooks import Watch
 from gnomon.models.digits import DigitsCNN
 from gnomon.studies.default import BATCH_SIZE, LR
 
-STEPS, EVERY, REPEATS = 20_100, 100, 5  # the sharpness is due at step 20,000
+STEPS, EVERY, REPEATS = 40_001, 100, 5  # the sharpness is due at step 40,000
 
 
 def training(out=None):

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-KINDS = ("report", "run")
+KINDS = ("report", "run", "history")
 
 
-def schema(of: Annotated[str, typer.Argument(help="report (report.json) or run (the verdict on a claim).")] = "report") -> None:
-    """Print the JSON Schema of report.json, or of a claim's verdict, for programs that read them."""
+def schema(of: Annotated[str, typer.Argument(help="report (report.json), run (the verdict on a claim) or history (readings over training).")] = "report") -> None:
+    """Print the JSON Schema of report.json, of a claim's verdict, or of a history, for programs that read them."""
     from importlib import resources
 
     from gnomon.core.errors import unknown

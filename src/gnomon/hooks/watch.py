@@ -28,14 +28,14 @@ from gnomon.run.plan import FEWEST, unmet
 
 SHARE = 0.05
 """The most that the usual readings cost, as a part of the training."""
-RECORD_COST = 2.0
+RECORD_COST = 2.5
 """What a record costs beside its readings, in steps of training: copying the parameters, writing the file."""
 CALL_COST = 1.0
 """What a pass over a few examples costs at least, in steps."""
 SMALL_CALL_COST = 2.5
 """The same on networks of fewer than SMALL parameters, where it is the calls that take time and not the numbers."""
 SMALL = 100_000
-OFTEN = 0.7
+OFTEN = 0.8
 """The part of the share that what is cheap enough for every record may take; the rest is left to what is dear."""
 DEAR = 8.0
 """Full gradients from which a reading is taken on FEWEST examples only."""
@@ -84,6 +84,7 @@ class Watch:
             held_test = None if test is None else hold(test, examples=examples, rng=chance.child(rng, "test"), what="test")
         self._frozen: dict[str, Any] = {"loss": loss, "train": held, "test": held_test, "initial": initial, "weight": weight, "name": name, "seed": seed}
         self._last: int | None = None
+        self._leads: bool | None = None
         self._said: set[str] = set()
         self._history: History | None = None
         self._plan()
@@ -144,13 +145,17 @@ class Watch:
         Cost: nothing where no record is due.
         """
         step = (0 if self._last is None else self._last + 1) if step is None else int(step)
-        if not leading():
+        if self._leads is None:
+            self._leads = leading()
+        if not self._leads:
             return
         before = step - 1 if self._last is None or step <= self._last else self._last
         assert self._history is not None
         if self._history.steps and self._history.steps[-1] >= step:
             self._history.drop_from(step)
         self._last = step
+        if step and step // self.every == before // self.every:
+            return
         due = [choice for choice in self._recorder.choices if step // choice.every > before // choice.every and (step > 0 or choice.every == self.every)]
         if due:
             self._safely("taking a record", lambda: self._record(step, due))
@@ -250,7 +255,13 @@ def state_now(model: nn.Module) -> dict[str, Tensor]:
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Measure inside: no autocast, gradients on, the global random state put back."""
     device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-    with chance.preserved(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(chance.preserved())
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.enable_grad())
         yield
 
 

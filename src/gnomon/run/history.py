@@ -85,8 +85,12 @@ class Recorder:
 
 def _not_finite(state: State, like: State) -> str | None:
     """The first entry that has a NaN, or an infinite value where the network at hand has none (a causal mask holds -inf on purpose)."""
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()) and (value.isnan().any() or bool(torch.isfinite(like[key]).all())):
+    floating = {key: value for key, value in state.items() if value.is_floating_point()}
+    # a finite sum tells that every entry is; only where one is not are the entries looked at
+    if all(math.isfinite(float(value.sum())) for value in floating.values()):
+        return None
+    for key, value in floating.items():
+        if value.isnan().any() or (not bool(torch.isfinite(value).all()) and bool(torch.isfinite(like[key]).all())):
             return key
     return None
 
