@@ -47,7 +47,7 @@ def _numbers(document: Mapping[str, Any]) -> list[str]:
     if gap.size > 1:
         axis = measured.axes[0] if len(measured.axes) == 1 else None
         value = axis.values[worst] if axis else worst
-        where = f"at {axis.name if axis else 'element'} {value if isinstance(value, str) else format(value, 'g')}, of {gap.size}: "
+        where = f"at {axis.name if axis else 'element'} {value if isinstance(value, str) else format(value, 'g')}, one of {gap.size}: "
     short = re.split(r"[:;,(]", document["tolerance_because"])[0].strip()
     return [
         f"{where}predicted {format_number(at(predicted.value))} {measured.unit}".rstrip(),
