@@ -164,7 +164,7 @@ def test_what_is_prepared_is_built_once_and_shared(plugin, tmp_path):
     body = """
 def prepare(s, *, rng):
     count("prepare")
-    return float(torch.randn((), generator=rng)) + float(torch.randn(()))
+    return 10 + float(torch.randn((), generator=rng)) + float(torch.randn(()))
 
 def predict(s, shared):
     return Reading.predicted("x", shared, unit="")

@@ -30,5 +30,5 @@ def default_subject(seed: int = 0) -> Subject:
         trained = train(DigitsCNN, cross_entropy, data, rng=rng, lr=LR, momentum=MOMENTUM, batch_size=BATCH_SIZE, epochs=EPOCHS)
     return Subject.freeze(
         trained.module, "cross_entropy", data, test_pair, initial=trained.initial, make=DigitsCNN, optimizer="sgd", lr=LR, momentum=MOMENTUM, batch_size=BATCH_SIZE,
-        history={"loss": list(trained.losses)}, seed=seed,
+        seed=seed,
     )  # fmt: skip
