@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float64
 from scipy import optimize
 from torch import Tensor
+from torch.nn import functional as F
 
+from gnomon.core.errors import unknown
 from gnomon.core.reading import Array
 from gnomon.numerics.quadrature import gaussian_expectation
 
@@ -24,6 +26,22 @@ QUADRATURE = 1e-11
 """Tolerance of a quadrature, relative."""
 SMALLEST = 1e-30
 """A variance below this is taken for it."""
+
+
+NAMED: dict[str, Function] = {
+    "celu": F.celu, "elu": F.elu, "erf": torch.erf, "gelu": F.gelu, "gelu-tanh": lambda z: F.gelu(z, approximate="tanh"), "hardswish": F.hardswish, "hardtanh": F.hardtanh,
+    "leaky-relu": F.leaky_relu, "linear": lambda z: z, "logsigmoid": F.logsigmoid, "mish": F.mish, "relu": torch.relu, "relu6": F.relu6, "selu": F.selu, "sigmoid": torch.sigmoid,
+    "silu": F.silu, "sin": torch.sin, "softplus": F.softplus, "softsign": F.softsign, "swish": F.silu, "tanh": torch.tanh, "atan": torch.atan,
+}  # fmt: skip
+"""Activations by name, as PyTorch defines them with its defaults."""
+
+
+def named(name: str) -> Function:
+    """The activation of a name, `_` and capitals aside.  Raises: InvalidInput for an unknown one, with the nearest."""
+    plain = name.lower().replace("_", "-")
+    if plain not in NAMED:
+        raise unknown("activation", name, NAMED)
+    return NAMED[plain]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.numerics.quadrature import gaussian_expectation_2
-from gnomon.theory.activations import Function, moments, scale_invariant
+from gnomon.theory import effective
+from gnomon.theory.activations import Function, moments, scale_invariant, square_curvature
 from gnomon.theory.criticality import check_growth
 
 PRINCIPLES = Source("roberts2022", "sections 4.2, 4.3 and 4.5")
@@ -293,3 +294,37 @@ def square_correlation(vertex: Reading) -> Reading:
     """
     r = vertex.value
     return vertex.replace(name="square_correlation", value=r / (2 + 3 * r), error=2 * vertex.error / (2 + 3 * r) ** 2, samples=None)
+
+
+def layer_by_layer(activation: Function, *, depth: int, width: int, weight_variance: float, bias_variance: float = 0.0, kernel: float = 1.0) -> tuple[Reading, ...]:
+    """What the theory says of every layer of a network on one input: K, V/(n K^2), chi_parallel and chi_perp.
+
+    K and V by `effective.expansion`; chi_parallel = C_W d<s^2>_K/dK, chi_perp = C_W <s'^2>_K.  V/(n K^2) is exact where s is scale invariant and there are no biases.
+
+    Shapes: four values (depth,); `kernel` is K of the first layer.   Units: none.
+    Error: truncation: of K the next order |D|/n; of V/(n K^2) half its square; of a susceptibility its change over the error of K.
+    Assumes: fully connected, equal widths, Gaussian weights and biases.   Cost: about ten quadratures a layer.
+    Raises: InvalidInput for sizes below 1, a kernel or a weight variance that is not positive, a negative bias variance; OutOfScope as `check_growth`.
+    Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
+    """
+    if min(depth, width) < 1 or not (kernel > 0 and weight_variance > 0 and bias_variance >= 0) or not math.isfinite(kernel + weight_variance + bias_variance):
+        raise InvalidInput(
+            f"Depth and width must be at least 1, kernel and weight variance above 0, the bias variance not below, "
+            f"not depth={depth}, width={width}, kernel={kernel:g}, C_W={weight_variance:g}, C_b={bias_variance:g}."
+        )
+    check_growth(activation)
+    settings = {"depth": depth, "width": width, "weight_variance": weight_variance, "bias_variance": bias_variance, "kernel": kernel}
+    mean = effective.mean_field_variance(activation, **settings)  # type: ignore[arg-type]
+    exact = bias_variance == 0 and scale_invariant(activation) is not None
+    vertex = exact_four_point_vertex(activation, depth=depth, width=width) if exact else effective.four_point_vertex(activation, **settings)  # type: ignore[arg-type]
+    found = moments(activation, mean.value)
+    curvature = np.array([0.0 if exact else square_curvature(activation, float(k)) for k in mean.value])
+    readings = [mean, vertex]
+    for name, value, response in (("chi_parallel", found.growth, curvature), ("chi_perp", found.slope, found.slope_growth)):
+        error = weight_variance * (np.abs(response) * mean.error + 1e-9 * np.abs(value))
+        readings.append(
+            Reading.predicted(
+                name, weight_variance * value, unit="", error=error, error_kind="truncation", axes=mean.axes, source=Source("roberts2022", "section 5.1"), assumes=ASSUMES
+            )
+        )
+    return tuple(readings)
