@@ -5,6 +5,7 @@ $\frac{1}{3} \cdot \frac{1}{4} = \frac{1}{12}$: PyTorch draws weights with $C_W 
 about $2/n$, so that its mean logarithm lies about $1/n$ lower.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Generator
@@ -33,12 +34,12 @@ def _same(s: Settings) -> critical.Settings:
 def predict(s: Settings) -> Reading:
     """The rate of a change, from the susceptibilities of all layers in the limit of many units."""
     whole = critical.predict(_same(s))
-    return Reading.predicted(whole.name, whole.value[1], unit="", source=Source("schoenholz2017", "section 3"))
+    return Reading.predicted("log_growth_per_layer", math.log(whole.value[1]), unit="", source=Source("schoenholz2017", "section 3"))
 
 
 def measure(s: Settings, *, rng: Generator) -> float:
     """The mean over one block; weights are normal with the default's variance."""
-    return float(critical.measure(_same(s), rng=rng)[1])
+    return math.log(critical.measure(_same(s), rng=rng)[1])
 
 
 CLAIM = Claim(

@@ -55,6 +55,6 @@ CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "section 5.3.3"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: predict(s).value * ((1 + torch.tensor(layers(s)).log().numpy()) / (2 * layers(s)) + layers(s) / (3 * s.width)),
                         because="the next orders: (1 + ln l)/(2 l), which is above |c - 5/6 ln l|/(2 l), and l/(3 n)"),
-    scales={"smoke": Settings(16, 60, members=40, replicates=8, every=4), "standard": Settings(32, 400, members=40, replicates=20, every=4), "paper": Settings(64, 1600, members=50, replicates=80, every=8)},
+    scales={"smoke": Settings(16, 60, members=40, replicates=8, every=4), "standard": Settings(32, 200, members=40, replicates=20, every=4), "paper": Settings(64, 1600, members=50, replicates=80, every=8)},
     sabotage=Sabotage("the signal of sine falls as 1/l", activation="sin"),
 )  # fmt: skip

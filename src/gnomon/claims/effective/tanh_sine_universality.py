@@ -52,6 +52,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "section 5.3.3"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: (1 + math.log(s.first)) / (2 * s.first) + 2 * s.first / (3 * s.width * math.log(3)), because="the next orders in depth and in width"),
-    scales={"smoke": Settings(7, 60, members=40, replicates=8), "standard": Settings(12, 250, members=60, replicates=20), "paper": Settings(30, 1000, members=60, replicates=100)},
+    scales={"smoke": Settings(7, 60, members=40, replicates=8), "standard": Settings(12, 160, members=60, replicates=16), "paper": Settings(30, 1000, members=60, replicates=100)},
     sabotage=Sabotage("ELU is of another class: its second derivative jumps at 0, and its signal falls as 1/l^2", second="elu"),
 )  # fmt: skip
