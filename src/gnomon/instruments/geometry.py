@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
@@ -150,20 +149,20 @@ def local_entropy(
     if not widths or not all(math.isfinite(x) and x > 0 for x in (*widths, inverse_temperature)):
         raise InvalidInput(f"widths and inverse_temperature must be positive, not {tuple(widths)} and {inverse_temperature}.")
     start, base = parameters_of(subject), loss_value(subject, split)
-    values, errors, biases, effective = [], [], [], []
+    parts, effective = [], []
     for place, width in enumerate(widths):
         rises = []
         for index in range(probes):
             z = chance.normal(subject.dimension, rng=chance.child(rng, f"width {place}", index), like=start)
             rises.append(loss_value(at_vector(subject, start + width * z), split) - base)
         exponents = -inverse_temperature * np.where(np.isfinite(rises), rises, np.inf)
-        value, error, bias = jackknife(exponents, log_mean_exp)
+        parts.append(jackknife(exponents, log_mean_exp))
         weights = np.exp(exponents - exponents.max())
-        values.append(value), errors.append(error), biases.append(abs(bias)), effective.append(float(weights.sum() ** 2 / (weights**2).sum()))
-    value, total = np.asarray(values), np.hypot(errors, biases)
+        effective.append(float(weights.sum() ** 2 / (weights**2).sum()))
+    value, error, bias = np.asarray(parts).T
     return Reading(
-        "local_entropy", value, "nats", error=total, error_kind="probe", n=probes, source=CHAUDHARI_2017.at("section 3"),
-        axes=(Axis("width", tuple(float(w) for w in widths), "parameter", "log"),), details={"effective": effective, "bias": biases, "inverse_temperature": inverse_temperature},
+        "local_entropy", value, "nats", error=np.hypot(error, bias), error_kind="probe", n=probes, source=CHAUDHARI_2017.at("section 3"),
+        axes=(Axis("width", tuple(float(w) for w in widths), "parameter", "log"),), details={"effective": effective, "bias": bias, "inverse_temperature": inverse_temperature},
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class Matching:
     agreement: float
 
 
-def match_units(subject: Subject, other: Any, *, rng: Generator, by: By = "weights", sweeps: int = 100, examples: int = 512) -> Matching:
+def match_units(subject: Subject, other: Any, *, rng: Generator, by: str = "weights", sweeps: int = 100, examples: int = 512) -> Matching:
     """Another network of the same architecture with its units in the order that fits the subject's best.
 
     weights: max over P of <w_1, P w_2>, by coordinate descent: one group of units at a time is a linear assignment problem, the others held.  The first sweep follows
