@@ -53,7 +53,7 @@ def test_the_barrier_between_two_minima_of_a_product():
 
 @pytest.mark.parametrize(("kind", "bends"), [("bezier", 1), ("chain", 1), ("chain", 3)])
 def test_a_fitted_curve_goes_round_the_hill(kind, bends):
-    subject, scale = hyperbola(4.0, 0.25)
+    subject, _scale = hyperbola(4.0, 0.25)
     other = {"weights": torch.tensor([0.25, 4.0])}
     straight = float(barrier(along(subject, segment(subject, other))["train_loss"]))
     curve = fit_curve(subject, other, rng=chance.generator(0), kind=kind, bends=bends, steps=600, lr=0.02)

@@ -1,6 +1,6 @@
 r"""Once the units of two trained networks are matched by their weights, the barrier that is left between them falls with their width.
 
-$\max_t \left[ L((1-t) w_1 + t P w_2) - (1-t) L(w_1) - t L(w_2) \right]$ with $P = \arg\max_P \langle w_1, P w_2 \rangle$ falls from each width to the next.
+$\max_t \left[ L((1-t) w_1 + t P w_2) - (1-t) L(w_1) - t L(w_2) \right]$, with $P = \arg\max_P \langle w_1, P w_2 \rangle$
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,12 @@ from torch import Generator
 from gnomon.core import dataset
 from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage
-from gnomon.core.loss import cross_entropy
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.data.images import digits
 from gnomon.instruments.connectivity import along, barrier, segment
-from gnomon.models.rectifier import Rectifier
-from gnomon.models.training import train
+from gnomon.models.rectifier import trained
 from gnomon.numerics.matching import match_units
 
 AINSWORTH_2022 = Source("ainsworth2022", "section 5")
@@ -47,9 +45,8 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
     """The barrier of the training loss between two networks from other seeds, for every width."""
     data, heights = dataset.read(digits()[0], rng=rng), []
     for width in s.widths:
-        sizes, stream = (64, width, width, 10), chance.child(rng, "width", width)
-        options = {"lr": 0.05, "momentum": 0.9, "batch_size": 64, "epochs": s.epochs}
-        one, two = (train(lambda sizes=sizes: Rectifier(sizes), cross_entropy, data, rng=chance.child(stream, "network", i), **options).module for i in range(2))  # type: ignore[misc, arg-type]
+        stream = chance.child(rng, "width", width)
+        one, two = (trained((64, width, width, 10), data, rng=chance.child(stream, "network", i), epochs=s.epochs) for i in range(2))
         subject = Subject.freeze(one, "cross_entropy", data)
         other = match_units(subject, two, rng=chance.child(stream, "matching")).state if width <= s.widest_matched else two
         heights.append(float(barrier(along(subject, segment(subject, other), points=11)["train_loss"])))
@@ -58,6 +55,6 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
 
 CLAIM = Claim(
     version=1, entry="E1", source=AINSWORTH_2022, relation="monotone", predict=predict, measure=measure,
-    scales={"smoke": Settings((16, 128), epochs=8, replicates=3), "standard": Settings((32, 128, 512), epochs=20, replicates=10), "paper": Settings((32, 64, 128, 256, 512, 1024, 2048), epochs=100, replicates=30)},
-    sabotage=Sabotage("it is the matching that makes it fall: the wider networks are left as they are", widest_matched=64),
+    scales={"smoke": Settings((16, 64), epochs=5, replicates=6), "standard": Settings((32, 128, 512), epochs=20, replicates=10), "paper": Settings((32, 64, 128, 256, 512, 1024, 2048), epochs=100, replicates=30)},
+    sabotage=Sabotage("it is the matching that makes it fall: the wider networks are left as they are", widest_matched=32),
 )  # fmt: skip

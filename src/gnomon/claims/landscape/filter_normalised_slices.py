@@ -1,7 +1,9 @@
 r"""A filter-normalised slice of the loss is the same for a ReLU network and for the same function with its layers rescaled; a raw slice is not.
 
-$d_{ij} \leftarrow d_{ij} \, \frac{\|w_{ij}\|}{\|d_{ij}\|}$ for filter $j$ of layer $i$.  With every hidden layer's weights times $a$ and the last layer's over $a^{L-1}$ the network
-is the same function.  A random direction is then scaled with the filters, and so is every point of the slice; biases stay in place.
+$d_{ij} \leftarrow d_{ij} \, \frac{\|w_{ij}\|}{\|d_{ij}\|}$
+
+That is for filter $j$ of layer $i$.  With every hidden layer's weights times $a$ and the last layer's over $a^{L-1}$ the network is the same function; a direction scaled to the
+filters, and so every point of the slice, changes alike.  Biases stay in place.
 """
 
 from dataclasses import dataclass
@@ -10,14 +12,12 @@ from torch import Generator, finfo, float64
 
 from gnomon.core import dataset
 from gnomon.core.claim import Claim, Sabotage, Tolerance
-from gnomon.core.loss import cross_entropy
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.data.images import digits
 from gnomon.instruments.slices import Normalisation, loss_slice
-from gnomon.models.rectifier import Rectifier, rescaled
-from gnomon.models.training import train
+from gnomon.models.rectifier import rescaled, trained
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def measure(s: Settings, *, rng: Generator) -> float:
     """The largest difference of the two slices along directions drawn alike, relative to the rise of the loss on the slice."""
     images, labels = digits()[0]
     data = dataset.read((images.double(), labels), rng=rng)
-    made = train(lambda: Rectifier((64, s.width, s.width, 10)).double(), cross_entropy, data, rng=rng, lr=0.05, momentum=0.9, batch_size=64, epochs=s.epochs)
-    first = Subject.freeze(made.module, "cross_entropy", data)
+    first = Subject.freeze(trained((64, s.width, s.width, 10), data, rng=rng, epochs=s.epochs), "cross_entropy", data)
     other = first.at(rescaled(first.state, 1 + s.excess * rounding(s)))
     one, two = (loss_slice(subject, rng=rng, normalise=s.normalise, points=s.points).value for subject in (first, other))
     return float(abs(one - two).max() / (one.max() - one.min()))

@@ -1,7 +1,8 @@
 r"""A flat minimum of a ReLU network can be made as sharp as one likes without changing the function, while its adaptive sharpness does not move.
 
-$\frac{\lambda_{\max}(H_a)}{a^2 \lambda_{\max}(H_{22})} = 1 + O(a^{-2})$ and $\lambda_{\max}(|w_a| H_a |w_a|) = \lambda_{\max}(|w| H |w|)$, where the first layer is multiplied by $a$ and the
-last over $a$, and $H_{22}$ is the block of the last layer's weights: blocks of $H$ are divided by the factors of their weights.
+$\frac{\lambda_{\max}(H_a)}{a^2 \lambda_{\max}(H_{22})} = 1 + O(a^{-2}), \quad \lambda_{\max}(|w_a| H_a |w_a|) = \lambda_{\max}(|w| H |w|)$
+
+The first layer is multiplied by $a$, the last one divided; $H_{22}$ is the block of the last layer's weights.
 """
 
 import dataclasses
@@ -11,15 +12,13 @@ from torch import Generator
 
 from gnomon.core import dataset
 from gnomon.core.claim import Claim, Sabotage, Tolerance
-from gnomon.core.loss import cross_entropy
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.data.images import digits
 from gnomon.instruments.geometry import adaptive_sharpness
 from gnomon.instruments.landscape import sharpness
-from gnomon.models.rectifier import Rectifier, rescaled
-from gnomon.models.training import train
+from gnomon.models.rectifier import rescaled, trained
 
 DINH_2017 = Source("dinh2017", "section 4")
 AXIS = Axis("sharpness", ("plain, over its growth", "adaptive"))
@@ -44,8 +43,7 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
     """Both kinds of sharpness of the rescaled network over those of the trained one, the plain one's over a^2 on the last layer's block."""
     images, labels = digits()[0]
     data = dataset.read((images.double(), labels), rng=rng)
-    made = train(lambda: Rectifier((64, s.width, 10)).double(), cross_entropy, data, rng=rng, lr=0.05, momentum=0.9, batch_size=64, epochs=s.epochs)
-    before = Subject.freeze(made.module, "cross_entropy", data)
+    before = Subject.freeze(trained((64, s.width, 10), data, rng=rng, epochs=s.epochs), "cross_entropy", data)
     after = before.at(rescaled(before.state, s.factor, less=s.less))
     block = dataclasses.replace(before, trainable=("3.weight",), _shared={})
     pairs = [(sharpness(after, rng=rng), sharpness(block, rng=rng), s.factor**2), (adaptive_sharpness(after, rng=rng), adaptive_sharpness(before, rng=rng), 1.0)]

@@ -1,7 +1,8 @@
 r"""Between two trained networks the loss has a barrier on the straight line, and hardly any on a curve that is fitted to low loss.
 
-$\max_t \left[ L(\phi(t)) - (1-t) L(\phi(0)) - t L(\phi(1)) \right]$ on a quadratic Bezier curve $\phi(t) = (1-t)^2 w_1 + 2t(1-t) \theta + t^2 w_2$, with $\theta$ from
-$\min_\theta E_t L(\phi(t))$, is at most a tenth of what it is on the segment.
+$\max_t \left[ L(\phi(t)) - (1-t) L(\phi(0)) - t L(\phi(1)) \right]$
+
+On a quadratic Bezier curve $\phi(t) = (1-t)^2 w_1 + 2t(1-t) \theta + t^2 w_2$, with $\theta$ from $\min_\theta E_t L(\phi(t))$, it is at most a tenth of what it is on the segment.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,12 @@ from torch import Generator
 from gnomon.core import dataset
 from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage, Tolerance
-from gnomon.core.loss import cross_entropy
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.data.images import digits
 from gnomon.instruments.connectivity import along, barrier, fit_curve, segment
-from gnomon.models.rectifier import Rectifier
-from gnomon.models.training import train
+from gnomon.models.rectifier import trained
 
 GARIPOV_2018 = Source("garipov2018", "section 3")
 
@@ -42,10 +41,7 @@ def predict(s: Settings) -> Reading:
 def measure(s: Settings, *, rng: Generator) -> float:
     """The training loss's barrier on the fitted curve over that on the segment, for two networks from other seeds."""
     data = dataset.read(digits()[0], rng=rng)
-    made = [
-        train(lambda: Rectifier((64, s.width, s.width, 10)), cross_entropy, data, rng=chance.child(rng, "network", i), lr=0.05, momentum=0.9, batch_size=64, epochs=s.epochs).module
-        for i in range(2)
-    ]
+    made = [trained((64, s.width, s.width, 10), data, rng=chance.child(rng, "network", i), epochs=s.epochs) for i in range(2)]
     subject = Subject.freeze(made[0], "cross_entropy", data)
     curve = fit_curve(subject, made[1], rng=chance.child(rng, "curve"), steps=s.steps, batch_size=64, lr=0.05)
     on_curve, straight = (float(barrier(along(subject, path, points=s.points)["train_loss"])) for path in (curve, segment(subject, made[1])))
