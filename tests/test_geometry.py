@@ -9,11 +9,14 @@ from torch import nn
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.core.reading import Axis, Reading
 from gnomon.core.subject import Subject
 from gnomon.instruments import geometry, slices
 from gnomon.numerics import dense
 from gnomon.numerics.moving import at_vector, parameters_of, refreshed
 from gnomon.numerics.operators import loss_value
+from gnomon.report.figure import describe
+from gnomon.report.svg import draw
 
 DIMENSION = 6
 
@@ -248,3 +251,20 @@ def test_pictures_are_drawn():
     assert line.plot().get_xlabel() == "step"
     assert plane.plot().get_ylabel() == "step along the first"
     assert "svg" in line._repr_html_()
+
+
+def test_a_plane_has_lines_of_equal_height_and_a_matrix_of_elements_has_none():
+    """Of s^2 + t^2 they are circles, as many as there are levels inside the square or cut by it."""
+    steps = np.linspace(-1, 1, 31)
+    axes = tuple(Axis(name, tuple(steps.tolist())) for name in "st")
+    bowl = describe(Reading("bowl", steps[:, None] ** 2 + steps[None] ** 2, "loss", axes=axes))
+    lines = bowl.contours(bowl.series[0], levels=3)
+    inside = [line for line in lines if np.allclose(line[0], line[-1])]
+    middle = (np.asarray(bowl.series[0].values.shape) - 1) / 2
+    for line in inside:
+        radius = np.linalg.norm(line - middle, axis=1)
+        assert radius.std() < 0.05 * radius.mean()
+    assert inside
+    assert draw(bowl).count('class="pw"') >= 9
+    numbered = describe(Reading("matrix", np.eye(4), ""))
+    assert numbered.contours(numbered.series[0]) == []

@@ -123,7 +123,7 @@ def loss_slice(
 
 def loss_plane(
     subject: Subject, *, rng: Generator, directions: Sequence[Float[Tensor, "P"]] | None = None, normalise: Normalisation = "filter",
-    span: tuple[float, float] = (-1.0, 1.0), points: int = 15, split: str = "train",
+    span: tuple[float, float] = (-1.0, 1.0), points: int = 17, split: str = "train",
 ) -> Reading:  # fmt: skip
     """The loss over the plane of two directions, random ones scaled filter by filter where none are given: L(w + s d1 + t d2).
 
