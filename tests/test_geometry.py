@@ -197,6 +197,13 @@ def test_local_entropy_of_a_quadratic_is_half_a_log_determinant():
     assert np.asarray(reading.details["effective"])[0] > 60
 
 
+def test_a_volume_that_one_probe_decides_has_an_interval_that_is_open_above():
+    subject, _ = quadratic()
+    reading = geometry.local_entropy(subject, rng=chance.generator(0), widths=(0.01, 3.0), probes=8, inverse_temperature=100.0)
+    assert reading.details["effective"][1] < 4 < reading.details["effective"][0]
+    assert np.isinf(reading.interval[1]).tolist() == [False, True]
+
+
 def test_the_jackknife_corrects_the_bias_of_a_square():
     """(mean)^2 is too large by s^2 / n; the jackknife takes exactly that off."""
     samples = np.asarray([1.0, 4.0, 2.0, 9.0, 5.0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
@@ -28,6 +29,8 @@ ANDRIUSHCHENKO_2023 = Source("andriushchenko2023")
 CHAUDHARI_2017 = Source("chaudhari2017")
 PRODUCT = 2.4
 """What one Hessian product costs at most, in gradients."""
+FEWEST_EFFECTIVE = 4
+"""Probes that must carry a mean of exponentials before its error bar is believed on both sides."""
 
 
 def dense_adaptive_sharpness(subject: Subject) -> float:
@@ -139,7 +142,7 @@ def local_entropy(
 
     Shapes: value (widths,).   Units: nats.
     Error: jackknife standard error over probes; the jackknife's correction of the bias (the log of a mean lies low) is applied, and its size is in the interval.
-    `details["effective"]` is how many probes carry the mean: where it is near 1, one probe decides and the value is a lower estimate, whatever the error says.
+    `details["effective"]` is how many probes carry the mean: where that is fewer than four, the few best of them decide, others may be better by far, and the interval is open above.
     Assumes: eval mode; the loss is that of the examples seen; probes beyond a loss that is not finite count for nothing.
     Cost: `probes` forward passes a width.   Raises: InvalidInput for fewer than four probes, or a width or temperature that is not positive.
     Source: Chaudhari et al. 2017, section 3.
@@ -160,8 +163,11 @@ def local_entropy(
         weights = np.exp(exponents - exponents.max())
         effective.append(float(weights.sum() ** 2 / (weights**2).sum()))
     value, error, bias = np.asarray(parts).T
+    total = np.hypot(error, bias)
+    half = stats.t.ppf(0.975, probes - 1) * total
     return Reading(
-        "local_entropy", value, "nats", error=np.hypot(error, bias), error_kind="probe", n=probes, source=CHAUDHARI_2017.at("section 3"),
+        "local_entropy", value, "nats", error=total, error_kind="probe", n=probes, source=CHAUDHARI_2017.at("section 3"),
+        interval=(value - half, np.where(np.asarray(effective) < FEWEST_EFFECTIVE, np.inf, value + half)),
         axes=(Axis("width", tuple(float(w) for w in widths), "parameter", "log"),), details={"effective": effective, "bias": bias, "inverse_temperature": inverse_temperature},
     )  # fmt: skip
 
