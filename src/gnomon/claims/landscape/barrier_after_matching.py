@@ -52,6 +52,6 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
 
 CLAIM = Claim(
     version=1, entry="E1", source=AINSWORTH_2022, relation="monotone", predict=predict, measure=measure,
-    scales={"smoke": Settings((16, 64), epochs=5, replicates=6), "standard": Settings((32, 512), epochs=20, replicates=10), "paper": Settings((32, 2048), epochs=100, replicates=30)},
+    scales={"smoke": Settings((16, 64), epochs=4, replicates=6), "standard": Settings((32, 512), epochs=20, replicates=10), "paper": Settings((32, 2048), epochs=100, replicates=30)},
     sabotage=Sabotage("it is the matching that makes it fall: the wider networks are left as they are", widest_matched=32),
 )  # fmt: skip
