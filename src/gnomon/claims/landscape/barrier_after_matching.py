@@ -1,6 +1,6 @@
 r"""Once the units of two trained networks are matched by their weights, the barrier that is left between them is lower for wide networks than for narrow ones.
 
-$\max_t \left[ L((1-t) w_1 + t P w_2) - (1-t) L(w_1) - t L(w_2) \right]$, with $P = \arg\max_P \langle w_1, P w_2 \rangle$
+$\max_t \left[ L((1-t) w_1 + t P w_2) - (1-t) L(w_1) - t L(w_2) \right], \quad P = \arg\max_P \langle w_1, P w_2 \rangle$
 
 Not at every step: after 20 epochs on digits the fall from width 32 is over at width 128 (0.059 ± 0.007, 0.0138 ± 0.0006, and at 512 0.0140 ± 0.0004).
 """
