@@ -229,3 +229,20 @@ def test_networks_of_different_shapes_are_told_apart():
         match_units(subject, other, rng=chance.generator(0))
     with pytest.raises(InvalidInput, match="Did you mean 'weights'"):
         match_units(subject, subject.state, rng=chance.generator(0), by="weight")
+
+
+def test_a_state_dict_may_be_wrapped_and_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(36, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+            self.again = self.second
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.second(torch.tanh(self.first(x.flatten(1))))))
+
+    subject, other = subject_of(Tied), subject_of(Tied, seed=1)
+    wrapped = {f"module.{key}": value for key, value in other.module.state_dict().items()}
+    assert "module.again.weight" in wrapped
+    one, two = (match_units(subject, given, rng=chance.generator(0)) for given in (wrapped, other))
+    assert all(torch.equal(value, two.state[key]) for key, value in one.state.items())

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.subject import State, Subject, state_of, unwrap
+from gnomon.core.weights import strip_prefix
 from gnomon.numerics.activations import layer_activations
 from gnomon.numerics.symmetry import Place, Symmetry, permuted, read_symmetry, reordered
 
@@ -52,7 +53,7 @@ def match_units(subject: Subject, other: Any, *, rng: Generator, by: str = "weig
         raise unknown("way of matching", by, get_args(By))
     if min(sweeps, examples) < 1:
         raise InvalidInput(f"sweeps and examples must be at least 1, not {sweeps} and {examples}.")
-    given = other.state if isinstance(other, Subject) else state_of(unwrap(other)) if isinstance(other, nn.Module) else other
+    given = other.state if isinstance(other, Subject) else state_of(unwrap(other)) if isinstance(other, nn.Module) else _named(subject, other)
     if differences := differing(subject.state, given):
         more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
         raise InvalidInput(f"The two networks are not of one shape, so their units cannot be matched: {'; '.join(differences[:6])}{more}.")
@@ -63,6 +64,13 @@ def match_units(subject: Subject, other: Any, *, rng: Generator, by: str = "weig
         orders, made = _by_activations(symmetry, subject, second, examples), 1
     state = permuted(symmetry, second, orders)
     return Matching(state, tuple(orders), symmetry, made, _agreement(symmetry, subject.state, state))
+
+
+def _named(subject: Subject, given: State) -> State:
+    """A state dict by the subject's names: wrappers' prefixes dropped, tied parameters once."""
+    module = subject.module
+    tied = {*module.state_dict(), *(name for name, _ in module.named_parameters(remove_duplicate=False))} - subject.state.keys()
+    return {key: value for name, value in given.items() if (key := strip_prefix(name)) not in tied}
 
 
 def differing(first: State, second: State) -> list[str]:

@@ -59,13 +59,15 @@ def refreshed(subject: Subject, *, examples: int = EXAMPLES) -> Subject:
 
     Between two networks, or once units are matched, the old statistics belong to other parameters.
 
-    Cost: one forward pass of at most `examples` examples.
+    Cost: one forward pass of at most `examples` examples.   Raises: InvalidInput for fewer than two examples.
     Source: Izmailov et al. 2018, section 3.2; Ainsworth et al. 2022.
     """
     names = batch_norms(subject)
     if not names:
         return subject
     count = min(examples, len(subject.train))
+    if count < 2:
+        raise InvalidInput("Batch normalisation's statistics are those of at least two examples; there is one.")
     chosen = subject.train.select(torch.linspace(0, len(subject.train) - 1, count).round().long())
     state = dict(subject.state)
     owners = _owners(subject.module)
