@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gnomon.core.dataset import Block, Dataset
-from gnomon.core.errors import OutOfScope
+from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.numerics.layers import Outer
 from gnomon.numerics.measuring import measuring
-from gnomon.numerics.per_example import Feature, Parameter, Plan, features, plan_of
+from gnomon.numerics.per_example import Feature, NotFinite, Parameter, Plan, features, plan_of
 
 MEMORY = 1 << 30
 """Bytes that the compact gradients of the examples in work may take."""
@@ -65,9 +65,14 @@ def gradient_norms(subject: Subject, *, split: str = "train") -> Float64[Tensor,
     total, as_columns, squares = _total(subject, split), _choose(plan, 1, MEMORY), []
     with measuring(subject):
         for found in _chunks(subject, plan, data, total, as_columns):
-            parts = [feature.squares() if isinstance(feature, Outer) else feature.cpu().double().square().sum(1) for feature in found.values()]
+            parts = [squares_of(feature) for feature in found.values()]
             squares.append(torch.stack(parts).sum(0))
     return torch.cat(squares).sqrt()
+
+
+def squares_of(feature: Feature) -> Float64[Tensor, "n"]:
+    """The squared norms of compact gradients.  Shapes: (n,) float64 on the CPU."""
+    return feature.squares() if isinstance(feature, Outer) else torch.linalg.vector_norm(feature, dim=1).cpu().double().square()
 
 
 def per_example_losses(subject: Subject, *, split: str = "train") -> Float64[Tensor, "N"]:
@@ -140,17 +145,24 @@ def _size(plan: Plan, as_columns: frozenset[str], subject: Subject) -> int:
     return direct + sum(subject.state[key].numel() for key in plan.slow)
 
 
-def _chunks(subject: Subject, plan: Plan, data: Dataset, total: float, as_columns: frozenset[str], n: int | None = None) -> Iterator[dict[str, Feature]]:
+def _chunks(subject: Subject, plan: Plan, data: Dataset, total: float, as_columns: frozenset[str], n: int | None = None, offset: int = 0) -> Iterator[dict[str, Feature]]:
     shapes = {p.name: p.shape for p in plan.direct}
+    start = 0
     for block in _blocks(subject, data):
-        found = features(subject, plan, block, _scale(subject, block, total, n or len(data)))
+        try:
+            found = features(subject, plan, block, _scale(subject, block, total, n or len(data)))
+        except NotFinite as error:
+            raise InvalidInput(
+                f"The gradient of the loss of example {offset + start + error.index} (counted from 0) is not finite. Look at its inputs and target, or examine the network in float64."
+            ) from None
+        start += len(block)
         yield {key: feature.columns(shapes[key]) if isinstance(feature, Outer) and key in as_columns else feature for key, feature in found.items()}
 
 
 def _gather(subject: Subject, plan: Plan, data: Dataset, rows: slice, total: float, as_columns: frozenset[str]) -> dict[str, Feature]:
     """The compact gradients of some of the examples."""
     part = data.select(torch.arange(len(data))[rows])
-    chunks = list(_chunks(subject, plan, part, total, as_columns, len(data)))
+    chunks = list(_chunks(subject, plan, part, total, as_columns, len(data), rows.start))
     return {key: _joined([found.pop(key) for found in chunks]) for key in list(chunks[0])}
 
 

@@ -55,6 +55,9 @@ class Outer:
 
     def squares(self) -> Float64[Tensor, "n"]:
         """Squared norms.  Shapes: (n,) float64."""
+        if self.right.shape[1] == 1:
+            left = _row_squares(self.left) if self.left.ndim == 3 else 1.0
+            return left * _row_squares(self.right)
         return _widen(self._positions(self.left, self.left) * (self.right @ self.right.mT)).sum((1, 2))
 
     @staticmethod
@@ -75,6 +78,11 @@ class Outer:
                 parts.append(_widen(both.reshape(len(left) // t, t, len(other_left) // s, s).sum((1, 3))))
             rows.append(torch.cat(parts, 1))
         return torch.cat(rows)
+
+
+def _row_squares(x: Float[Tensor, "n T size"]) -> Float64[Tensor, "n"]:
+    flat = x.flatten(1)
+    return _widen(torch.linalg.vector_norm(flat, dim=1)).square()
 
 
 def _flat(x: Shaped[Tensor, "n T *size"]) -> Shaped[Tensor, "n*T *size"]:
