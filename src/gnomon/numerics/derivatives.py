@@ -55,6 +55,14 @@ def scaled_blocks(subject: Subject, name: str = "train") -> Iterator[tuple[Block
             yield block, share
 
 
+def first_block(subject: Subject, examples: int) -> Block:
+    """The first few examples whose targets are not all ignored, on which routes and sizes are tried."""
+    for block in subject.batches(chunk=examples):
+        if subject.loss.count(block.targets):
+            return block
+    raise InvalidInput("Every target of the train data is ignored: the mean loss is undefined.")
+
+
 def leaf_parameters(subject: Subject) -> dict[str, Tensor]:
     """The trainable parameters as fresh leaves that gradients are taken of."""
     return {key: value.detach().requires_grad_() for key, value in subject.parameters.items()}
@@ -200,7 +208,7 @@ def route_of(subject: Subject, prefer: Route = "forward") -> Route:
 
 
 def _try_routes(subject: Subject, routes: tuple[Route, Route]) -> Route:
-    block = next((block for block, _ in scaled_blocks(subject.with_chunk(2))))
+    block = first_block(subject, 2)
     tangents = tuple(torch.ones_like(p) for p in subject.parameters.values())
     said: dict[Route, str] = {}
     for route in routes:
