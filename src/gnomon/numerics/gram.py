@@ -18,6 +18,10 @@ from gnomon.numerics.per_example import Feature, NotFinite, Parameter, Plan, fea
 
 MEMORY = 1 << 30
 """Bytes that the compact gradients of the examples in work may take."""
+ROUNDING = 8
+"""Rounding of inner products of gradients, in units of eps |g_i| |g_j|."""
+ROWS = 1 << 9
+"""Rows of a Gram matrix made at a time."""
 COLUMNS = 1 << 13
 """Columns multiplied at once: sums of more are carried in float64."""
 
@@ -46,13 +50,61 @@ def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMOR
     with measuring(subject):
         for a in starts:
             here = _gather(subject, plan, data, slice(a, a + rows), total, as_columns)
-            gram[a : a + rows, a : a + rows] = _inner(here, here)
+            gram[a : a + rows, a : a + rows] = _inner(here, here, symmetric=True)
             for b in starts[a // rows + 1 :]:
                 there = _gather(subject, plan, data, slice(b, b + rows), total, as_columns)
                 gram[a : a + rows, b : b + rows] = _inner(here, there)
                 gram[b : b + rows, a : a + rows] = gram[a : a + rows, b : b + rows].T
                 del there
-    return (gram + gram.T) / 2
+    return gram
+
+
+def gradient_cross_gram(left: Subject, right: Subject, *, split: str = "train", other: str = "test", memory: int = MEMORY) -> Float64[Tensor, "N M"]:
+    """Inner products g_i . h_j between the per-example gradients of two sets of examples, or of one network in two states.
+
+    g_i is the i-th gradient of `split` of `left`, h_j the j-th of `other` of `right`, both as in `gradient_gram`.  Give the same subject twice for its train and test data.
+
+    Shapes: (N, M), float64 on the CPU.   Units: loss^2 / parameter^2.   Error: rounding.   Cost: as `gradient_gram`.
+    Raises: InvalidInput where the two do not have the same trainable parameters; OutOfScope where there are no test data.
+    """
+    sizes = [{key: tuple(value.shape) for key, value in subject.parameters.items()} for subject in (left, right)]
+    if sizes[0] != sizes[1]:
+        differ = sorted(key for key in sizes[0].keys() | sizes[1].keys() if sizes[0].get(key) != sizes[1].get(key))
+        raise InvalidInput(f"Gradients of two networks are compared parameter by parameter, but {differ[0]!r} has shape {sizes[0].get(differ[0])} in one and {sizes[1].get(differ[0])} in the other.")
+    sides = [(left, _data(left, split), split, plan_of(left)), (right, _data(right, other), other, plan_of(right))]
+    apart = {p.name for p in sides[0][3].direct if p.outer} & {p.name for p in sides[1][3].direct if p.outer}
+    chosen = [_choose(plan, len(data), memory // (2 * _bytes(left))) for _, data, _, plan in sides]
+    as_columns = frozenset(key for key in left.trainable if key not in apart or key in chosen[0] | chosen[1])
+    size = max(_size(plan, as_columns, subject) for subject, _, _, plan in sides) * _bytes(left)
+    rows = max(memory // (2 * size), 1)
+    out = torch.zeros(len(sides[0][1]), len(sides[1][1]), dtype=torch.float64)
+    with measuring(left):
+        for a in range(0, out.shape[0], rows):
+            here = _gather(left, sides[0][3], sides[0][1], slice(a, a + rows), _total(left, split), as_columns)
+            for b in range(0, out.shape[1], rows):
+                there = _gather(right, sides[1][3], sides[1][1], slice(b, b + rows), _total(right, other), as_columns)
+                out[a : a + rows, b : b + rows] = _inner(here, there)
+    return out
+
+
+def gradient_covariance_eigenvalues(subject: Subject, *, split: str = "train") -> tuple[Float64[Tensor, "N"], float]:
+    """All eigenvalues of the covariance of per-example gradients that can differ from 0, and a bound on their rounding.
+
+    C = (1/N) sum_i (g_i - g) (g_i - g)^T has the non-zero eigenvalues of the centred Gram matrix (1/N) (1 - 11^T/N) G G^T (1 - 11^T/N).
+
+    Shapes: (N,) descending, float64 on the CPU, and a number.   Units: loss^2 / parameter^2.
+    Error: the inner products are rounded in the subject's dtype: |dK|_2 <= c eps tr K; the centring and the eigenvalues are taken in float64.
+    Cost: that of `gradient_gram`, and N^3; 8 N^2 bytes twice.   Raises: OutOfScope where there are no test data.
+    """
+    gram = gradient_gram(subject, split=split)
+    n = len(gram)
+    trace = float(gram.diagonal().sum()) / n
+    mean = gram.mean(1)
+    gram -= mean
+    gram -= (mean - mean.mean())[:, None]
+    gram /= n
+    values = torch.linalg.eigvalsh(gram).flip(0)
+    return values, ROUNDING * torch.finfo(subject.dtype).eps * trace
 
 
 def gradient_norms(subject: Subject, *, split: str = "train") -> Float64[Tensor, "N"]:
@@ -181,16 +233,37 @@ def _filled(x: Shaped[Tensor, "n T *size"], positions: int) -> Shaped[Tensor, "n
     return x if not missing else pad(x, (0, missing) if x.ndim == 2 else (0, 0, 0, missing))
 
 
-def _inner(here: dict[str, Feature], there: dict[str, Feature]) -> Float64[Tensor, "n m"]:
+def _inner(here: dict[str, Feature], there: dict[str, Feature], *, symmetric: bool = False) -> Float64[Tensor, "n m"]:
+    """Inner products, some rows at a time; of a set with itself, those above the diagonal are copied below it."""
     n, m = (len(next(iter(side.values()))) for side in (here, there))
     total = torch.zeros(n, m, dtype=torch.float64)
-    for key, feature in here.items():
-        other = there[key]
-        if isinstance(feature, Outer):
-            assert isinstance(other, Outer)
-            total += feature.inner(other)
-        else:
-            assert isinstance(other, Tensor)
-            for at in range(0, feature.shape[1], COLUMNS):
-                total += (feature[:, at : at + COLUMNS] @ other[:, at : at + COLUMNS].T).cpu()
+    for i in range(0, n, ROWS):
+        start, rows = (i if symmetric else 0), slice(i, i + ROWS)
+        once: list[Tensor] = []  # what takes no sum over positions is added up as it is, then widened
+        for key, feature in here.items():
+            other = there[key]
+            if isinstance(feature, Outer):
+                assert isinstance(other, Outer)
+                part, rest = Outer(feature.left[rows], feature.right[rows]), Outer(other.left[start:], other.right[start:])
+                if part.right.shape[1] == rest.right.shape[1] == 1:
+                    once.append(part.between(rest))
+                else:
+                    total[rows, start:] += part.inner(rest)
+            else:
+                assert isinstance(other, Tensor)
+                pieces = range(0, feature.shape[1], COLUMNS)
+                products = (feature[rows, at : at + COLUMNS] @ other[start:, at : at + COLUMNS].T for at in pieces)
+                if len(pieces) == 1:
+                    once.extend(products)
+                else:
+                    for product in products:
+                        total[rows, start:] += product.cpu()
+            if len(once) > 1:
+                once = [once[0].add_(once[1])]
+        if once:
+            total[rows, start:] += once[0].cpu()
+        if symmetric:
+            # A block on the diagonal is symmetric up to rounding: its upper half is taken.
+            total[rows, rows] = total[rows, rows].triu() + total[rows, rows].triu(1).T
+            total[i + ROWS :, rows] = total[rows, i + ROWS :].T
     return total

@@ -64,6 +64,12 @@ class Outer:
     def _positions(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT if a.is_floating_point() else a[..., :, None] == b[..., None, :]
 
+    def between(self, other: Outer) -> Float[Tensor, "n m"]:
+        """Inner products between examples of one position each.  Shapes: (n, m)."""
+        a, b = self.left[:, 0], other.left[:, 0]
+        same = a @ b.mT if a.is_floating_point() else a[:, None] == b[None, :]
+        return (self.right[:, 0] @ other.right[:, 0].mT).mul_(same)
+
     def inner(self, other: Outer) -> Float64[Tensor, "n m"]:
         """Inner products between the examples of two blocks.  Shapes: (n, m) float64 on the CPU."""
         (n, t), (m, s) = self.left.shape[:2], other.left.shape[:2]
