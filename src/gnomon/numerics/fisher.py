@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Generator, Tensor, nn
 
 from gnomon.core import loss as losses
@@ -17,6 +17,7 @@ from gnomon.core.loss import class_last
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
 from gnomon.numerics.derivatives import LinearMap, Route, gradients
+from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import KEEP
 from gnomon.numerics.operators import GaussNewton, ParameterJacobian, _Curvature, loss_gradient
 
@@ -177,3 +178,29 @@ def _summed(slopes: list[Tensor], pushed: Tensor) -> Tensor:
         along = (slope * pushed).flatten(1).sum(1)
         total += slope * along.view(-1, *[1] * (slope.ndim - 1))
     return total
+
+
+def gradient_products(subject: Subject, v: Float[Tensor, "P"], split: str = "train") -> Float64[Tensor, "N"]:
+    """The derivative of each example's own loss along a direction, g_i . v; g_i as in `EmpiricalFisher`.
+
+    Shapes: v (P,) -> (N,) float64 on the CPU.   Cost: two forward passes.   Raises: OutOfScope where there are no test data.
+    """
+    data = subject.train if split == "train" else subject.test
+    if data is None:
+        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+    total, out = subject.total_weight(split), []
+    with measuring(subject):
+        route, tangents, at = derivatives.route_of(subject), derivatives.split(subject, v), tuple(subject.parameters.values())
+        for block in subject.batches(split):
+            scale = len(data) * (subject.loss.count(block.targets) / total if subject.loss.reduction == "mean" else 1.0)
+            if not scale:
+                out.append(torch.zeros(len(block), dtype=torch.float64))
+                continue
+
+            def function(tensors: derivatives.Tensors, block: Block = block) -> Tensor:
+                return derivatives.output_of(subject, dict(zip(subject.trainable, tensors, strict=True)), block.inputs)
+
+            pushed = derivatives.pushforward(function, at, tangents, route)
+            slope = _slope(subject, _output(subject, block), block.targets)
+            out.append(scale * (slope * pushed).flatten(1).sum(1).cpu().double())
+    return torch.cat(out)

@@ -70,7 +70,9 @@ def gradient_cross_gram(left: Subject, right: Subject, *, split: str = "train", 
     sizes = [{key: tuple(value.shape) for key, value in subject.parameters.items()} for subject in (left, right)]
     if sizes[0] != sizes[1]:
         differ = sorted(key for key in sizes[0].keys() | sizes[1].keys() if sizes[0].get(key) != sizes[1].get(key))
-        raise InvalidInput(f"Gradients of two networks are compared parameter by parameter, but {differ[0]!r} has shape {sizes[0].get(differ[0])} in one and {sizes[1].get(differ[0])} in the other.")
+        raise InvalidInput(
+            f"Gradients of two networks are compared parameter by parameter, but {differ[0]!r} has shape {sizes[0].get(differ[0])} in one and {sizes[1].get(differ[0])} in the other."
+        )
     sides = [(left, _data(left, split), split, plan_of(left)), (right, _data(right, other), other, plan_of(right))]
     apart = {p.name for p in sides[0][3].direct if p.outer} & {p.name for p in sides[1][3].direct if p.outer}
     chosen = [_choose(plan, len(data), memory // (2 * _bytes(left))) for _, data, _, plan in sides]
