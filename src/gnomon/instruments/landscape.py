@@ -27,7 +27,7 @@ from gnomon.numerics import dense
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
-from gnomon.numerics.lanczos import Eigen, basis_size, lanczos_eigenvalues
+from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient
 from gnomon.numerics.trace import deflated, hutch_plus_plus
@@ -46,6 +46,8 @@ GROUPS = 16
 """Groups of examples whose spread gives the error of a subsample."""
 MOST_CLASSES = 20
 """Most classes for which outliers are counted: each needs an eigenvector."""
+TOLERANCE = (1e-4, 1e-6)
+"""Residual of an eigenvalue that has converged, relative to it, in single and in double precision: the eigenvalue's own error is about its square over the gap."""
 STEPS = 24
 """Lanczos steps for one probe of the density."""
 
@@ -72,10 +74,14 @@ def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen
         raise InvalidInput(f"products must be at least 1, not {products}.")
 
     def build() -> Eigen:
-        return lanczos_eigenvalues(
-            Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
-            max_products=max(products, min(k + 2, subject.dimension)),
-        )  # fmt: skip
+        try:
+            return lanczos_eigenvalues(
+                Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
+                max_products=max(products, min(k + 2, subject.dimension)), tolerance=TOLERANCE[subject.dtype == torch.float64],
+            )  # fmt: skip
+        except NotFiniteProduct:
+            norms_of_gradients(subject)  # names the example where one is to blame
+            raise
 
     return subject.once(f"eigenpairs/{which}/{k}/{products}", build)
 

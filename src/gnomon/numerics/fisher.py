@@ -55,14 +55,14 @@ class MonteCarloFisher(_Curvature):
         return type(self)(subject, split, rng=self.rng, draws=self.draws, keep=self.keep)
 
     def _chunks(self) -> Iterable[tuple[LinearMap, float]]:
-        self._stream = chance.child(self.rng, "labels")
+        self._streams = [chance.child(self.rng, "labels", draw) for draw in range(self.draws)]
         return super()._chunks()
 
     def _map(self, block: Block, share: float, route: Route) -> LinearMap:
         output = _output(self.subject, block)
         slopes = []
-        for _ in range(self.draws):
-            targets, terms = drawn(self.family, output, block.targets, rng=self._stream)
+        for stream in self._streams:
+            targets, terms = drawn(self.family, output, block.targets, rng=stream)
             scale = terms if self.subject.loss.reduction == "mean" else 1
             slopes.append(_slope(self.subject, output, targets) * (scale / self.draws) ** 0.5)
         return derivatives.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed(slopes, pushed))

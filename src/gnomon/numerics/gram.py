@@ -56,6 +56,8 @@ def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMOR
                 gram[a : a + rows, b : b + rows] = _inner(here, there)
                 gram[b : b + rows, a : a + rows] = gram[a : a + rows, b : b + rows].T
                 del there
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise _not_finite(int((~torch.isfinite(gram.diagonal())).nonzero()[0]))
     return gram
 
 
@@ -121,7 +123,14 @@ def gradient_norms(subject: Subject, *, split: str = "train") -> Float64[Tensor,
         for found in _chunks(subject, plan, data, total, as_columns):
             parts = [squares_of(feature) for feature in found.values()]
             squares.append(torch.stack(parts).sum(0))
-    return torch.cat(squares).sqrt()
+    norms = torch.cat(squares).sqrt()
+    if not bool(torch.isfinite(norms).all()):
+        raise _not_finite(int((~torch.isfinite(norms)).nonzero()[0]))
+    return norms
+
+
+def _not_finite(example: int) -> InvalidInput:
+    return InvalidInput(f"The gradient of the loss of example {example} (counted from 0) is not finite. Look at its inputs and target, or examine the network in float64.")
 
 
 def squares_of(feature: Feature) -> Float64[Tensor, "n"]:
@@ -206,9 +215,7 @@ def _chunks(subject: Subject, plan: Plan, data: Dataset, total: float, as_column
         try:
             found = features(subject, plan, block, _scale(subject, block, total, n or len(data)))
         except NotFinite as error:
-            raise InvalidInput(
-                f"The gradient of the loss of example {offset + start + error.index} (counted from 0) is not finite. Look at its inputs and target, or examine the network in float64."
-            ) from None
+            raise _not_finite(offset + start + error.index) from None
         start += len(block)
         yield {key: feature.columns(shapes[key]) if isinstance(feature, Outer) and key in as_columns else feature for key, feature in found.items()}
 

@@ -26,6 +26,10 @@ ROUNDING = 64
 """Rounding of a product and of the basis, in units of eps |A|."""
 
 
+class NotFiniteProduct(InvalidInput):
+    """A product with the operator has NaN or infinite entries."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Eigen:
     """Eigenpairs with bounds.
@@ -135,7 +139,7 @@ class Basis:
         self.products += 1
         size = float(w.norm())
         if not math.isfinite(size) and not bool(torch.isfinite(w).all()):
-            raise InvalidInput("A product with the operator is not finite: the network's derivatives overflow. Examine it in float64, or look for infinite activations.")
+            raise NotFiniteProduct("A product with the operator is not finite: the network's derivatives overflow. Examine it in float64, or look for infinite activations.")
         self.norm = max(self.norm, size)
         known = self.vectors[: j + 1]
         own = float(torch.dot(known[j], w))
