@@ -12,7 +12,7 @@ from torch import nn
 
 from gnomon.core import rng as chance
 from gnomon.core.affine import bent_by
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import InvalidInput, NotEnoughMemory, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.instruments import landscape
 from gnomon.numerics import dense
@@ -316,6 +316,11 @@ def test_bad_requests_say_what_to_do():
     other = mlp_regression()
     with pytest.raises(InvalidInput, match="compared parameter by parameter"):
         gradient_cross_gram(subject, other, other="train")
+
+
+def test_a_basis_that_does_not_fit_says_how_much_it_takes():
+    with pytest.raises(NotEnoughMemory, match=r"takes .* GiB\. Ask for fewer"):
+        lanczos_eigenvalues(lambda v: v, 2**50, rng=chance.generator(0), like=torch.zeros(1))
 
 
 class Steep(nn.Module):

@@ -86,7 +86,7 @@ def exact_trace(subject: Subject, *, name: str, source: Source = SCHRAUDOLPH_200
 
 @instrument(
     topic="landscape", truth=dense.gauss_newton_trace, knob="probes", smallest=16, largest=256,
-    cost=lambda subject, probes: Cost(gradients=min(probes * 2.4, MOST_OUTPUTS / 3), bytes=operator_bytes(subject)),
+    cost=lambda subject, probes: Cost(gradients=outputs_of(subject) / 3 + 1 if outputs_of(subject) <= MOST_OUTPUTS else 2.4 * probes, bytes=operator_bytes(subject)),
 )  # fmt: skip
 def ggn_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Reading:
     """Trace of the Gauss-Newton matrix of the mean training loss: exactly from per-example gradients up to 128 outputs an example, else by Hutchinson's estimator.

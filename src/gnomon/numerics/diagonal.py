@@ -29,9 +29,13 @@ FORMED = 1 << 24
 
 def outputs_of(subject: Subject) -> int:
     """How many numbers the network's output is for one example."""
-    block = next(subject.batches(chunk=1))
-    with measuring(subject), torch.no_grad():
-        return subject(subject.state, block.inputs).numel()
+
+    def build() -> int:
+        block = next(subject.batches(chunk=1))
+        with measuring(subject), torch.no_grad():
+            return subject(subject.state, block.inputs).numel()
+
+    return subject.once("numerics.outputs", build)
 
 
 def gauss_newton_traces(subject: Subject, split: str = "train") -> dict[str, Float64[Tensor, "N"]]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.errors import InvalidInput, NotEnoughMemory, unknown
 
 Product = Callable[[Float[Tensor, "P"]], Float[Tensor, "P"]]
 """A symmetric matrix, by its product with a vector."""
@@ -62,8 +62,8 @@ def lanczos_eigenvalues(
     Shapes: product (P,) -> (P,), P = dimension; vectors have dtype and device of `like`.   Units: those of the operator.
     Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).  From the first value that has not
     converged on, eigenvalues may have been missed; bounds then reach to the last value that has (Ritz values lie below the eigenvalue of their rank).
-    Assumes: the operator is symmetric.   A value is converged where its residual is at most `tolerance` times the larger of |value| and a hundredth of
-    the largest |eigenvalue| seen; those that are not are returned with the bounds they have.
+    Assumes: the operator is symmetric.   A value is converged where its residual, rounding included as far as that leaves a quarter, is at most `tolerance` times
+    the larger of |value| and a hundredth of the largest |eigenvalue| seen; those that are not are returned with the bounds they have.
     Cost: at most `max_products` products; `basis` + 1 vectors of memory (default k + 20, up to k + 70 where those fit into 256 MiB).
     Raises: InvalidInput for k outside 1 .. dimension, too few products, or a product that is not finite.
     Source: Wu & Simon 2000 (thick restart); Parlett 1980, section 4.5 (residual bounds).
@@ -121,7 +121,13 @@ class Basis:
 
     def __init__(self, product: Product, dimension: int, size: int, like: Tensor, rng: Generator, *, sign: float = 1.0) -> None:
         self.product, self.dimension, self.size, self.rng, self.sign = product, dimension, size, rng, sign
-        self.vectors = torch.empty(size + 1, dimension, dtype=like.dtype, device=like.device)
+        try:
+            self.vectors = torch.empty(size + 1, dimension, dtype=like.dtype, device=like.device)
+        except RuntimeError as error:
+            need = (size + 1) * dimension * like.element_size() / 2**30
+            raise NotEnoughMemory(
+                f"A Lanczos basis of {size + 1} vectors of {dimension:,} numbers takes {need:.1f} GiB. Ask for fewer eigenvalues or steps, or restrict the operator to some layers."
+            ) from error
         self.matrix = torch.zeros(size + 1, size + 1, dtype=torch.float64)
         self.filled = self.products = self.draws = self.block = self.previous = 0
         self.norm = self.noise = self.beta = 0.0
@@ -210,7 +216,12 @@ class _Lanczos(Basis):
 
     def small(self, values: Float64[Tensor, "k"], residuals: Float64[Tensor, "k"], tolerance: float) -> Bool[Tensor, "k"]:
         """Which residuals count as converged."""
-        return residuals <= tolerance * torch.clamp_min(values.abs(), 0.01 * self.norm)
+        return residuals <= self._allowed(values, tolerance)
+
+    def _allowed(self, values: Float64[Tensor, "k"], tolerance: float) -> Float64[Tensor, "k"]:
+        """What a residual may be: with rounding it stays within the tolerance, as far as rounding leaves a quarter of that."""
+        wanted = tolerance * torch.clamp_min(values.abs(), 0.01 * self.norm)
+        return torch.maximum(wanted - self.rounding(), wanted / 4)
 
     def away(self, k: int, tolerance: float) -> float:
         """How far from done: the largest residual of the leading k over what it may be, at most 1 once no further copy of one is to come either.
@@ -231,7 +242,7 @@ class _Lanczos(Basis):
     def _excess(self, values: Float64[Tensor, "k"], residuals: Float64[Tensor, "k"], tolerance: float) -> float:
         if bool(self.small(values, residuals, tolerance).all()):
             return 1.0
-        allowed = tolerance * torch.clamp_min(values.abs(), 0.01 * self.norm)
+        allowed = self._allowed(values, tolerance)
         return max(float((residuals / allowed.clamp_min(1e-300)).max()), math.nextafter(1.0, 2.0))
 
     def restart(self, keep: int) -> None:
