@@ -323,6 +323,36 @@ def test_a_basis_that_does_not_fit_says_how_much_it_takes():
         lanczos_eigenvalues(lambda v: v, 2**50, rng=chance.generator(0), like=torch.zeros(1))
 
 
+def test_an_interrupted_spectrum_resumes_to_the_same_bits(monkeypatch):
+    whole = landscape.hessian_eigenvalues(tanh_network(), rng=chance.generator(0), products=200)
+    subject, made, product = tanh_network(), [0], Hessian.__call__
+
+    def impatient(self, v):
+        made[0] += 1
+        if made[0] in (40, 130):
+            raise KeyboardInterrupt
+        return product(self, v)
+
+    monkeypatch.setattr(Hessian, "__call__", impatient)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            landscape.hessian_eigenvalues(subject, rng=chance.generator(0), products=200)
+    again = landscape.hessian_eigenvalues(subject, rng=chance.generator(0), products=200)
+    assert made[0] == whole.details["products"] + 2
+    assert again.to_json() == whole.to_json()
+
+
+def test_a_start_near_an_eigenvector_saves_products():
+    subject = tanh_network()
+    common = {"k": 1, "rng": chance.generator(0), "like": torch.zeros(1, dtype=torch.float64)}
+    cold = lanczos_eigenvalues(Hessian(subject), subject.dimension, **common)
+    near = subject.at({key: value * 1.001 for key, value in subject.state.items()})
+    warm = lanczos_eigenvalues(Hessian(near), subject.dimension, start=cold.vectors[:, 0], **common)
+    assert warm.converged.all()
+    assert warm.products < cold.products
+    assert abs(float(warm.values[0] - dense.eigenvalues(near)[0])) <= float(warm.bounds[0])
+
+
 class Steep(nn.Module):
     """An output whose derivative overflows for one input."""
 

@@ -69,7 +69,7 @@ def _count(subject: Subject) -> int:
 
 
 def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen:
-    """Eigenpairs of the training Hessian, computed once for all that share them; the starting vector is keyed by name, so that it matters not who asks first."""
+    """Eigenpairs of the training Hessian, computed once for all that share them, and resumed where a call was interrupted; the starting vector is keyed by name, so that it matters not who asks first."""
     if products < 1:
         raise InvalidInput(f"products must be at least 1, not {products}.")
 
@@ -78,6 +78,7 @@ def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen
             return lanczos_eigenvalues(
                 Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
                 max_products=max(products, min(k + 2, subject.dimension)), tolerance=TOLERANCE[subject.dtype == torch.float64],
+                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict),
             )  # fmt: skip
         except NotFiniteProduct:
             norms_of_gradients(subject)  # names the example where one is to blame

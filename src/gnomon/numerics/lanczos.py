@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -50,6 +51,7 @@ class Eigen:
 def lanczos_eigenvalues(
     product: Product, dimension: int, *, k: int = 1, which: str = "largest", rng: Generator, like: Tensor,
     tolerance: float = 1e-4, max_products: int = 300, basis: int | None = None,
+    start: Float[Tensor, "P"] | None = None, interrupted: dict[str, Any] | None = None,
 ) -> Eigen:  # fmt: skip
     """The k largest (or smallest) eigenvalues of a symmetric matrix that is known by its products, with a bound on each.
 
@@ -58,6 +60,9 @@ def lanczos_eigenvalues(
     A product is made orthogonal to the vectors that the recurrence names, then to the whole basis, and once more where that took away much; so no eigenvalue is
     found more often than it occurs.  Where the basis spans an invariant
     subspace, a new random direction is taken up: multiple eigenvalues are then found as often as they occur.
+
+    `start` is the first vector, such as an eigenvector of a matrix nearby; it is drawn where none is given.  `interrupted` is a dict in which the basis is left should the call
+    be broken off (Ctrl-C, an error in a product); with the same dict another call goes on where that one was, to the same result.
 
     Shapes: product (P,) -> (P,), P = dimension; vectors have dtype and device of `like`.   Units: those of the operator.
     Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).  From the first value that has not
@@ -77,20 +82,17 @@ def lanczos_eigenvalues(
     if basis is not None and basis < k + 2:
         raise InvalidInput(f"The basis must hold at least k + 2 = {k + 2} vectors, not {basis}.")
     size = min(basis or basis_size(k, dimension, like.element_size()), dimension)
-    run = _Lanczos(product, dimension, size, like, rng, sign=1.0 if which == "largest" else -1.0)
-    look = min(k + 1, dimension)
-    while run.products < max_products:
-        run.step()
-        if run.filled == dimension:
-            break
-        if run.products >= look and run.filled > k:
-            away = run.away(k, tolerance)
-            if away <= 1:
-                break
-            # A residual falls by about this many steps a factor of ten: looking costs an eigenvalue problem of the basis's size.
-            look = run.products + (1 if away < 10 or run.beta == 0 else 2 if away < 100 else 4)
-        if run.filled == size and run.products < max_products:
-            run.restart(min(k + (size - k) // 2, size - 1))
+    run = (interrupted or {}).pop("run", None)
+    if run is None:
+        run = _Lanczos(product, dimension, size, like, rng, sign=1.0 if which == "largest" else -1.0)
+        run.begin(start)
+        run.look = min(k + 1, dimension)
+    try:
+        run.grow(k, tolerance, max_products)
+    except BaseException:
+        if interrupted is not None and run.whole:
+            interrupted["run"] = run
+        raise
     values, rows, residuals = run.ritz()
     if run.filled < k:
         raise InvalidInput(f"{max_products} products did not give {k} eigenvalues; raise max_products.")
@@ -134,6 +136,8 @@ class Basis:
 
     def begin(self, start: Float[Tensor, "P"] | None = None) -> None:
         """Take the first vector, drawn at random where none is given."""
+        if start is not None and (start.shape != (self.dimension,) or not 0 < float(start.norm()) < math.inf):
+            raise InvalidInput(f"A start must be a finite vector of shape ({self.dimension},) that is not 0, not one of shape {tuple(start.shape)} and norm {float(start.norm()):g}.")
         self.vectors[0] = self._fresh(0) if start is None else start / start.norm()
 
     def step(self) -> None:
@@ -201,9 +205,23 @@ class Basis:
 
 
 class _Lanczos(Basis):
-    def __init__(self, product: Product, dimension: int, size: int, like: Tensor, rng: Generator, *, sign: float) -> None:
-        super().__init__(product, dimension, size, like, rng, sign=sign)
-        self.begin()
+    look = 1
+    """How many products are made before the values are looked at again."""
+    whole = True
+    """False while the basis is turned in place."""
+
+    def grow(self, k: int, tolerance: float, max_products: int) -> None:
+        """Make products until the leading k have converged, or so many have been made."""
+        while self.products < max_products and self.filled < self.dimension:
+            if self.filled == self.size:
+                self.restart(min(k + (self.size - k) // 2, self.size - 1))
+            self.step()
+            if self.products >= self.look and self.filled > k:
+                away = self.away(k, tolerance)
+                if away <= 1:
+                    break
+                # A residual falls by a factor of ten in about two steps; looking costs an eigenvalue problem of the basis's size.
+                self.look = self.products + (1 if away < 10 or self.beta == 0 else 2 if away < 100 else 4)
 
     def ritz(self) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m m"], Float64[Tensor, "m"]]:
         """Ritz values, descending, their vectors in the basis (columns), and their residual norms."""
@@ -247,6 +265,7 @@ class _Lanczos(Basis):
 
     def restart(self, keep: int) -> None:
         """Keep the leading Ritz vectors and the last residual: A V_k = V_k diag(theta) + v (beta s_last)."""
+        self.whole = False
         m = self.filled
         values, rows, _ = self.ritz()
         turn = rows[:, :keep].T.to(self.vectors)
@@ -263,3 +282,4 @@ class _Lanczos(Basis):
         last = self.vectors[keep]
         last -= (self.vectors[:keep] @ last) @ self.vectors[:keep]
         last /= last.norm()
+        self.whole = True
