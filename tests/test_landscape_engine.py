@@ -18,7 +18,7 @@ from gnomon.instruments import landscape
 from gnomon.numerics import dense
 from gnomon.numerics.algebra import Identity
 from gnomon.numerics.density import spectral_density
-from gnomon.numerics.diagonal import empirical_fisher_diagonal, estimated_diagonal, gauss_newton_diagonal, gauss_newton_traces
+from gnomon.numerics.diagonal import diagonal, empirical_fisher_diagonal, estimated_diagonal, gauss_newton_diagonal, gauss_newton_traces
 from gnomon.numerics.fisher import EmpiricalFisher, Fisher, GradientCovariance, MonteCarloFisher, TangentKernel, drawn, gradient_products
 from gnomon.numerics.gram import gradient_covariance_eigenvalues, gradient_cross_gram
 from gnomon.numerics.lanczos import lanczos_eigenvalues
@@ -152,6 +152,8 @@ def test_the_tangent_kernel_is_the_jacobian_times_its_transpose():
     u = chance.normal(len(block), 4, rng=chance.generator(0))
     rows = torch.stack([jacobian.transpose(e.view(u.shape)) for e in torch.eye(u.numel(), dtype=torch.float64)])
     close(kernel(u).reshape(-1), rows @ rows.T @ u.reshape(-1))
+    v = chance.normal(subject.dimension, 2, rng=chance.generator(1))
+    close(jacobian.block(v).reshape(len(rows), 2), rows @ v)
 
 
 def test_every_eigenvalue_of_a_tanh_network():
@@ -253,6 +255,34 @@ def test_the_estimated_diagonal_covers_the_truth():
     mean, error = estimated_diagonal(lambda v: a @ v, 30, rng=chance.generator(1), probes=400, like=a)
     assert ((mean - a.diagonal()).abs() <= 4.5 * error).all()
     assert (error > 0).all()
+
+
+@networks
+def test_diagonals_say_how_they_were_found(build):
+    subject = build()
+    g = gradients(subject)
+    exact = {EmpiricalFisher: (g**2).mean(0), GradientCovariance: (g**2).mean(0) - g.mean(0) ** 2, GaussNewton: dense.gauss_newton(subject).diagonal()}
+    for kind, truth in exact.items():
+        found = diagonal(kind(subject), rng=chance.generator(0))
+        assert found.method.startswith("exact")
+        close(found.values, truth, 1e-9)
+    names = subject.trainable[-1:]
+    both = (2.0 * Hessian(subject) + Identity(subject)).restricted(names)
+    size = subject.state[names[0]].numel()
+    close(diagonal(both, rng=chance.generator(0)).values, 2 * dense.hessian(subject).diagonal()[-size:] + 1, 1e-9)
+    estimated = diagonal(Hessian(subject), rng=chance.generator(0), probes=50)
+    assert estimated.method.startswith("estimated with 50 random signs: ")
+    truth = dense.hessian(subject).diagonal()
+    assert float(((estimated.values - truth).abs() <= 3 * estimated.error + 1e-12).double().mean()) >= 0.95
+
+
+def test_the_hessian_of_a_piecewise_linear_network_has_an_exact_diagonal():
+    with chance.scoped(chance.generator(0)):
+        model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+        subject = Subject.freeze(model, "cross_entropy", (torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))))
+    found = diagonal(Hessian(subject), rng=chance.generator(0))
+    assert found.method == "exact, from per-example quantities"
+    close(found.values, dense.hessian(subject).diagonal(), 1e-10)
 
 
 def test_inverse_products_and_influence():

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
+from gnomon.core.affine import bent_by
 from gnomon.core.dataset import Block
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.numerics import per_example
+from gnomon.numerics.algebra import Identity, Operator, Scaled, Sum
 from gnomon.numerics.derivatives import accumulator, gradients, scaled_blocks
+from gnomon.numerics.fisher import EmpiricalFisher, GradientCovariance
 from gnomon.numerics.gram import squares_of
 from gnomon.numerics.lanczos import Product
 from gnomon.numerics.layers import Outer
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.operators import GaussNewton, Hessian, loss_gradient
 from gnomon.numerics.per_example import Feature, Pull, plan_of
+
+logger = logging.getLogger("gnomon.numerics")
 
 MOST_OUTPUTS = 128
 """Most outputs an example for which every direction in them is taken back."""
@@ -110,6 +118,58 @@ def estimated_diagonal(product: Product, dimension: int, *, rng: Generator, prob
         mean += away / (index + 1)
         spread += away**2 * (index / (index + 1))
     return mean, (spread / (probes * (probes - 1))).sqrt()
+
+
+class Diagonal(NamedTuple):
+    """A diagonal, its standard error (0 where it is exact), and how it was found.  Shapes: (P,), (P,)."""
+
+    values: Float[Tensor, "P"]
+    error: Float[Tensor, "P"]
+    method: str
+
+
+def diagonal(operator: Operator, *, rng: Generator, probes: int = 64) -> Diagonal:
+    """The diagonal of a curvature: exactly where per-example quantities give it, else by random signs; `method` says which, and a fallback is logged too.
+
+    Exact: the Gauss-Newton matrix and the Fisher information up to 128 outputs an example; the empirical Fisher and the gradients' covariance; the Hessian where the output is
+    piecewise linear along every parameter (it then has the Gauss-Newton matrix's diagonal); any operator of at most `probes` parameters, by its products with the basis vectors.
+
+    Shapes: (P,).   Error: rounding, or the standard error over probes.   Cost: a gradient for each output, or `probes` products.   Raises: InvalidInput for fewer than two probes.
+    """
+    if isinstance(operator, Scaled):
+        found = diagonal(operator.of, rng=rng, probes=probes)
+        return Diagonal(operator.factor * found.values, abs(operator.factor) * found.error, found.method)
+    if isinstance(operator, Sum):
+        parts = [diagonal(term, rng=chance.child(rng, "term", i), probes=probes) for i, term in enumerate(operator.terms)]
+        error = torch.stack([part.error for part in parts]).square().sum(0).sqrt()
+        return Diagonal(torch.stack([part.values for part in parts]).sum(0), error, " + ".join(part.method for part in parts))
+    like = getattr(operator, "subject").state[getattr(operator, "subject").trainable[0]]  # noqa: B009
+    exact, why = _exactly(operator)
+    if exact is not None:
+        return Diagonal(exact, torch.zeros_like(exact), why)
+    if operator.dimension <= probes:
+        basis = torch.eye(operator.dimension, dtype=like.dtype, device=like.device)
+        exact = torch.stack([operator(unit) @ unit for unit in basis])
+        return Diagonal(exact, torch.zeros_like(exact), "exact, by products with the basis vectors")
+    logger.info("the diagonal of %s is estimated with %d random signs: %s", type(operator).__name__, probes, why)
+    values, error = estimated_diagonal(operator, operator.dimension, rng=rng, probes=probes, like=like)
+    return Diagonal(values.to(like.dtype), error.to(like.dtype), f"estimated with {probes} random signs: {why}")
+
+
+def _exactly(operator: Operator) -> tuple[Tensor | None, str]:
+    """The diagonal where it is known exactly and how, or None and why not."""
+    if isinstance(operator, Identity):
+        return torch.ones(operator.dimension, dtype=operator.subject.dtype, device=operator.subject.device), "exact"
+    if isinstance(operator, EmpiricalFisher):
+        moment = empirical_fisher_diagonal(operator.subject, operator.split)
+        return (moment - loss_gradient(operator.subject, operator.split)[1] ** 2 if isinstance(operator, GradientCovariance) else moment), "exact, from per-example gradients"
+    if not isinstance(operator, (GaussNewton, Hessian)):
+        return None, "no exact form is known"
+    if isinstance(operator, Hessian) and (why := bent_by(operator.subject)):
+        return None, why
+    if (outputs := outputs_of(operator.subject)) > MOST_OUTPUTS:
+        return None, f"{outputs:,} outputs an example are more than {MOST_OUTPUTS}"
+    return gauss_newton_diagonal(operator.subject, operator.split), "exact, from per-example quantities"
 
 
 def _curved(subject: Subject, split: str) -> Iterator[tuple[int, Pull, Iterator[tuple[Tensor, Tensor]]]]:

@@ -137,7 +137,9 @@ class Basis:
     def begin(self, start: Float[Tensor, "P"] | None = None) -> None:
         """Take the first vector, drawn at random where none is given."""
         if start is not None and (start.shape != (self.dimension,) or not 0 < float(start.norm()) < math.inf):
-            raise InvalidInput(f"A start must be a finite vector of shape ({self.dimension},) that is not 0, not one of shape {tuple(start.shape)} and norm {float(start.norm()):g}.")
+            raise InvalidInput(
+                f"A start must be a finite vector of shape ({self.dimension},) that is not 0, not one of shape {tuple(start.shape)} and norm {float(start.norm()):g}."
+            )
         self.vectors[0] = self._fresh(0) if start is None else start / start.norm()
 
     def step(self) -> None:

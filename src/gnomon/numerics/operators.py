@@ -234,6 +234,11 @@ class ParameterJacobian:
             tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
             return torch.cat([derivatives.pushforward(self._function(chunk), at, tangents, route) for chunk, _ in _chunks(self.inputs, self.subject.chunk)])
 
+    def block(self, vectors: Columns) -> Float[Tensor, "N ..."]:
+        """J applied to the columns of a matrix.  Shapes: (P, k) -> (N, ..., k).   Cost: k products.   Raises: InvalidInput for another shape."""
+        check_block(vectors, self.dimension)
+        return torch.stack([self(column) for column in vectors.T.contiguous()], -1)
+
     def transpose(self, u: Batch) -> Float[Tensor, "P"]:
         """J^T u.  Shapes: u (N, ...) -> (P,), in the dtype of u."""
         at, sums = tuple(self.subject.parameters.values()), _Sums(self.subject)
