@@ -82,6 +82,19 @@ def pooled(source: str, *, examples: int, side: int) -> tuple[Tensor, Tensor]:
     return small, F.one_hot(labels[:examples], int(labels.max()) + 1).to(small.dtype)
 
 
+def first_classes(source: str, classes: int, *, examples: int) -> tuple[Tensor, Tensor]:
+    """The first training images of a data set by name whose labels are below `classes`.
+
+    Shapes: (examples, ...) and (examples,).
+    Raises: InvalidInput as `load`, and where there are fewer examples.
+    """
+    (inputs, labels), _, title = load(source)
+    chosen = (labels < classes).nonzero().flatten()[:examples]
+    if len(chosen) < examples:
+        raise InvalidInput(f"{title} has {len(chosen):,} training examples of the first {classes} classes, not {examples:,}.")
+    return inputs[chosen], labels[chosen]
+
+
 def npz(path: str | Path) -> tuple[Any, Any]:
     """Training and test data from an .npz file; nothing pickled is read.
 

@@ -30,6 +30,12 @@ def two_factors(flat: Float[Tensor, "*points P"], target: Target) -> tuple[Float
     return left.unflatten(-1, (m, -1)), right.unflatten(-1, (n, -1))
 
 
+def balanced_product(flat: Float[Tensor, "*points P"], target: Target) -> Float[Tensor, "*points m n"]:
+    """U V' of `two_factors`."""
+    left, right = two_factors(flat, target)
+    return left @ right.mT
+
+
 def deep_product(flat: Float[Tensor, "*points P"], target: Target) -> Float[Tensor, "*points m m"]:
     """W_d ... W_1 of square factors, which stand one after the other in `flat`, W_1 first.  Shapes: P = d m^2."""
     first, *others = flat.unflatten(-1, (-1, *target.shape)).unbind(-3)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from gnomon.core.claim import Claim, Sabotage, Tolerance
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
-from gnomon.models.factorization import balanced_loss, kept, planted, scattered, two_factors
+from gnomon.models.factorization import balanced_loss, balanced_product, kept, planted, scattered
 from gnomon.numerics.critical import critical_points
 from gnomon.theory import factorization
 
@@ -40,8 +40,7 @@ def prepare(s: Settings, *, rng: Generator) -> tuple[Tensor, Tensor]:
 
 def predict(s: Settings, shared: tuple[Tensor, Tensor]) -> Reading:
     """From the singular values that each point keeps: its loss and its least curvature."""
-    left, right = two_factors(shared[1], shared[0])
-    singular, held = torch.linalg.svdvals(shared[0]), kept(left @ right.mT, shared[0])
+    singular, held = torch.linalg.svdvals(shared[0]), kept(balanced_product(shared[1], shared[0]), shared[0])
     values = factorization.critical_losses(singular, held).value, factorization.least_curvatures(singular, held, rank=s.rank).value
     return Reading.predicted("loss_and_curvature", values, unit="", source=Source("zhu2018"), details={"kinds": len(held.unique(dim=0))})
 
