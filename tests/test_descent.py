@@ -10,10 +10,11 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
 from gnomon.core.subject import Subject
 from gnomon.data.load import pooled
-from gnomon.models.descent import Descent, half_squared_error, sharpness_path, tanh_network
+from gnomon.models.descent import Descent, gauss_newton_path, half_squared_error, sharpness_path, tanh_network
 from gnomon.models.factorization import balanced_loss, deep_loss, kept, planted, scattered, two_factors
 from gnomon.numerics import dense
 from gnomon.numerics.critical import critical_points
+from gnomon.numerics.operators import GaussNewton
 from gnomon.theory import factorization
 
 
@@ -85,6 +86,24 @@ def test_the_sharpness_along_the_path_is_that_of_the_dense_hessian():
         descent.run(steps)
         truth.append(dense.sharpness(Subject.freeze(net, half_squared_error, (x, y)).at(descent.state()).to(torch.float64)))
     assert path == pytest.approx(truth, rel=1e-3)
+
+
+def test_the_distance_from_gauss_newton_is_that_of_dense_matrices():
+    (x, y), rng = task(n=12, dtype=torch.float32), chance.generator(4)
+    losses, differences = gauss_newton_path(x, y, hidden=(4,), lr=0.2, steps=(5, 30), rng=rng)
+    with chance.scoped(chance.child(rng, "network")):
+        net = tanh_network(5, 4, 3)
+    descent = Descent(net, x, y, lr=0.2)
+    for steps, loss, difference in zip((5, 25), losses, differences, strict=True):
+        descent.run(steps)
+        there = Subject.freeze(net, half_squared_error, (x, y)).at(descent.state())
+        product, basis = GaussNewton(there), torch.eye(there.dimension, dtype=there.dtype)
+        newton, whole = torch.stack([product(row) for row in basis]), dense.hessian(there)
+        assert loss == pytest.approx(float(half_squared_error(there(there.state, x), y)))
+        assert difference == pytest.approx(float(torch.linalg.matrix_norm(whole - newton, 2) / torch.linalg.matrix_norm(newton, 2)), rel=3e-3)
+    other = gauss_newton_path(x, y, hidden=(4,), lr=0.2, steps=(5, 30), noise=1.0, rng=rng)
+    assert other[0] == pytest.approx(losses), "the noise is no part of the training"
+    assert (other[1] > differences).any()
 
 
 def test_pooled_images_are_means_and_labels_one_hot():

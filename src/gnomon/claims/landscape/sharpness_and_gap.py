@@ -9,7 +9,6 @@ $\lambda_{\max} |\theta - \theta_0|^2$, as bounds of PAC-Bayesian kind do (Jiang
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Generator
 
 from gnomon.core.claim import Claim, Sabotage
@@ -42,8 +41,8 @@ def prepare(s: Settings, *, rng: Generator) -> list[Subject]:
 
 def measure(s: Settings, shared: list[Subject], *, rng: Generator) -> Reading:
     """Every network's sharpness and gap; the error is the jackknife's over networks."""
-    pairs = np.array([(_sharpness(network, s.weighed, rng), loss_value(network, "test") - loss_value(network)) for network in shared])
-    return Reading.of_samples("kendall_tau", kendall_pseudo_values(*pairs.T), unit="", details={"sharpness_and_gap": pairs})
+    pairs = [(_sharpness(network, s.weighed, rng), loss_value(network, "test") - loss_value(network)) for network in shared]
+    return Reading.of_samples("kendall_tau", kendall_pseudo_values(*zip(*pairs, strict=True)), unit="", details={"sharpness_and_gap": pairs})
 
 
 def _sharpness(network: Subject, weighed: bool, rng: Generator) -> float:
