@@ -168,7 +168,7 @@ def test_a_killed_training_loses_nothing(tmp_path):
 def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch, caplog):
     full = True
 
-    def write(path, content):
+    def write(path, content, *, durable):
         if full:
             raise CannotWrite("No space left on device")
         path.write_text(content)

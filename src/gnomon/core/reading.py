@@ -245,4 +245,4 @@ def _shortest(value: float) -> str:
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     text = format_number(value, 4)
-    return text.rstrip("0") if "." in text and "e" not in text else text
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text

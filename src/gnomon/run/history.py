@@ -154,8 +154,8 @@ class History:
         return head[:-2] + ',\n "records": [\n' + ",\n".join(self.lines) + "\n ]\n}\n"
 
     def write(self, path: Path) -> None:
-        """Write the file in one go.  Raises: CannotWrite; what stood there stays."""
-        write_atomic(path, self.text())
+        """Write the file in one go, without waiting for the disk, which the training would feel.  Raises: CannotWrite; what stood there stays."""
+        write_atomic(path, self.text(), durable=False)
 
     @classmethod
     def read(cls, path: str | Path) -> History:

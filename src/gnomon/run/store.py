@@ -24,15 +24,16 @@ def dumps(document: Any) -> str:
     return json.dumps(document, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file beside the old one and put it in its place: a reader sees the old content or the new, never half of it.
 
+    `durable` waits until the disk has it, so that it outlasts a power cut too.
     Raises: CannotWrite for a full disk, a read-only place or a device; what stood there stays as it was.
     """
-    write_all({Path(path): content})
+    write_all({Path(path): content}, durable=durable)
 
 
-def write_all(contents: Mapping[Path, str | bytes]) -> None:
+def write_all(contents: Mapping[Path, str | bytes], *, durable: bool = True) -> None:
     """Write several files beside the old ones, and put them in place once all are there.
 
     Raises: CannotWrite for a full disk, a read-only place or a device; then every old file stays as it was.
@@ -47,8 +48,9 @@ def write_all(contents: Mapping[Path, str | bytes]) -> None:
             handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
             with os.fdopen(handle, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.chmod(staged[path], 0o644)
         for path, temporary in staged.items():
             os.replace(temporary, path)
