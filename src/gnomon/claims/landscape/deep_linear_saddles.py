@@ -55,6 +55,6 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor], *, rng: Generator) -> Re
 CLAIM = Claim(
     version=1, entry="A3", source=Source("kawaguchi2016", "theorem 2.3"), relation="equal", predict=predict, measure=measure, prepare=prepare, scale=1.0,
     tolerance=Tolerance(lambda s: 1e-9, because="the loss is flat to first order: a gradient of 1e-10 leaves less than 1e-9 of it"),
-    scales={"smoke": Settings(3, depth=3, starts=40), "standard": Settings(4, depth=3, starts=400), "paper": Settings(8, depth=4, starts=10_000)},
+    scales={"smoke": Settings(3, depth=3, starts=40), "standard": Settings(4, depth=3, starts=100), "paper": Settings(8, depth=4, starts=10_000)},
     sabotage=Sabotage("one entry counts a little more: a weighted factorisation, which has no such theorem", tilt=5e-8),
 )  # fmt: skip

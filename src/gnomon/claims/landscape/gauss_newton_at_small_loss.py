@@ -43,7 +43,7 @@ CLAIM = Claim(
     version=1, entry="E1", source=Source("sagun2018"), relation="at_least", measure=measure, predict=lambda s: Reading.predicted("slope", 0.5, unit="", source=Source("sagun2018")),
     tolerance=Tolerance(lambda s: 0.1, because="the outputs' curvatures and G, which the bound takes as constant, may drift by 10^0.2 while the loss falls a hundredfold"),
     scales={
-        "smoke": Settings("digits", 100, 8, 20, (100, 200, 400, 800), 4), "standard": Settings("mnist", 1_000, 14, 256, (200, 400, 800, 1_600, 3_200), 6),
+        "smoke": Settings("digits", 100, 8, 20, (100, 200, 400, 800), 4), "standard": Settings("mnist", 500, 14, 128, (200, 400, 800, 1_600, 3_200), 5),
         "paper": Settings("mnist", 5_000, 28, 2_000, (1_000, 3_000, 10_000, 30_000), 20),
     }, sabotage=Sabotage("targets with noise in the curvature: residuals that do not fall", noise=0.3),
 )  # fmt: skip

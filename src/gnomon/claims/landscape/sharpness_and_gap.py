@@ -54,7 +54,7 @@ def _sharpness(network: Subject, weighed: bool, rng: Generator) -> float:
 CLAIM = Claim(
     version=1, entry="C1", source=Source("keskar2017", "section 2"), relation="at_least", measure=measure, prepare=prepare,
     predict=lambda s, shared: Reading.predicted("kendall_tau", 0.0, unit="", source=Source("keskar2017")),
-    scales={"smoke": Settings("digits", 300, 0.1, seeds=1), "standard": Settings("mnist", 1_000, 0.05, seeds=2), "paper": Settings("mnist", 10_000, 0.02, seeds=10)},
+    scales={"smoke": Settings("digits", 300, 0.1, seeds=1), "standard": Settings("mnist", 500, 0.1, seeds=2), "paper": Settings("mnist", 10_000, 0.02, seeds=10)},
     sabotage=Sabotage("the control: curvature times the squared distance from the initialisation", weighed=True), expected="fails",
     because="of two networks of one loss, the one with larger weights has the flatter minimum (its outputs saturate) and the larger gap: curvature alone is no scale-free measure",
 )  # fmt: skip
