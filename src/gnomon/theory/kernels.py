@@ -5,6 +5,11 @@ from __future__ import annotations
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
+from gnomon.theory.infinite.inference import NotPositiveDefinite as NotPositiveDefinite
+from gnomon.theory.infinite.inference import Prediction as Prediction
+from gnomon.theory.infinite.inference import gradient_flow as gradient_flow
+from gnomon.theory.infinite.inference import posterior as posterior
+from gnomon.theory.infinite.inference import ridge_regression as ridge_regression
 from gnomon.theory.infinite.kernel import Kernel as Kernel
 from gnomon.theory.infinite.kernel import infinite_width as infinite_width
 

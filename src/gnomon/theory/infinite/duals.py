@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,10 +50,14 @@ class Arguments(NamedTuple):
         return 1 + factor * (self.first + self.second) + factor**2 * spread.clamp_min(0)
 
 
+@runtime_checkable
 class Dual(Protocol):
-    """An activation as theory knows it.  `kinked`: its slope's dual moves as the angle, not as its square, so that n - k must be known to its own digits."""
+    """An activation as theory knows it."""
 
-    kinked: bool
+    @property
+    def kinked(self) -> bool:
+        """Whether a dual moves as the angle, not as its square, so that n - k must be known to its own digits."""
+        ...
 
     def variance(self, q: Tensor) -> Tensor:
         """E s(z)^2 for z ~ N(0, q)."""

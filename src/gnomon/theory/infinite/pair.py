@@ -105,7 +105,7 @@ def affine(x: Pair, *, weight: float, bias: float, ntk_weight: float, ntk_bias: 
     a1, a2 = x.spread(out.first.sqrt(), out.second.sqrt())
     n1, n2 = x.spread(first.sqrt(), second.sqrt())
     more = _excess((a1 - a2) * math.sqrt(bias), torch.addcmul(n1 * n2 + bias, a1, a2))
-    total = None if out.total is None else out.total + more
+    total = None if out.total is None else out.total + more + 2 * bias
     return Pair(first, second, out.cov + bias, out.gap + more, total, ntk, x.full)
 
 
