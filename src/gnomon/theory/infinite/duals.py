@@ -9,8 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-SMALL = 0.25
+SMALL = 0.5
 """Angles below which a power series stands in for a difference that cancels."""
+TERMS = 11
+"""Terms of that series."""
 
 
 class Image(NamedTuple):
@@ -118,15 +120,13 @@ class PiecewiseLinear:
         return Image(cov, gap, None if slope is None else self._dead(at, slope), total)
 
     def _opposite(self, at: Arguments, sine: Tensor, n: Tensor, cov: Tensor, slope: Tensor | None) -> None:
-        """For ReLU near -1: n (sin p - p cos p) = n (p^3/3 - p^5/30 + p^7/840 - p^9/45360 + p^11/3991680 - ...), p = pi - theta, in place."""
-        near = at.cov < -(1 - SMALL**2 / 2) * n
+        """For ReLU near -1: n (sin p - p cos p) with p = pi - theta by its series, in place."""
+        near = at.cov < -math.cos(SMALL) * n
         if at.total is None or not bool(near.any()):
             return
         scale = (self.high - self.low) ** 2 / (2 * math.pi)
         p = torch.atan2(sine[near], -at.cov[near])
-        square = p**2
-        series = 1 / 3 - square * (1 / 30 - square * (1 / 840 - square * (1 / 45360 - square * (1 / 3991680 - square / 518918400))))
-        cov[near] = scale * n[near] * p**3 * series
+        cov[near] = scale * n[near] * _opposite_series(1, p)
         if slope is not None:
             slope[near] = scale * p
 
@@ -144,7 +144,7 @@ class RectifiedPower:
 
     E = n^p J_p / (2 pi), J_2 = 3 sin cos + (pi - theta)(1 + 2 cos^2), J_3 = 15 sin - 11 sin^3 + (pi - theta)(9 cos + 6 cos^3); E s' s' = p^2 times that of p - 1.
 
-    Error: rounding, relative to n^p.   Source: Cho & Saul 2009, section 2.
+    Error: rounding; at angles near pi by series.   Source: Cho & Saul 2009, section 2.
     """
 
     power: int
@@ -158,25 +158,39 @@ class RectifiedPower:
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
         sine, n = at.sine()
-        rest = math.pi - torch.atan2(sine, at.cov)
+        rest = torch.atan2(sine, -at.cov)
         cov = self.scale**2 * _arc_cosine(self.power, sine, at.cov, n, rest)
         slope = (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, at.cov, n, rest) if at.slope else None
         return Image(cov, gap_of(self, at, cov), slope)
 
 
 def _arc_cosine(power: int, sine: Tensor, cov: Tensor, n: Tensor, rest: Tensor) -> Tensor:
+    """n^p J_p / (2 pi), `rest` the angle pi - theta."""
     if power == 1:
         form = sine + rest * cov
     elif power == 2:
         form = 3 * sine * cov + rest * (n**2 + 2 * cov**2)
     else:
         form = 15 * sine * n**2 - 11 * sine**3 + rest * (9 * cov * n**2 + 6 * cov**3)
-    return (form / (2 * math.pi)).clamp_min(0)
+    return torch.where(rest < SMALL, n**power * _opposite_series(power, rest.clamp_max(SMALL)), form) / (2 * math.pi)
+
+
+def _opposite_series(power: int, p: Tensor) -> Tensor:
+    """J_1, J_2 or J_3 at the angle pi - p: their Taylor series, whose first terms cancel.
+
+    J_1 = sin p - p cos p,  J_2 = -(3/2) sin 2p + p (2 + cos 2p),  J_3 = (27 sin p + 11 sin 3p)/4 - p (27 cos p + 3 cos 3p)/2.
+    """
+    square, out = p**2, torch.zeros_like(p)
+    for k in range(power + TERMS - 1, power - 1, -1):
+        odd = 2 * k + 1
+        form = {1: 1 - odd, 2: 4**k * (odd - 3), 3: (27 + 11 * 3**odd) / 4 - odd * (27 + 3 * 9**k) / 2}[power]
+        out = out * square + (-1) ** k * form / math.factorial(odd)
+    return out * p ** (2 * power + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Erf:
-    """E = (2/pi) arcsin(2 k / sqrt((1 + 2 q1)(1 + 2 q2))), slope (4/pi) / sqrt((1 + 2 q1)(1 + 2 q2) - 4 k^2).   Error: rounding.   Source: Williams 1997, equation 11."""
+    """E = (2/pi) arcsin(2 k / sqrt((1 + 2 q1)(1 + 2 q2))), slope (4/pi) / sqrt((1 + 2 q1)(1 + 2 q2) - 4 k^2).   Error: rounding.   Source: Williams 1997."""
 
     kinked: bool = False
 

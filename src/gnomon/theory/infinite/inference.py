@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,6 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 
 KernelFunction = Callable[..., "Tensor | tuple[Tensor, ...]"]
-Kind = Literal["ntk", "nngp"]
 
 
 class Prediction(NamedTuple):
@@ -27,9 +26,7 @@ class NotPositiveDefinite(OutOfScope):
     """A kernel matrix has an eigenvalue that is not above rounding."""
 
 
-def gradient_flow(
-    kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: Kind = "ntk", jitter: float = 0.0
-) -> Prediction:
+def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: str = "ntk", jitter: float = 0.0) -> Prediction:
     """Outputs after training by gradient flow on half the sum of squares, over networks of infinite width.
 
     mean = T_* A y and covariance = K_** + T_* A K A T_*^T - T_* A K_*^T - K_* A T_*^T with A = T^{-1}(I - e^{-T time}), T the tangent kernel of the training data, K the NNGP kernel and * the
@@ -39,7 +36,7 @@ def gradient_flow(
     Units: `time` in learning rate x steps for the loss sum |f - y|^2 / 2 (for a mean over n examples divide by n; for |f - y|^2 without the half multiply by 2).
     Error: rounding of an eigendecomposition, in float64.   Assumes: small steps, and the parametrisation that `kernel` was made for.   Cost: the kernels, and n^3.
     Raises: NotPositiveDefinite, with the eigenvalue, where T has a negative one (or at infinite time one that is 0); `jitter` is then added to T's diagonal if, and only if, it is given.
-    Source: Lee et al. 2019, equations 13 and 14 (all layers), and section 2.2 (readout only).
+    Source: Lee et al. 2019, section 2.
     """
     if not time >= 0:
         raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
@@ -56,13 +53,13 @@ def gradient_flow(
     return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), covariance)
 
 
-def posterior(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, noise: float = 0.0, kind: Kind = "nngp", jitter: float = 0.0) -> Prediction:
+def posterior(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, noise: float = 0.0, kind: str = "nngp", jitter: float = 0.0) -> Prediction:
     """The posterior of a Gaussian process with the network's kernel: for "nngp" that of a Bayesian network of infinite width.
 
     mean = K_* (K + s^2 I)^{-1} y,   covariance = K_** - K_* (K + s^2 I)^{-1} K_*^T, s^2 the variance of the `noise` on the targets.
 
     Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64.   Assumes: Gaussian noise.   Cost: the kernels, and n^3.
-    Raises: NotPositiveDefinite, with the eigenvalue; `jitter` is added to the diagonal if, and only if, it is given.   Source: Lee et al. 2018, equations 8 and 9.
+    Raises: NotPositiveDefinite, with the eigenvalue; `jitter` is added to the diagonal if, and only if, it is given.   Source: Lee et al. 2018, section 2.
     """
     if not noise >= 0:
         raise InvalidInput(f"noise is a variance and must be at least 0, not {noise}.")
@@ -73,11 +70,11 @@ def posterior(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: 
     return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), tests - reach @ across.T)
 
 
-def ridge_regression(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, ridge: float = 0.0, kind: Kind = "ntk") -> Float[Tensor, "m ..."]:
+def ridge_regression(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, ridge: float = 0.0, kind: str = "ntk") -> Float[Tensor, "m ..."]:
     """Kernel ridge regression: K_* (K + ridge I)^{-1} y; with "ntk" and ridge 0 the mean of fully trained networks.
 
     Shapes: y_train (n,) or (n, outputs) -> (m,) or (m, outputs).   Units: those of the targets.   Error: rounding, in float64.   Assumes: squared loss.   Cost: the kernels, and n^3.
-    Raises: NotPositiveDefinite, with the eigenvalue.   Source: Jacot et al. 2018, section 5.
+    Raises: NotPositiveDefinite, with the eigenvalue.   Source: Jacot et al. 2018.
     """
     if not ridge >= 0:
         raise InvalidInput(f"ridge must be at least 0, not {ridge}.")
@@ -108,7 +105,9 @@ def _one(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tens
 
 def _matrix(made: Tensor) -> Tensor:
     if made.ndim != 2:
-        raise InvalidInput(f"The network's output has positions (its kernel has shape {tuple(made.shape)}); regression needs one output vector an example: pool or flatten at the end.")
+        raise InvalidInput(
+            f"The network's output has positions (its kernel has shape {tuple(made.shape)}); regression needs one output vector an example: pool or flatten at the end."
+        )
     return made.double()
 
 
@@ -119,7 +118,7 @@ def _spectrum(matrix: Tensor, jitter: float, *, strict: bool) -> tuple[Tensor, T
     n = len(matrix)
     values, vectors = torch.linalg.eigh(matrix + jitter * torch.eye(n, dtype=matrix.dtype, device=matrix.device))
     least, rounding = float(values[0]), n * torch.finfo(matrix.dtype).eps * float(values[-1].abs())
-    if least < -rounding or strict and least <= rounding:
+    if least < -rounding or (strict and least <= rounding):
         raise NotPositiveDefinite(
             f"the kernel matrix of the {n} training examples is not positive definite: its smallest eigenvalue is {least:.3g}, its largest {float(values[-1]):.3g} (equal examples, or float32 data?); "
             f"give jitter, noise or ridge of about {max(10 * rounding, 2 * abs(least)):.1g} if a kernel with that on its diagonal is what you want"

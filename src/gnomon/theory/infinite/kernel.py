@@ -31,7 +31,7 @@ class Kernel:
         self._graph = _traced(self._module)
         self._plans: dict[tuple[object, ...], Plan] = {}
 
-    def __call__(self, x1: Tensor, x2: Tensor | None = None, kind: Kind | tuple[Kind, ...] = "nngp") -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tensor | tuple[Tensor, ...]:
         """The kernel between two sets of examples, or of one with itself (each pair once).  Cost: n1 x n2 x positions times some tens of operations a layer."""
         kinds = (kind,) if isinstance(kind, str) else tuple(kind)
         for name in kinds:
@@ -74,8 +74,8 @@ class Kernel:
 def infinite_width(
     model: nn.Module,
     *,
-    parametrization: Parametrization = "standard",
-    weight_variance: Variance | Scheme = None,
+    parametrization: str = "standard",
+    weight_variance: Variance | str = None,
     bias_variance: Variance = None,
     tolerance: float = 1e-6,
 ) -> Kernel:
@@ -92,7 +92,7 @@ def infinite_width(
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
     Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called.
-    Source: Lee et al. 2018, equation 5; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels).
+    Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels).
     """
     if parametrization in ("mean_field", "mup"):
         raise OutOfScope(f"in the parametrisation {parametrization!r} features move at any width, so that no fixed kernel describes the network; use 'standard' or 'ntk'")
@@ -107,14 +107,18 @@ def infinite_width(
         for value in given.values() if not isinstance(given, (int, float, type(None))) else [given]:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"A {what} variance must be finite and at least 0, not {value}.")
-    return Kernel(model, Options(parametrization, weight_variance, bias_variance, scheme, tolerance))
+    return Kernel(model, Options(cast(Parametrization, parametrization), weight_variance, bias_variance, scheme, tolerance))
 
 
 def _traced(module: nn.Module) -> torch.fx.GraphModule:
     try:
         return architecture.trace(module)
     except Exception as error:  # fx raises whatever the traced code raises on a proxy
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(torch.__file__).parent not in Path(frame.filename).parents and "gnomon" not in Path(frame.filename).parts]
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(torch.__file__).parent not in Path(frame.filename).parents and "gnomon" not in Path(frame.filename).parts
+        ]
         where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInput(
@@ -124,7 +128,7 @@ def _traced(module: nn.Module) -> torch.fx.GraphModule:
 
 
 def _check(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.ndim < 2 and x.is_floating_point() or x.ndim < 1 or len(x) == 0:
+    if not isinstance(x, Tensor) or (x.ndim < 2 and x.is_floating_point()) or x.ndim < 1 or len(x) == 0:
         raise InvalidInput(f"{name} must be a tensor of examples, examples first, with at least one; got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}.")
     if x.is_floating_point():
         if x.dtype not in (torch.float32, torch.float64):
@@ -133,4 +137,3 @@ def _check(name: str, x: Tensor) -> None:
         if not bool(finite.all()):
             bad = (~finite).nonzero().flatten()
             raise InvalidInput(f"{name} holds numbers that are not finite, in {len(bad)} examples, the first of them {int(bad[0])}.")
-

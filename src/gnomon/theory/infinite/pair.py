@@ -40,16 +40,12 @@ class Pair:
 
     def spread(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of each example and position, shaped to meet `cov`.  Shapes: those of the fields."""
-        one, two = first.unsqueeze(1), second.unsqueeze(0)
-        if self.full:
-            ones = (1,) * self.dimensions
-            one, two = one.reshape(*one.shape, *ones), two.reshape(*two.shape[:2], *ones, *two.shape[2:])
-        return one, two
+        return spread(first, second, full=self.full)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """A linear function of cov, gap, total and ntk."""
-        rest = tuple(None if part is None else function(part) for part in (self.gap, self.total, self.ntk))
-        return (function(self.cov), *rest)
+        gap, total, ntk = (None if part is None else function(part) for part in (self.gap, self.total, self.ntk))
+        return function(self.cov), gap, total, ntk
 
     def scaled(self, by: float) -> Pair:
         """What it is after a multiplication of the layer by a constant whose square is `by`."""
@@ -60,9 +56,16 @@ class Pair:
         if not self.full:
             return self
         shape, count = self.first.shape[1:], math.prod(self.first.shape[1:])
-        return Pair(
-            self.first, self.second, *self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape)), full=False
-        )
+        return Pair(self.first, self.second, *self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape)), full=False)
+
+
+def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
+    """Numbers of each example and position, shaped to meet those of pairs.  Shapes: (n1, *S), (n2, *S) -> (n1, 1, *S), (1, n2, *S), with dimensions of 1 between where `full`."""
+    one, two = first.unsqueeze(1), second.unsqueeze(0)
+    if full:
+        ones = (1,) * (first.ndim - 1)
+        one, two = one.reshape(*one.shape, *ones), two.reshape(*two.shape[:2], *ones, *two.shape[2:])
+    return one, two
 
 
 def add(a: Pair, b: Pair) -> Pair:
@@ -93,7 +96,7 @@ def _excess(difference: Tensor, below: Tensor) -> Tensor:
 def affine(x: Pair, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
     """A linear layer of weight variance C_W / fan_in and bias variance C_b: k -> C_W k + C_b, Theta -> C_W Theta + w k + b, with w and b those of the parametrisation.
 
-    Source: Lee et al. 2018, equation 5 for k; Jacot et al. 2018, theorem 1 for Theta.
+    Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta.
     """
     ntk = None if x.ntk is None else torch.add(weight * x.ntk, x.cov, alpha=ntk_weight).add_(ntk_bias)
     out = dataclasses.replace(x.scaled(weight), ntk=ntk)
@@ -154,14 +157,14 @@ class Window:
 def patches(x: Pair, windows: Sequence[Window]) -> Pair:
     """The mean over the places of a convolution's window, which both positions read at the same place.
 
-    Source: Novak et al. 2019, equation 5 (the sum over the window); Arora et al. 2019, section 4.
+    Source: Novak et al. 2019 (convolutional kernels); Arora et al. 2019 (their tangent kernels).
     """
     d = x.dimensions
     for axis, window in enumerate(windows):
         own, both = (1 + axis,), (2 + axis, 2 + d + axis) if x.full else (2 + axis,)
         firsts, seconds = window.views(x.first, own), window.views(x.second, own)
         parts = [window.views(part, both) if part is not None else [None] * window.size for part in (x.cov, x.gap, x.total, x.ntk)]
-        terms = [Pair(a, b, cov, gap, total, ntk, x.full) for a, b, cov, gap, total, ntk in zip(firsts, seconds, *parts, strict=True)]  # type: ignore[arg-type]
+        terms = [Pair(a, b, cov, gap, total, ntk, x.full) for a, b, cov, gap, total, ntk in zip(firsts, seconds, *parts, strict=True)]
         x = terms[0]
         for term in terms[1:]:
             x = add(x, term)
@@ -243,4 +246,6 @@ def flattened(x: Pair) -> Pair:
 def finite(x: Pair, name: str) -> None:
     """Raises: OutOfScope where variances are so large or small that the numbers of this dtype do not hold them."""
     if not bool(torch.isfinite(x.cov).all()):
-        raise OutOfScope(f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.cov.dtype}; use float64, or a weight variance nearer to criticality")
+        raise OutOfScope(
+            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.cov.dtype}; use float64, or a weight variance nearer to criticality"
+        )

@@ -266,7 +266,10 @@ class Reader:
             return
         chain, base = (*before.chain, layer), before.base or self.names[source]
         if not (before.gaussian or before.chain):
-            self.refuse(layer, "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it")
+            self.refuse(
+                layer,
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
+            )
         applied = dual(chain, self.options.tolerance)
         self.kinked = self.kinked or applied.kinked
         self.steps.append(Step(layer.name, (base,), lambda given, _: _apply(applied, given[0], layer.name)))
@@ -280,7 +283,9 @@ class Reader:
         if len(layer.output_shape) != 1:
             self.refuse(layer, "a reshape other than one of all positions into features")
         many = math.prod(before.positions) > 1
-        known = dataclasses.replace(before, positions=(), last=True, **({"gaussian": False, "chain": (), "base": ""} if many else {}))
+        known = dataclasses.replace(before, positions=(), last=True)
+        if many:
+            known = dataclasses.replace(known, gaussian=False, chain=(), base="")
         self._emit(layer, [source], lambda given, _: pairs.flattened(given[0]), known, keeps=False)
 
     def _sum(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
@@ -331,7 +336,9 @@ class Reader:
     def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
         before = self._of(source)
         if not before.gaussian or (before.positions and not before.last) or len(module.normalized_shape) != 1:
-            self.refuse(layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights")
+            self.refuse(
+                layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights"
+            )
         scale, shift = module.weight is not None, module.bias is not None
         eps = module.eps
         self._emit(layer, [source], lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), before)
@@ -363,7 +370,7 @@ class Reader:
             if all(n % m == 0 for n, m in zip(before.positions, out, strict=True)):
                 return [Window(n // m, n // m) for n, m in zip(before.positions, out, strict=True)]
         if called == "mean":
-            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+            dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
             dims = (dims,) if isinstance(dims, int) else tuple(dims)
             axes = {dim % (d + 2) - (1 if before.last else 2) for dim in dims}
             if axes and axes <= set(range(d)):

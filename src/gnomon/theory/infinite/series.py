@@ -54,9 +54,9 @@ class Series:
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         one, two = self._coefficients(at.first, derivative), self._coefficients(at.second, derivative)
         terms = max(one.shape[-1], two.shape[-1])
-        one, two = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).unbind(-1) for a in (one, two))
-        out = one[-1] * two[-1] * torch.ones_like(c)
-        for a, b in zip(one[-2::-1], two[-2::-1], strict=True):
+        first, second = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).unbind(-1) for a in (one, two))
+        out = first[-1] * second[-1] * torch.ones_like(c)
+        for a, b in zip(first[-2::-1], second[-2::-1], strict=True):
             out = out.mul_(c).add_(a * b)
         return out
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
-from gnomon.theory.infinite.pair import Pair, with_gap
+from gnomon.theory.infinite.pair import Pair, spread, with_gap
 from gnomon.theory.infinite.plan import Plan
 
 TILE = 1 << 16
@@ -29,9 +29,10 @@ class Tiles:
         self.first = _read(plan, x1)
         self.second = self.first if x2 is None else _read(plan, x2)
         self.own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self.diagonal: dict[str, Tensor] = {}
         if plan.own:
-            one = _own(plan, self.first)
-            self.own = (one, one if x2 is None else _own(plan, self.second))
+            one, self.diagonal = _own(plan, self.first, ntk=ntk and x2 is None)
+            self.own = (one, one if x2 is None else _own(plan, self.second, ntk=False)[0])
 
     def run(self) -> dict[str, Tensor]:
         """The kernels by kind."""
@@ -52,6 +53,13 @@ class Tiles:
                     out[name][here, there] = part
                     if self.symmetric:
                         out[name][there, here] = part.transpose(0, 1)
+                        if j == i:
+                            low, high = torch.tril_indices(len(part), len(part), -1, device=part.device) + i
+                            out[name][low, high] = out[name][high, low]
+        for name, values in self.diagonal.items() if self.symmetric else ():
+            if name in out:
+                each_one = torch.arange(n1, device=values.device)
+                out[name][each_one, each_one] = values
         return out
 
     def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None) -> Pair:
@@ -88,15 +96,20 @@ def _read(plan: Plan, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _own(plan: Plan, side: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The variances of poolings, which take the covariances of an example with itself between all positions."""
+def _own(plan: Plan, side: dict[str, Tensor], *, ntk: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The variances of poolings, which take the covariances of an example with itself between all positions, and the kernels of each example with itself."""
     alone = Tiles.__new__(Tiles)
-    alone.plan, alone.ntk, alone.symmetric, alone.first, alone.second, alone.own = plan, False, True, side, side, None
-    rows: list[dict[str, Tensor]] = []
+    alone.plan, alone.ntk, alone.symmetric, alone.first, alone.second, alone.own, alone.diagonal = plan, ntk, True, side, side, None, {}
+    found: dict[str, list[Tensor]] = {}
+    made: dict[str, list[Tensor]] = {"nngp": [], "ntk": []}
     for i in range(len(next(iter(side.values())))):
-        rows.append({})
-        alone.tile(slice(i, i + 1), slice(i, i + 1), rows[-1])
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        one: dict[str, Tensor] = {}
+        result = alone.tile(slice(i, i + 1), slice(i, i + 1), one)
+        for name, part in one.items():
+            found.setdefault(name, []).append(part)
+        made["nngp"].append(result.cov[0])
+        made["ntk"].extend(() if result.ntk is None else (result.ntk[0],))
+    return {name: torch.cat(parts) for name, parts in found.items()}, {name: torch.cat(parts) for name, parts in made.items() if parts}
 
 
 def _with_itself(x: Pair) -> Pair:
@@ -111,8 +124,7 @@ def _tokens(a: Tensor, b: Tensor, full: bool, ntk: bool) -> Pair:
     """Covariances of one-hot tokens: 1 where they are the same.  Shapes: a (n1, *S, 1), b (n2, *S, 1)."""
     a, b = a[..., 0], b[..., 0]
     ones = torch.ones(a.shape, dtype=torch.get_default_dtype(), device=a.device), torch.ones(b.shape, dtype=torch.get_default_dtype(), device=b.device)
-    empty = Pair(*ones, ones[0], None, None, None, full)
-    one, two = empty.spread(a, b)
+    one, two = spread(a, b, full=full)
     cov = (one == two).to(ones[0])
     return Pair(*ones, cov, 1 - cov, None, torch.zeros_like(cov) if ntk else None, full)
 
