@@ -12,8 +12,8 @@ from gnomon.core.errors import InvalidInput
 from gnomon.theory.infinite.pair import Pair, spread, with_gap
 from gnomon.theory.infinite.plan import Plan
 
-TILE = 1 << 16
-"""Covariances worked on at a time."""
+TILE = 1 << 19
+"""Bytes of covariances worked on at a time."""
 NEAR = 1e-3
 """1 - |correlation| below which n - k comes from differences of the examples."""
 
@@ -38,8 +38,9 @@ class Tiles:
         """The kernels by kind."""
         n1, n2 = (len(next(iter(side.values()))) for side in (self.first, self.second))
         each = max(math.prod(part.shape[1:-1]) ** (2 if step.full else 1) for step in self.plan.steps if step.rule is None for part in [self.first[step.name]])
-        columns = n2 if n2 * each <= TILE else max(1, TILE // each)
-        rows = max(1, TILE // (columns * each))
+        tile = TILE // next(iter(self.first.values())).element_size()
+        columns = n2 if n2 * each <= tile else max(1, tile // each)
+        rows = max(1, tile // (columns * each))
         out: dict[str, Tensor] = {}
         for i in range(0, n1, rows):
             for j in range(i if self.symmetric else 0, n2, columns):
@@ -169,7 +170,7 @@ def _gaps(a: Tensor, b: Tensor, x: Pair, full: bool) -> tuple[Tensor, Tensor | N
 
     def refined(value: Tensor, sign: int) -> Tensor:
         near = value < NEAR * n
-        for at in near.nonzero().split(max(1, TILE // a.shape[-1])) if bool(near.any()) else ():
+        for at in near.nonzero().split(max(1, TILE // (8 * a.shape[-1]))) if bool(near.any()) else ():
             i, j, p, q = at[:, 0], at[:, 1], at[:, 2], at[:, -1]
             square = (u[i, p] + sign * v[j, q]).square().sum(-1) / 2
             value[tuple(at.T)] = square * roots[0][i, p] * roots[1][j, q]
