@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 
 from gnomon.core import rng as chance
-from gnomon.core.dataset import Block, Tree
+from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import FAILURES, gradients, output_of
 from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
@@ -114,7 +114,7 @@ def _attempt(subject: Subject, draft: Plan, inputs: Tree, direction: Direction) 
     rest = tuple(p for p in draft.direct if not any(use.layer in shared for use in p.uses))
     for plan in (draft, dataclasses.replace(draft, direct=rest)):
         try:
-            return _from_layers(subject, plan, inputs, direction)
+            return _from_layers(subject, plan, inputs)[1](direction, False)
         except (*FAILURES, AssertionError, IndexError, ValueError, TypeError) as error:
             logger.info("per-example gradients from layers failed: %s", str(error).partition("\n")[0])
     return {}
@@ -191,42 +191,72 @@ def features(subject: Subject, plan: Plan, block: Block, scale: float) -> dict[s
 
     Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.
     """
-    with torch.no_grad():
-        output = subject(subject.state, block.inputs)
+    output, pull = pulling(subject, plan, block.inputs)
     direction = torch.zeros_like(output)
     if scale:
         leaf = output.detach().requires_grad_()
-        (direction,) = gradients(scale * subject.loss(leaf, block.targets), [leaf])
-    found = _from_layers(subject, plan, block.inputs, direction)
-    if plan.slow:
-        one_by_one = _vectorised if plan.vectorised else _looped
-        found.update(zip(plan.slow, one_by_one(subject, plan.slow, block.inputs, direction), strict=True))
-    return found
+        with torch.enable_grad():
+            (direction,) = gradients(scale * subject.loss(leaf, block.targets), [leaf])
+    if not bool(torch.isfinite(direction).all()):
+        bad = int((~torch.isfinite(direction).flatten(1).all(1)).nonzero()[0])
+        raise NotFinite(bad)
+    return pull(direction, False)
 
 
-def _from_layers(subject: Subject, plan: Plan, inputs: Tree, direction: Direction) -> dict[str, Feature]:
+class NotFinite(Exception):
+    """The loss of one example of a chunk has a gradient that is not finite; `index` is its place in the chunk."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+Pull = Callable[[Direction, bool], dict[str, Feature]]
+"""From directions in the output, one an example, to J_i^T of each one, by parameter, in compact form; and whether the graph is wanted again."""
+
+
+def pulling(subject: Subject, plan: Plan, inputs: Tree) -> tuple[Direction, Pull]:
+    """The network's output on a chunk, and what takes directions in it back to the parameters, example by example.
+
+    Shapes: output (n, ...); the features each an Outer or columns (n, size).   Assumes: called inside `measuring`.   Cost: one forward pass; each pull about as much.
+    """
+    output, layers = _from_layers(subject, plan, inputs)
+
+    def pull(direction: Direction, again: bool) -> dict[str, Feature]:
+        found = layers(direction, again)
+        if plan.slow:
+            one_by_one = _vectorised if plan.vectorised else _looped
+            found.update(zip(plan.slow, one_by_one(subject, plan.slow, inputs, direction), strict=True))
+        return found
+
+    return output, pull
+
+
+def _from_layers(subject: Subject, plan: Plan, inputs: Tree) -> tuple[Direction, Pull]:
     modules = dict(subject.module.named_modules())
     used = {use.layer: modules[use.layer] for parameter in plan.direct for use in parameter.uses}
-    n = len(direction)
     if not used:
-        return {}
-    with torch.enable_grad(), captured(used, plan.axes, n) as calls:
+        with torch.no_grad():
+            return subject(subject.state, inputs), lambda direction, again: {}
+    with torch.enable_grad(), captured(used, plan.axes, length(inputs)) as calls:
         output = subject(subject.state, inputs)
     flat = [(key, call) for key, of_layer in calls.items() for call in of_layer]
-    back = gradients(output, [call.output for _, call in flat], direction)
-    seen: dict[str, list[tuple[Call, Tensor]]] = {}
-    for (key, call), g in zip(flat, back, strict=True):
-        if plan.axes[key] == "second":
-            call, g = dataclasses.replace(call, input=call.input.movedim(1, 0)), g.movedim(1, 0)
-        seen.setdefault(key, []).append((call, g.detach()))
-    found: dict[str, Feature] = {}
-    for parameter in plan.direct:
-        parts = [gradient_of(modules[use.layer], _kind(modules[use.layer]), use.role, call, g, n) for use in parameter.uses for call, g in seen.get(use.layer, ())]
-        if parts:
-            found[parameter.name] = _summed(parts, parameter)
-        else:
-            found[parameter.name] = direction.new_zeros(n, parameter.size)
-    return found
+    n = len(output)
+
+    def pull(direction: Direction, again: bool) -> dict[str, Feature]:
+        back = gradients(output, [call.output for _, call in flat], direction, again=again)
+        seen: dict[str, list[tuple[Call, Tensor]]] = {}
+        for (key, call), g in zip(flat, back, strict=True):
+            if plan.axes[key] == "second":
+                call, g = dataclasses.replace(call, input=call.input.movedim(1, 0)), g.movedim(1, 0)
+            seen.setdefault(key, []).append((call, g.detach()))
+        found: dict[str, Feature] = {}
+        for parameter in plan.direct:
+            parts = [gradient_of(modules[use.layer], _kind(modules[use.layer]), use.role, call, g, n) for use in parameter.uses for call, g in seen.get(use.layer, ())]
+            found[parameter.name] = _summed(parts, parameter) if parts else direction.new_zeros(n, parameter.size)
+        return found
+
+    return output.detach(), pull
 
 
 def _kind(layer: nn.Module) -> Kind:
