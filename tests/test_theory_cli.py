@@ -59,6 +59,8 @@ def test_the_table_is_that_of_the_theory():
     assert network["vacuous_from"] is None
     text = invoke("--activation", "relu", "--depth", 12, "--width", 8)
     assert len(text.stdout.splitlines()) == 3 + 1 + 2 + 12
+    assert "off K*" in invoke("--activation", "gelu", "--depth", 2, "--width", 99, "--kernel", 1).stdout
+    assert "off K*" not in invoke("--activation", "gelu", "--depth", 2, "--width", 99).stdout
     narrow = json.loads(invoke("--activation", "gelu", "--depth", 12, "--width", 8, "--json").stdout)
     assert narrow["network"]["vacuous_from"] == 3, "4.9 (l - 1)/8 reaches 1"
 

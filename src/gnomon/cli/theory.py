@@ -90,7 +90,8 @@ def predicted(activation: Any, depth: int | None, width: int | None, weight_vari
     c_w = weight_variance if weight_variance is not None else point.weight_variance if point else 0.0
     c_b = bias_variance if bias_variance is not None else point.bias_variance if point and at_critical else 0.0
     first = kernel if kernel is not None else point.kernel if point and point.kernel else 1.0
-    return document | {"network": network(activation, depth, width, c_w, c_b, first)}
+    off = point is not None and point.kind == "half-stable" and abs(first / point.kernel - 1) > 1e-6
+    return document | {"network": network(activation, depth, width, c_w, c_b, first) | {"off_critical_kernel": off}}
 
 
 def network(activation: Any, depth: int, width: int, weight_variance: float, bias_variance: float, kernel: float) -> dict[str, Any]:
@@ -140,5 +141,6 @@ def _table(network: dict[str, Any]) -> list[str]:
     rows = [names, *((str(layer), *cells) for layer, cells in enumerate(zip(*columns, strict=True), 1))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     lines = ["  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows]
+    off = ["the first layer's K is off K*: the growth of V above and chi = 1 do not hold, the table does"] if network["off_critical_kernel"] else []
     said = [] if network["vacuous_from"] is None else [f"from layer {network['vacuous_from']} on the first order in 1/width is vacuous: the error of V/(n K^2) reaches half of it"]
-    return [head, *lines, *said]
+    return [head, *lines, *off, *said]
