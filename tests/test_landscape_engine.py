@@ -20,9 +20,10 @@ from gnomon.numerics.algebra import Identity
 from gnomon.numerics.density import spectral_density
 from gnomon.numerics.diagonal import diagonal, empirical_fisher_diagonal, estimated_diagonal, gauss_newton_diagonal, gauss_newton_traces
 from gnomon.numerics.fisher import EmpiricalFisher, Fisher, GradientCovariance, MonteCarloFisher, TangentKernel, drawn, gradient_products
-from gnomon.numerics.gram import gradient_covariance_eigenvalues, gradient_cross_gram
+from gnomon.numerics.gram import gradient_covariance_eigenvalues, gradient_cross_gram, gradient_gram
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.operators import GaussNewton, Hessian, ParameterJacobian, loss_gradient
+from gnomon.numerics.per_example import plan_of
 from gnomon.numerics.solve import conjugate_gradient
 from gnomon.numerics.trace import deflated
 
@@ -405,6 +406,38 @@ def test_the_example_with_an_infinite_gradient_is_named():
     for reading in (landscape.gradient_norms, landscape.gradient_covariance_eigenvalues, landscape.hessian_eigenvalues):
         with pytest.raises(InvalidInput, match="example 4 .* is not finite"):
             reading(subject, rng=chance.generator(0), **({"k": 2} if reading is landscape.hessian_eigenvalues else {}))
+
+
+class Attending(nn.Module):
+    """Self-attention, and cross-attention whose queries, keys and values differ in kind."""
+
+    def __init__(self, batch_first, apart):
+        super().__init__()
+        sizes = {"kdim": 3, "vdim": 5} if apart else {}
+        self.own, self.cross = nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.MultiheadAttention(4, 2, batch_first=batch_first, **sizes)
+        self.head, self.batch_first, self.apart = nn.Linear(4, 2), batch_first, apart
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        h = self.own(x, x, x, need_weights=False)[0]
+        key, value = (x[..., :3], torch.cat([x, x[..., :1]], -1)) if self.apart else (x.tanh(), x.tanh())
+        h = h + self.cross(h, key, value, need_weights=False)[0]
+        return self.head(h.mean(1 if self.batch_first else 0))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_takes_no_fallback(batch_first, apart):
+    with chance.scoped(chance.generator(0)):
+        model = Attending(batch_first, apart).double()
+        subject = Subject.freeze(model, "cross_entropy", (torch.randn(7, 6, 4, dtype=torch.float64), torch.randint(2, (7,))), chunk=4)
+    linear = nn.functional.linear
+    assert plan_of(subject).slow == ()
+    g = gradients(subject)
+    close(gradient_gram(subject), g @ g.T)
+    assert np.allclose(landscape.gradient_norms(subject).value, g.norm(dim=1).numpy(), rtol=1e-11)
+    close(empirical_fisher_diagonal(subject), (g**2).mean(0))
+    assert nn.functional.linear is linear
 
 
 def test_parameters_without_a_known_layer_are_named():

@@ -164,7 +164,7 @@ def influence(subject: Subject, *, rng: Generator, damping: float, curvature: st
     Error: the part that the linear solver's residual leaves open, |g_i| |r| / (N damping).
     Assumes: a minimum, and that A + damping is the curvature there; eval mode.   Cost: at most `max_products` products, two gradients.
     Raises: OutOfScope without test data; InvalidInput as `inverse_hessian_product`, and for no damping.
-    Source: Koh & Liang 2017, equation 2.
+    Source: Koh & Liang 2017.
     """
     if damping <= 0:
         raise InvalidInput(f"damping must be positive, not {damping}: it is the curvature that is added in every direction, in units of loss / parameter².")

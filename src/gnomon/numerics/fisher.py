@@ -29,7 +29,7 @@ class Fisher(GaussNewton):
     of a Gaussian of variance 1/2 a component: for these the Hessian of the loss with respect to the output does not depend on the label, so that
     E[g g^T] = J^T H_out J, the Gauss-Newton matrix, exactly and without drawing.  (Where components or positions are averaged over, each one's loss is a likelihood of its own.)
 
-    Raises: OutOfScope where the loss is no such likelihood.   Source: Martens 2020, section 9.2.
+    Raises: OutOfScope where the loss is no such likelihood.   Source: Martens 2020 (equality with the Gauss-Newton matrix); Kunstner et al. 2019.
     """
 
     def __init__(self, subject: Subject, split: str = "train", *, keep: int = KEEP) -> None:
@@ -41,7 +41,7 @@ class MonteCarloFisher(_Curvature):
     """The Fisher information with labels drawn from the network: an unbiased estimate of `Fisher`, and a fixed matrix once it is made.
 
     F = sum_b (w_b / W) (1 / draws) sum_(y ~ p(y | x_b)) g g^T.  The labels depend on `rng` and on the examples' order alone, not on the split.
-    Raises: OutOfScope where the loss is no likelihood, InvalidInput for less than one draw.   Source: Martens 2020, section 5; Kunstner et al. 2019, section 2.
+    Raises: OutOfScope where the loss is no likelihood, InvalidInput for less than one draw.   Source: Martens 2020; Kunstner et al. 2019.
     """
 
     def __init__(self, subject: Subject, split: str = "train", *, rng: Generator, draws: int = 1, keep: int = KEEP) -> None:
@@ -73,7 +73,7 @@ class EmpiricalFisher(_Curvature):
 
     g_i = N (w_i / W) grad loss_i for a mean with weights w_i of sum W, N grad loss_i for a sum, as in `gradient_gram`: the mean of the g_i is the gradient of the loss.
     Assumes: examples do not act on each other (eval mode).   Raises: OutOfScope that names the operation where the network has no derivative of its derivative.
-    Source: Kunstner et al. 2019, section 2.
+    Source: Kunstner et al. 2019.
     """
 
     def _map(self, block: Block, share: float, route: Route) -> LinearMap:
@@ -90,7 +90,7 @@ class GradientCovariance(EmpiricalFisher):
     """The covariance of per-example gradients, centred and divided by N: v -> (1/N) sum_i (g_i - g) ((g_i - g) . v), g the mean of the g_i.
 
     It is that of one example drawn from the split (not N - 1: the split is the whole, not a sample).
-    Cost: a product of `EmpiricalFisher`, and one gradient once.   Source: Kunstner et al. 2019, section 2 (the second moment).
+    Cost: a product of `EmpiricalFisher`, and one gradient once.   Source: Kunstner et al. 2019 (the second moment).
     """
 
     _mean: Float[Tensor, "P"] | None = None
@@ -106,7 +106,7 @@ class TangentKernel:
     """The empirical neural tangent kernel on a block of inputs, u -> J J^T u, over the trainable parameters.
 
     Shapes: u (N, ...) like the network's output -> the same.   Units: those of the output squared / parameter^2.
-    Cost: one gradient and one forward pass in forward mode.   Source: Jacot et al. 2018, section 3.
+    Cost: one gradient and one forward pass in forward mode.   Source: Jacot et al. 2018.
     """
 
     def __init__(self, subject: Subject, inputs: Tree) -> None:

@@ -31,7 +31,7 @@ def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMOR
 
     g_i = N (w_i / W) grad loss_i for a mean with weights w_i of sum W, g_i = N grad loss_i for a sum: the mean of the g_i is the gradient of the loss.
     A weight's gradient in one example is sum_t g_t x_t^T over positions t, from the layer's inputs x and the gradients g of its outputs; inner products
-    come from those, or from the gradients of one layer at a time, whichever is less work.  Other parameters (LSTM, attention, raw ones) are
+    come from those, or from the gradients of one layer at a time, whichever is less work.  Other parameters (LSTM, raw ones) are
     differentiated one example at a time.
 
     Shapes: (N, N), float64 on the CPU.   Units: loss^2 / parameter^2.   Error: rounding.

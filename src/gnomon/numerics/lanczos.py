@@ -157,7 +157,7 @@ class Basis:
         own = float(torch.dot(known[j], w))
         w = self._less_known(w, j, own)
         rest = known @ w
-        w = torch.addmv(w, known.T, rest, alpha=-1.0)
+        w.addmv_(known.T, rest, alpha=-1.0)
         left = float(w.norm())
         seen = rest.double().cpu()
         # What an exact symmetric operator would make 0 once the recurrence is taken off shows how exact the products are.
@@ -166,7 +166,7 @@ class Basis:
         own += float(seen[j])
         if float(seen.norm()) > CANCELLED * left:
             again = known @ w
-            w = torch.addmv(w, known.T, again, alpha=-1.0)
+            w.addmv_(known.T, again, alpha=-1.0)
             left, own = float(w.norm()), own + float(again[j])
         self.matrix[j, j] = own
         self.beta, self.filled = left, j + 1
@@ -185,7 +185,7 @@ class Basis:
         coupled = self.matrix[:j, j].nonzero().flatten().tolist()
         if len(coupled) == 1:
             return w.sub_(self.vectors[coupled[0]], alpha=float(self.matrix[coupled[0], j]))
-        return torch.addmv(w, self.vectors[:j].T, self.matrix[:j, j].to(w), alpha=-1.0) if coupled else w
+        return w.addmv_(self.vectors[:j].T, self.matrix[:j, j].to(w), alpha=-1.0) if coupled else w
 
     def _negligible(self) -> float:
         return 10 * torch.finfo(self.vectors.dtype).eps * max(self.norm, torch.finfo(self.vectors.dtype).tiny) + 4 * self.noise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,7 +172,7 @@ def bootstrap(samples: Any, statistic: Callable[[Array], float], *, rng: Generat
     return Estimate(value, error, (end(0.5 - level / 2), end(0.5 + level / 2)))
 
 
-def kendall_pseudo_values(x: ArrayLike, y: ArrayLike) -> Float64[Array, "n"]:
+def kendall_pseudo_values(x: Array | Sequence[float], y: Array | Sequence[float]) -> Float64[Array, "n"]:
     """Jackknife pseudo-values of Kendall's rank correlation: their mean is tau, their standard error that of tau over draws of the pairs.
 
     tau = S / (n (n - 1)),  S = sum_i s_i,  s_i = sum_j sign(x_i - x_j) sign(y_i - y_j);   p_i = n tau - (n - 1) tau_(without i)

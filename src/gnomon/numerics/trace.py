@@ -73,7 +73,7 @@ def deflated(product: Product, known: Float[Tensor, "P k"], *, rng: Generator, p
     tr(Q^T A Q) + mean over g of g^T (1 - Q Q^T) A (1 - Q Q^T) g,  Q = `known` made orthonormal; unbiased for any subspace that does not depend on the probes.
 
     Shapes: numbers.   Units: those of A.   Error: the standard error over probes.   Cost: k + `probes` products.
-    Raises: InvalidInput for fewer than two probes.   Source: Meyer, Musco, Musco & Woodruff 2021, section 3 (the same split, with a sketch for Q).
+    Raises: InvalidInput for fewer than two probes.   Source: Meyer, Musco, Musco & Woodruff 2021 (the same split, with a sketch for Q).
     """
     if probes < 2:
         raise InvalidInput(f"A standard error needs at least two probes, not {probes}.")

@@ -50,7 +50,7 @@ CLAIM = Claim(
     version=1, entry="B3", source=Source("lee2018", "section 2"), relation="exponent", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 2 * DEPTH / min(s.widths), because="next order: twice depth / width at the smallest width"),
     scales={
-        "smoke": Settings((24, 48, 96), members=150, replicates=12), "standard": Settings((32, 64, 128, 256), members=1_000, replicates=24),
+        "smoke": Settings((24, 48, 96), members=150, replicates=12), "standard": Settings((32, 64, 128), members=1_000, replicates=24),
         "paper": Settings((64, 128, 256, 512, 1024), members=2_000, replicates=100),
     },
     sabotage=Sabotage("every network's weights mis-scaled by a factor of its own, 60 % from network to network", misscaled=0.6),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from gnomon.core.claim import Claim, Sabotage
+from gnomon.core.claim import Claim, Sabotage, Tolerance
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
@@ -53,7 +53,7 @@ def _sharpness(network: Subject, weighed: bool, rng: Generator) -> float:
 
 CLAIM = Claim(
     version=1, entry="C1", source=Source("keskar2017", "section 2"), relation="at_least", measure=measure, prepare=prepare,
-    predict=lambda s, shared: Reading.predicted("kendall_tau", 0.0, unit="", source=Source("keskar2017")),
+    predict=lambda s, shared: Reading.predicted("kendall_tau", 0.0, unit="", source=Source("keskar2017")), tolerance=Tolerance(lambda s: 0.0, because="only the sign is claimed"),
     scales={"smoke": Settings("digits", 300, 0.1, seeds=1), "standard": Settings("mnist", 500, 0.1, seeds=2), "paper": Settings("mnist", 10_000, 0.02, seeds=10)},
     sabotage=Sabotage("the control: curvature times the squared distance from the initialisation", weighed=True), expected="fails",
     because="of two networks of one loss, the one with larger weights has the flatter minimum (its outputs saturate) and the larger gap: curvature alone is no scale-free measure",

@@ -39,12 +39,12 @@ class Arguments(NamedTuple):
         """n = sqrt(q1 q2)."""
         return self.first.sqrt() * self.second.sqrt()
 
-    def sine(self) -> tuple[Tensor, Tensor]:
-        """n sin(theta) = sqrt((n - k)(n + k)), and n."""
-        n = self.norm
-        gap = (n - self.cov).clamp_min(0) if self.gap is None else self.gap
-        total = (n + self.cov).clamp_min(0) if self.total is None else self.total
-        return (gap * total).clamp_min_(0).sqrt_(), n
+    def sine(self) -> Tensor:
+        """n sin(theta) = sqrt((n - k)(n + k))."""
+        one, two = self.first.sqrt(), self.second.sqrt()
+        gap = torch.addcmul(-self.cov, one, two).clamp_min_(0) if self.gap is None else self.gap
+        total = torch.addcmul(self.cov, one, two) if self.total is None else self.total
+        return (gap * total).clamp_min_(0).sqrt_()
 
     def determinant(self, factor: float) -> Tensor:
         """(1 + f q1)(1 + f q2) - (f k)^2."""
@@ -108,21 +108,24 @@ class PiecewiseLinear:
         if not bend:
             slope = torch.full_like(at.cov, mean) if at.slope else None
             return Image(mean * at.cov, None if at.gap is None else mean * at.gap, slope, None if at.total is None else mean * at.total)
-        sine, n = at.sine()
+        sine = at.sine()
         angle = torch.atan2(sine, at.cov)
         turn = torch.addcmul(sine, angle, at.cov, value=-1).mul_(bend / (2 * math.pi))
         cov = torch.add(turn, at.cov, alpha=mean)
-        gap = None if at.gap is None else torch.sub(mean * at.gap, turn).clamp_min_(0)
+        gap = None if at.gap is None else (mean * at.gap).sub_(turn)
         total = None if at.total is None or self.low * self.high <= 0 else mean * at.total + turn
-        slope = angle.mul(-bend / (2 * math.pi)).add_(mean) if at.slope else None
+        slope = torch.add(angle.new_tensor(mean), angle, alpha=-bend / (2 * math.pi)) if at.slope else None
         if self.low * self.high == 0:
-            self._opposite(at, sine, n, cov, slope)
+            self._opposite(at, sine, cov, slope)
         return Image(cov, gap, None if slope is None else self._dead(at, slope), total)
 
-    def _opposite(self, at: Arguments, sine: Tensor, n: Tensor, cov: Tensor, slope: Tensor | None) -> None:
+    def _opposite(self, at: Arguments, sine: Tensor, cov: Tensor, slope: Tensor | None) -> None:
         """For ReLU near -1: n (sin p - p cos p) with p = pi - theta by its series, in place."""
+        if at.total is None:  # k >= 0
+            return
+        n = at.norm
         near = at.cov < -math.cos(SMALL) * n
-        if at.total is None or not bool(near.any()):
+        if not bool(near.any()):
             return
         scale = (self.high - self.low) ** 2 / (2 * math.pi)
         p = torch.atan2(sine[near], -at.cov[near])
@@ -132,7 +135,7 @@ class PiecewiseLinear:
 
     def _dead(self, at: Arguments, slope: Tensor) -> Tensor:
         """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side."""
-        if bool((at.first > 0).all()) and bool((at.second > 0).all()):
+        if float(at.first.min()) > 0 and float(at.second.min()) > 0:
             return slope
         one, two = ((torch.where(q > 0, (self.low + self.high) / 2, self.at_zero)) for q in (at.first, at.second))
         return torch.where((at.first > 0) & (at.second > 0), slope, one * two)
@@ -157,7 +160,7 @@ class RectifiedPower:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
-        sine, n = at.sine()
+        sine, n = at.sine(), at.norm
         rest = torch.atan2(sine, -at.cov)
         cov = self.scale**2 * _arc_cosine(self.power, sine, at.cov, n, rest)
         slope = (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, at.cov, n, rest) if at.slope else None
@@ -309,7 +312,7 @@ class Sign:
 
     def image(self, at: Arguments) -> Image:
         """The formula above."""
-        sine, _ = at.sine()
+        sine = at.sine()
         alive = (at.first > 0) & (at.second > 0)
         cov = torch.where(alive, 2 / math.pi * torch.atan2(at.cov, sine), 0.0)
         gap = None if at.gap is None else torch.where(alive, 2 / math.pi * torch.atan2(sine, at.cov), 0.0)

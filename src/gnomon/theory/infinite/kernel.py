@@ -47,7 +47,7 @@ class Kernel:
             )
         plan = self._plan(x1)
         with torch.no_grad():
-            made = Tiles(plan, x1, None if symmetric else second, ntk="ntk" in kinds).run()
+            made = Tiles(plan, x1, None if symmetric else second, kinds).run()
         out = tuple(made[name] for name in kinds)
         return out[0] if isinstance(kind, str) else out
 

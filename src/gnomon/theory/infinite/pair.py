@@ -98,18 +98,19 @@ def affine(x: Pair, *, weight: float, bias: float, ntk_weight: float, ntk_bias: 
 
     Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta.
     """
-    ntk = None if x.ntk is None else torch.add(weight * x.ntk, x.cov, alpha=ntk_weight).add_(ntk_bias)
-    out = dataclasses.replace(x.scaled(weight), ntk=ntk)
-    if bias == 0:
-        return out
-    first, second = out.first + bias, out.second + bias
-    if out.gap is None:
-        return dataclasses.replace(out, first=first, second=second, cov=out.cov + bias)
-    a1, a2 = x.spread(out.first.sqrt(), out.second.sqrt())
-    n1, n2 = x.spread(first.sqrt(), second.sqrt())
-    more = _excess((a1 - a2) * math.sqrt(bias), torch.addcmul(n1 * n2 + bias, a1, a2))
-    total = None if out.total is None else out.total + more + 2 * bias
-    return Pair(first, second, out.cov + bias, out.gap + more, total, ntk, x.full)
+    shift, ntk = x.cov.new_tensor(bias), None  # numbers as tensors, so that a factor and a sum are one pass
+    if x.ntk is not None:
+        ntk = torch.add(x.cov.new_tensor(ntk_bias), x.ntk, alpha=weight).add_(x.cov, alpha=ntk_weight)
+    first, second = weight * x.first, weight * x.second
+    if bias == 0 or x.gap is None:
+        _, gap, total, _ = (None, None, None, None) if x.gap is None else x.each(lambda part: weight * part)
+        return Pair(first + bias, second + bias, torch.add(shift, x.cov, alpha=weight), gap, total, ntk, x.full)
+    a1, a2 = x.spread(first.sqrt(), second.sqrt())
+    n1, n2 = x.spread((first + bias).sqrt(), (second + bias).sqrt())
+    below = torch.addcmul(torch.addcmul(shift, n1, n2), a1, a2)
+    more = torch.sub(math.sqrt(bias) * a1, math.sqrt(bias) * a2).square_().div_(below)
+    total = None if x.total is None else torch.add(more, x.total, alpha=weight).add_(2 * bias)
+    return Pair(first + bias, second + bias, torch.add(shift, x.cov, alpha=weight), more.add_(x.gap, alpha=weight), total, ntk, x.full)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +245,8 @@ def flattened(x: Pair) -> Pair:
 
 
 def finite(x: Pair, name: str) -> None:
-    """Raises: OutOfScope where variances are so large or small that the numbers of this dtype do not hold them."""
-    if not bool(torch.isfinite(x.cov).all()):
+    """Check the variances, which bound the covariances.  Raises: OutOfScope where the numbers of this dtype do not hold them."""
+    if not math.isfinite(float(x.first.sum() + x.second.sum())):
         raise OutOfScope(
             f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.cov.dtype}; use float64, or a weight variance nearer to criticality"
         )

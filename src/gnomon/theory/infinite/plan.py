@@ -56,7 +56,7 @@ Rule = Callable[[list[Pair], tuple[Tensor, Tensor] | None], Pair]
 
 @dataclasses.dataclass
 class Step:
-    """One layer: the layers that it reads, what it makes of their pairs, and whether it needs or gives covariances between all positions."""
+    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k."""
 
     name: str
     sources: tuple[str, ...]
@@ -65,6 +65,8 @@ class Step:
     keeps: bool = True
     full: bool = False
     source_full: bool = False
+    kinked: bool = False
+    gap: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,6 @@ class Plan:
     steps: list[Step]
     output: str
     variances: dict[str, tuple[float, float, str]]
-    kinked: bool
     own: bool
     graph_module: fx.GraphModule
     data: dict[fx.Node, Layer | None]
@@ -118,7 +119,6 @@ class Reader:
         self.entries: dict[str, Entry] = {}
         self.variances: dict[str, tuple[float, float, str]] = {}
         self.data: dict[fx.Node, Layer | None] = {}
-        self.kinked = False
         self._check_names()
 
     def plan(self) -> Plan:
@@ -138,7 +138,7 @@ class Reader:
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         own = self._layouts(self.names[output])
-        return Plan(self.entries, self.steps, self.names[output], self.variances, self.kinked, own, self.graph_module, self.data)
+        return Plan(self.entries, self.steps, self.names[output], self.variances, own, self.graph_module, self.data)
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -271,8 +271,7 @@ class Reader:
                 "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
             )
         applied = dual(chain, self.options.tolerance)
-        self.kinked = self.kinked or applied.kinked
-        self.steps.append(Step(layer.name, (base,), lambda given, _: _apply(applied, given[0], layer.name)))
+        self.steps.append(Step(layer.name, (base,), lambda given, _: _apply(applied, given[0], layer.name), kinked=applied.kinked))
         self.known[layer.name] = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
@@ -378,12 +377,13 @@ class Reader:
         self.refuse(layer, f"{layer.why}; covered are nn.AvgPool, nn.AdaptiveAvgPool to a divisor of the size, and .mean over positions")
 
     def _layouts(self, output: str) -> bool:
-        """Mark where covariances between all positions are needed: before poolings only.  Whether poolings' own variances are needed downstream."""
+        """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""
         by_name = {step.name: step for step in self.steps}
         for step in reversed(self.steps):
             step.source_full = step.pools or (step.full and step.keeps)
             for name in step.sources:
                 by_name[name].full = by_name[name].full or step.source_full
+                by_name[name].gap = by_name[name].gap or step.gap or step.kinked
         after = {step.name for step in self.steps if step.pools}
         nonlinear = False
         for step in self.steps:

@@ -24,8 +24,9 @@ class Tiles:
     Shapes: x1 (n1, ...), x2 (n2, ...) or None for x1 with itself, of which each pair is worked on once.
     """
 
-    def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, *, ntk: bool) -> None:
-        self.plan, self.ntk, self.symmetric = plan, ntk, x2 is None
+    def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...]) -> None:
+        ntk = "ntk" in kinds
+        self.plan, self.kinds, self.ntk, self.symmetric = plan, kinds, ntk, x2 is None
         self.first = _read(plan, x1)
         self.second = self.first if x2 is None else _read(plan, x2)
         self.own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
@@ -47,7 +48,7 @@ class Tiles:
                 here, there = slice(i, min(i + rows, n1)), slice(j, min(j + columns, n2))
                 made = self.tile(here, there)
                 for name, part in (("nngp", made.cov), ("ntk", made.ntk)):
-                    if part is None:
+                    if part is None or name not in self.kinds:
                         continue
                     if name not in out:
                         out[name] = part.new_empty(n1, n2, *part.shape[2:])
@@ -70,9 +71,11 @@ class Tiles:
             if step.rule is None:
                 a, b = self.first[step.name][here], self.second[step.name][there]
                 tokens = self.plan.entries[step.name].kind == "embedding"
-                made[step.name] = _tokens(a, b, step.full, self.ntk) if tokens else _covariances(a, b, step.full, self.plan.kinked, self.ntk)
+                made[step.name] = _tokens(a, b, step.full, self.ntk) if tokens else _covariances(a, b, step.full, step.gap, self.ntk)
                 continue
             given = [made[name] if step.source_full else made[name].diagonal() for name in step.sources]
+            if not (step.gap or step.kinked):
+                given = [dataclasses.replace(one, gap=None, total=None) for one in given]
             known = self.own if step.pools and found is None else None
             result = step.rule(given, None if known is None else (known[0][step.name][here], known[1][step.name][there]))
             if step.pools and found is not None:
@@ -100,7 +103,7 @@ def _read(plan: Plan, x: Tensor) -> dict[str, Tensor]:
 def _own(plan: Plan, side: dict[str, Tensor], *, ntk: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The variances of poolings, which take the covariances of an example with itself between all positions, and the kernels of each example with itself."""
     alone = Tiles.__new__(Tiles)
-    alone.plan, alone.ntk, alone.symmetric, alone.first, alone.second, alone.own, alone.diagonal = plan, ntk, True, side, side, None, {}
+    alone.plan, alone.kinds, alone.ntk, alone.symmetric, alone.first, alone.second, alone.own, alone.diagonal = plan, (), ntk, True, side, side, None, {}
     found: dict[str, list[Tensor]] = {}
     made: dict[str, list[Tensor]] = {"nngp": [], "ntk": []}
     for i in range(len(next(iter(side.values())))):
@@ -160,7 +163,7 @@ def _gaps(a: Tensor, b: Tensor, x: Pair, full: bool) -> tuple[Tensor, Tensor | N
     other = (None, slice(None), None) if full else (None,)
     roots = x.first.sqrt(), x.second.sqrt()
     n = roots[0][dims] * roots[1][other]
-    some = bool((cov < 0).any())
+    some = float(cov.min()) < 0
     if a.shape[-1] == 1:  # one channel: every correlation is 1 or -1
         product = a[..., 0][dims] * b[..., 0][other]
         size = product.abs()
