@@ -23,7 +23,7 @@ from gnomon.core.subject import Subject, first_tensor
 ROOT = "network"
 """The name of the only layer of a network that is a layer itself."""
 
-__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "child_of", "of", "read", "steps"]
+__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "child_of", "nodes", "of", "read", "steps", "trace"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,27 +205,44 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     absent = {key: p.default for key, p in signature.parameters.items() if key not in bound.arguments and p.default is not inspect.Parameter.empty}
     if any(signature.parameters[key].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for key in bound.arguments):
         raise InvalidTrace("forward takes *args or **kwargs")
-    tracer = _Tracer()
-    graph = tracer.trace(module, concrete_args=absent or None)
-    graph_module = fx.GraphModule(tracer.root, graph)
-    recorder = _Recorder(graph_module)
-    recorder.shapes = {}
+    graph_module = trace(module, absent)
     given = [bound.arguments.get(key, absent.get(key)) for key in signature.parameters if key in bound.arguments or key in absent]
-    output = first_tensor(recorder.run(*given))
+    output, layers = _run(graph_module, *given)
     true = first_tensor(module(*args, **kwargs))
     if output.shape != true.shape or not torch.allclose(output, true, equal_nan=True, rtol=1e-3, atol=1e-5):
         raise InvalidTrace("the traced graph gives another output than the network")
-    return _layers_of_graph(graph, dict(module.named_modules()), recorder.shapes)
+    return list(layers.values())
+
+
+def trace(module: nn.Module, absent: Mapping[str, Any] | None = None) -> fx.GraphModule:
+    """The module's torch.fx graph, every layer a node; `absent` are the values of arguments that are not given.  Cost: none.  Raises: what the traced code raises on a proxy."""
+    tracer = _Tracer()
+    graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
+    return fx.GraphModule(tracer.root, graph)
+
+
+def nodes(module: nn.Module, graph_module: fx.GraphModule, inputs: Tensor, *, scheme: describing.Scheme | None = None) -> dict[fx.Node, Layer]:
+    """The layer that each node of a traced graph is, as `read` describes it.  Shapes: inputs a small batch.  Cost: one forward pass of `inputs`."""
+    with chance.preserved(), _quiet(module), torch.no_grad():
+        layers = _run(graph_module, inputs)[1]
+    return {node: describing.declare(layer, scheme) for node, layer in layers.items()}
+
+
+def _run(graph_module: fx.GraphModule, *given: Any) -> tuple[Tensor, dict[fx.Node, Layer]]:
+    recorder = _Recorder(graph_module)
+    recorder.shapes = {}
+    output = first_tensor(recorder.run(*given))
+    return output, _layers_of_graph(graph_module.graph, dict(graph_module.named_modules()), recorder.shapes)
 
 
 class InvalidTrace(Exception):
     """A traced graph that is not the network."""
 
 
-def _layers_of_graph(graph: fx.Graph, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...] | None]) -> list[Layer]:
+def _layers_of_graph(graph: fx.Graph, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...] | None]) -> dict[fx.Node, Layer]:
     names: dict[fx.Node, str] = {}
     taken: set[str] = set()
-    layers = []
+    layers: dict[fx.Node, Layer] = {}
     for node in graph.nodes:
         if node.op == "output" or shapes.get(node) is None:
             continue
@@ -239,7 +256,7 @@ def _layers_of_graph(graph: fx.Graph, modules: Mapping[str, nn.Module], shapes: 
         taken.add(names[node])
         layer = _layer_of_node(node, names[node], modules, len(sources), repeated)
         seen, made = (shapes[sources[0]] if sources else None) or (), shapes[node] or ()
-        layers.append(dataclasses.replace(layer, inputs=tuple(names[s] for s in sources), input_shape=seen[1:], output_shape=made[1:]))
+        layers[node] = dataclasses.replace(layer, inputs=tuple(names[s] for s in sources), input_shape=seen[1:], output_shape=made[1:])
     return layers
 
 

@@ -76,7 +76,7 @@ _ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.Mish: "mish", nn.Softplus: "softplus", nn.Softsign: "softsign", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.LogSigmoid: "logsigmoid", nn.Hardtanh: "hardtanh",
     nn.Hardswish: "hardswish", nn.Hardsigmoid: "hardsigmoid", nn.Tanhshrink: "tanhshrink", nn.Softshrink: "softshrink", nn.Hardshrink: "hardshrink", nn.Threshold: "threshold",
 }  # fmt: skip
-_ACTIVATION_NAMES = {*_ACTIVATION_MODULES.values(), "erf", "sin", "cos", "abs", "square", "exp", "arctan", "atan"}
+_ACTIVATION_NAMES = {*_ACTIVATION_MODULES.values(), "erf", "sin", "cos", "abs", "square", "pow", "sign", "exp", "arctan", "atan"}
 _IDENTITY_NAMES = {"contiguous", "clone", "detach", "to", "float", "double", "half", "type", "type_as", "requires_grad_", "alias"}
 _RESHAPE_NAMES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "reshape_as", "view_as", "ravel"}
 _DROPOUT_NAMES = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}

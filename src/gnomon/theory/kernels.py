@@ -1,10 +1,17 @@
-"""What the lazy regime predicts: the neural tangent kernel stands still, and the network is its linearisation."""
+"""Networks of infinite width: their kernels from the module, and what the lazy regime predicts of wide ones."""
 
 from __future__ import annotations
 
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
+from gnomon.theory.infinite.inference import NotPositiveDefinite as NotPositiveDefinite
+from gnomon.theory.infinite.inference import Prediction as Prediction
+from gnomon.theory.infinite.inference import gradient_flow as gradient_flow
+from gnomon.theory.infinite.inference import posterior as posterior
+from gnomon.theory.infinite.inference import ridge_regression as ridge_regression
+from gnomon.theory.infinite.kernel import Kernel as Kernel
+from gnomon.theory.infinite.kernel import infinite_width as infinite_width
 
 JACOT_2018 = Source("jacot2018")
 CHIZAT_2019 = Source("chizat2019")

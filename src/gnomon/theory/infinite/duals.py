@@ -1,0 +1,319 @@
+"""What activations do to Gaussian covariances: duals, closed forms that keep their digits at correlations of 1 and -1."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+SMALL = 0.5
+"""Angles below which a power series stands in for a difference that cancels."""
+TERMS = 11
+"""Terms of that series."""
+
+
+class Image(NamedTuple):
+    """E s(x) s(y), n - k of it (None where nobody asked), E s'(x) s'(y) (None where nobody asked), and n + k of it where it is known better than by a sum."""
+
+    cov: Tensor
+    gap: Tensor | None
+    slope: Tensor | None
+    total: Tensor | None = None
+
+
+class Arguments(NamedTuple):
+    """Variances q1 and q2, the covariance k, n - k and n + k (n the product of the standard deviations; both may be None), and whether the slope is asked for.  Shapes: broadcast together."""
+
+    first: Tensor
+    second: Tensor
+    cov: Tensor
+    gap: Tensor | None
+    total: Tensor | None
+    slope: bool
+
+    @property
+    def norm(self) -> Tensor:
+        """n = sqrt(q1 q2)."""
+        return self.first.sqrt() * self.second.sqrt()
+
+    def sine(self) -> Tensor:
+        """n sin(theta) = sqrt((n - k)(n + k))."""
+        one, two = self.first.sqrt(), self.second.sqrt()
+        gap = torch.addcmul(-self.cov, one, two).clamp_min_(0) if self.gap is None else self.gap
+        total = torch.addcmul(self.cov, one, two) if self.total is None else self.total
+        return (gap * total).clamp_min_(0).sqrt_()
+
+    def determinant(self, factor: float) -> Tensor:
+        """(1 + f q1)(1 + f q2) - (f k)^2."""
+        spread = (self.norm - self.cov) * (self.norm + self.cov) if self.gap is None else self.gap * (self.norm + self.cov if self.total is None else self.total)
+        return 1 + factor * (self.first + self.second) + factor**2 * spread.clamp_min(0)
+
+
+@runtime_checkable
+class Dual(Protocol):
+    """An activation as theory knows it."""
+
+    @property
+    def kinked(self) -> bool:
+        """Whether a dual moves as the angle, not as its square, so that n - k must be known to its own digits."""
+        ...
+
+    def variance(self, q: Tensor) -> Tensor:
+        """E s(z)^2 for z ~ N(0, q)."""
+        ...
+
+    def image(self, at: Arguments) -> Image:
+        """The dual and the dual of the derivative."""
+        ...
+
+
+def gap_of(dual: Dual, at: Arguments, cov: Tensor) -> Tensor | None:
+    """n - k of a smooth activation's image by subtraction, exactly 0 for equal arguments."""
+    if at.gap is None:
+        return None
+    n = dual.variance(at.first).sqrt() * dual.variance(at.second).sqrt()
+    return (n - cov).clamp_min(0).masked_fill((at.gap == 0) & (at.first == at.second), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecewiseLinear:
+    """Slope `low` below 0 and `high` above: ReLU, leaky ReLU, PReLU, the absolute value, the identity.
+
+    With theta the angle, d = high - low, m = (low^2 + high^2)/2 and t = n (sin theta - theta cos theta)/(2 pi):
+    E s s = m k + d^2 t,  n - E s s = m (n - k) - d^2 t,  E s' s' = m - d^2 theta/(2 pi); at variance 0 the slope is `low`, as autograd has it.
+
+    Error: rounding, relative to m n; for ReLU relative to the value itself, at angles near pi by series.
+    Source: Cho & Saul 2009, section 2 (orders 0 and 1).
+    """
+
+    low: float
+    high: float
+    at_zero: float = 0.0
+
+    @property
+    def kinked(self) -> bool:
+        """Whether the slopes differ."""
+        return self.low != self.high
+
+    def variance(self, q: Tensor) -> Tensor:
+        """m q."""
+        return (self.low**2 + self.high**2) / 2 * q
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        mean, bend = (self.low**2 + self.high**2) / 2, (self.high - self.low) ** 2
+        if not bend:
+            slope = torch.full_like(at.cov, mean) if at.slope else None
+            return Image(mean * at.cov, None if at.gap is None else mean * at.gap, slope, None if at.total is None else mean * at.total)
+        sine = at.sine()
+        angle = torch.atan2(sine, at.cov)
+        turn = torch.addcmul(sine, angle, at.cov, value=-1).mul_(bend / (2 * math.pi))
+        cov = torch.add(turn, at.cov, alpha=mean)
+        gap = None if at.gap is None else (mean * at.gap).sub_(turn)
+        total = None if at.total is None or self.low * self.high <= 0 else mean * at.total + turn
+        slope = torch.add(angle.new_tensor(mean), angle, alpha=-bend / (2 * math.pi)) if at.slope else None
+        if self.low * self.high == 0:
+            self._opposite(at, sine, cov, slope)
+        return Image(cov, gap, None if slope is None else self._dead(at, slope), total)
+
+    def _opposite(self, at: Arguments, sine: Tensor, cov: Tensor, slope: Tensor | None) -> None:
+        """For ReLU near -1: n (sin p - p cos p) with p = pi - theta by its series, in place."""
+        if at.total is None:  # k >= 0
+            return
+        n = at.norm
+        near = at.cov < -math.cos(SMALL) * n
+        if not bool(near.any()):
+            return
+        scale = (self.high - self.low) ** 2 / (2 * math.pi)
+        p = torch.atan2(sine[near], -at.cov[near])
+        cov[near] = scale * n[near] * _opposite_series(1, p)
+        if slope is not None:
+            slope[near] = scale * p
+
+    def _dead(self, at: Arguments, slope: Tensor) -> Tensor:
+        """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side."""
+        if float(at.first.min()) > 0 and float(at.second.min()) > 0:
+            return slope
+        one, two = ((torch.where(q > 0, (self.low + self.high) / 2, self.at_zero)) for q in (at.first, at.second))
+        return torch.where((at.first > 0) & (at.second > 0), slope, one * two)
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedPower:
+    """max(z, 0)^p for p = 2 or 3, times `scale`.
+
+    E = n^p J_p / (2 pi), J_2 = 3 sin cos + (pi - theta)(1 + 2 cos^2), J_3 = 15 sin - 11 sin^3 + (pi - theta)(9 cos + 6 cos^3); E s' s' = p^2 times that of p - 1.
+
+    Error: rounding; at angles near pi by series.   Source: Cho & Saul 2009, section 2.
+    """
+
+    power: int
+    scale: float = 1.0
+    kinked: bool = True
+
+    def variance(self, q: Tensor) -> Tensor:
+        """(2p - 1)!! q^p / 2."""
+        return self.scale**2 * math.prod(range(1, 2 * self.power, 2)) / 2 * q**self.power
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        sine, n = at.sine(), at.norm
+        rest = torch.atan2(sine, -at.cov)
+        cov = self.scale**2 * _arc_cosine(self.power, sine, at.cov, n, rest)
+        slope = (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, at.cov, n, rest) if at.slope else None
+        return Image(cov, gap_of(self, at, cov), slope)
+
+
+def _arc_cosine(power: int, sine: Tensor, cov: Tensor, n: Tensor, rest: Tensor) -> Tensor:
+    """n^p J_p / (2 pi), `rest` the angle pi - theta."""
+    if power == 1:
+        form = sine + rest * cov
+    elif power == 2:
+        form = 3 * sine * cov + rest * (n**2 + 2 * cov**2)
+    else:
+        form = 15 * sine * n**2 - 11 * sine**3 + rest * (9 * cov * n**2 + 6 * cov**3)
+    return torch.where(rest < SMALL, n**power * _opposite_series(power, rest.clamp_max(SMALL)), form) / (2 * math.pi)
+
+
+def _opposite_series(power: int, p: Tensor) -> Tensor:
+    """J_1, J_2 or J_3 at the angle pi - p: their Taylor series, whose first terms cancel.
+
+    J_1 = sin p - p cos p,  J_2 = -(3/2) sin 2p + p (2 + cos 2p),  J_3 = (27 sin p + 11 sin 3p)/4 - p (27 cos p + 3 cos 3p)/2.
+    """
+    square, out = p**2, torch.zeros_like(p)
+    for k in range(power + TERMS - 1, power - 1, -1):
+        odd = 2 * k + 1
+        form = {1: 1 - odd, 2: 4**k * (odd - 3), 3: (27 + 11 * 3**odd) / 4 - odd * (27 + 3 * 9**k) / 2}[power]
+        out = out * square + (-1) ** k * form / math.factorial(odd)
+    return out * p ** (2 * power + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Erf:
+    """E = (2/pi) arcsin(2 k / sqrt((1 + 2 q1)(1 + 2 q2))), slope (4/pi) / sqrt((1 + 2 q1)(1 + 2 q2) - 4 k^2).   Error: rounding.   Source: Williams 1997."""
+
+    kinked: bool = False
+
+    def variance(self, q: Tensor) -> Tensor:
+        """(2/pi) arcsin(2 q / (1 + 2 q))."""
+        return 2 / math.pi * torch.atan2(2 * q, (1 + 4 * q).sqrt())
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        root = at.determinant(2.0).sqrt()
+        cov = 2 / math.pi * torch.atan2(2 * at.cov, root)
+        return Image(cov, gap_of(self, at, cov), 4 / math.pi / root if at.slope else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gelu:
+    """z Phi(z).  With D = (1 + q1)(1 + q2) - k^2 and a = arctan(k / sqrt D):
+
+    E = k/4 + [k a + (k^2 + q1 q2 D) / ((1 + q1)(1 + q2) sqrt D)] / (2 pi),
+    slope = 1/4 + [a + (1/D + (1 - q1 q2)/((1 + q1)(1 + q2)) + 1) k / sqrt D] / (2 pi).
+
+    Error: rounding, relative to n.   Source: Tsuchida et al. 2021.
+    """
+
+    kinked: bool = False
+
+    def variance(self, q: Tensor) -> Tensor:
+        """E at k = q1 = q2 = q."""
+        root = (1 + 2 * q).sqrt()
+        return q / 4 + (q * torch.atan2(q, root) + (q**2 + q**2 * (1 + 2 * q)) / ((1 + q) ** 2 * root)) / (2 * math.pi)
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        det = at.determinant(1.0)
+        root, product, above = det.sqrt(), at.first * at.second, (1 + at.first) * (1 + at.second)
+        angle = torch.atan2(at.cov, root)
+        cov = at.cov / 4 + (at.cov * angle + (at.cov**2 + product * det) / (above * root)) / (2 * math.pi)
+        slope = 0.25 + (angle + (1 / det + (1 - product) / above + 1) * at.cov / root) / (2 * math.pi) if at.slope else None
+        return Image(cov, gap_of(self, at, cov), slope)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """sin(z) (`odd`) or cos(z): E sin sin = e^{-(q1 + q2)/2} sinh k, E cos cos = e^{-(q1 + q2)/2} cosh k, each the other's slope.   Error: rounding.   Source: derived here (characteristic functions)."""
+
+    odd: bool
+    kinked: bool = False
+
+    def variance(self, q: Tensor) -> Tensor:
+        """(1 -+ e^{-2q}) / 2."""
+        return -torch.expm1(-2 * q) / 2 if self.odd else (1 + torch.exp(-2 * q)) / 2
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above, in exponentials that do not overflow."""
+        size = at.cov.abs()
+        peak, twice = torch.exp(size - (at.first + at.second) / 2), -2 * size
+        sine = torch.sign(at.cov) * peak * -torch.expm1(twice) / 2
+        cosine = peak * (1 + torch.exp(twice)) / 2
+        cov, slope = (sine, cosine) if self.odd else (cosine, sine)
+        return Image(cov, gap_of(self, at, cov), slope if at.slope else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """exp(-b z^2): E = D^{-1/2} with D = (1 + 2 b q1)(1 + 2 b q2) - 4 b^2 k^2, slope 4 b^2 k D^{-3/2}.   Error: rounding.   Source: derived here (Gaussian integrals)."""
+
+    rate: float
+    kinked: bool = False
+
+    def variance(self, q: Tensor) -> Tensor:
+        """(1 + 4 b q)^{-1/2}."""
+        return (1 + 4 * self.rate * q).rsqrt()
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        det = at.determinant(2 * self.rate)
+        cov = det.rsqrt()
+        return Image(cov, gap_of(self, at, cov), 4 * self.rate**2 * at.cov * det**-1.5 if at.slope else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Monomial:
+    """z^p: E = sum_j j! [C(p, j) (p - j - 1)!!]^2 (q1 q2)^{(p - j)/2} k^j over j of p's parity, slope p^2 times that of p - 1.   Error: rounding, relative to n^p.   Source: Isserlis's theorem."""
+
+    power: int
+    kinked: bool = False
+
+    def variance(self, q: Tensor) -> Tensor:
+        """(2p - 1)!! q^p."""
+        return math.prod(range(1, 2 * self.power, 2)) * q**self.power
+
+    def image(self, at: Arguments) -> Image:
+        """The formulas above."""
+        product = at.first * at.second
+        cov = _isserlis(self.power, product, at.cov)
+        return Image(cov, gap_of(self, at, cov), self.power**2 * _isserlis(self.power - 1, product, at.cov) if at.slope else None)
+
+
+def _isserlis(power: int, product: Tensor, cov: Tensor) -> Tensor:
+    out = torch.zeros_like(cov)
+    for j in range(power % 2, power + 1, 2):
+        weight = math.factorial(j) * (math.comb(power, j) * math.prod(range(1, power - j, 2))) ** 2
+        out = out + weight * product ** ((power - j) // 2) * cov**j
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign:
+    """sign(z): E = (2/pi) arcsin(k/n); its derivative is 0 wherever autograd takes it, so that what lies before it has no part in the tangent kernel.   Error: rounding.   Source: Cho & Saul 2009 (order 0)."""
+
+    kinked: bool = True
+
+    def variance(self, q: Tensor) -> Tensor:
+        """1, or 0 where nothing arrives."""
+        return (q > 0).to(q)
+
+    def image(self, at: Arguments) -> Image:
+        """The formula above."""
+        sine = at.sine()
+        alive = (at.first > 0) & (at.second > 0)
+        cov = torch.where(alive, 2 / math.pi * torch.atan2(at.cov, sine), 0.0)
+        gap = None if at.gap is None else torch.where(alive, 2 / math.pi * torch.atan2(sine, at.cov), 0.0)
+        return Image(cov, gap, torch.zeros_like(cov) if at.slope else None)

@@ -1,0 +1,126 @@
+"""What networks of infinite width predict: training dynamics under squared loss, Gaussian process posteriors, kernel ridge regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
+
+KernelFunction = Callable[..., "Tensor | tuple[Tensor, ...]"]
+
+
+class Prediction(NamedTuple):
+    """The mean of every output over networks and the covariance of one output between the examples, the same for each.  Shapes: (m, ...) as the targets, (m, m)."""
+
+    mean: Float[Tensor, "m ..."]
+    covariance: Float[Tensor, "m m"]
+
+
+class NotPositiveDefinite(OutOfScope):
+    """A kernel matrix has an eigenvalue that is not above rounding."""
+
+
+def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: str = "ntk", jitter: float = 0.0) -> Prediction:
+    """Outputs after training by gradient flow on half the sum of squares, over networks of infinite width.
+
+    mean = T_* A y and covariance = K_** + T_* A K A T_*^T - T_* A K_*^T - K_* A T_*^T with A = T^{-1}(I - e^{-T time}), T the tangent kernel of the training data, K the NNGP kernel and * the
+    test data.  `kind` "nngp" trains the last layer's weights alone, T = K.
+
+    Shapes: y_train (n,) or (n, outputs); x_test None is x_train.
+    Units: `time` in learning rate x steps for the loss sum |f - y|^2 / 2 (for a mean over n examples divide by n; for |f - y|^2 without the half multiply by 2).
+    Error: rounding of an eigendecomposition, in float64.   Assumes: small steps, and the parametrisation that `kernel` was made for.   Cost: the kernels, and n^3.
+    Raises: NotPositiveDefinite, with the eigenvalue, where T has a negative one (or at infinite time one that is 0); `jitter` is then added to T's diagonal if, and only if, it is given.
+    Source: Lee et al. 2019, section 2.
+    """
+    if not time >= 0:
+        raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
+    if kind not in ("ntk", "nngp"):
+        raise unknown("kind of training", str(kind), ("ntk", "nngp"))
+    targets, own = _targets(x_train, y_train), _pair(kernel, x_train, None)
+    across, tests = (own, own) if x_test is None else (_pair(kernel, x_test, x_train), _pair(kernel, x_test, None))
+    which = 0 if kind == "nngp" else 1
+    values, vectors = _spectrum(own[which], jitter, strict=math.isinf(time))
+    factor = 1 / values if math.isinf(time) else torch.where(values * time > 1e-12, -torch.expm1(-values * time) / values.clamp_min(1e-300), time)
+    reach = (across[which] @ vectors) * factor @ vectors.T
+    mixed = reach @ across[0].T
+    covariance = tests[0] + reach @ own[0] @ reach.T - mixed - mixed.T
+    return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), covariance)
+
+
+def posterior(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, noise: float = 0.0, kind: str = "nngp", jitter: float = 0.0) -> Prediction:
+    """The posterior of a Gaussian process with the network's kernel: for "nngp" that of a Bayesian network of infinite width.
+
+    mean = K_* (K + s^2 I)^{-1} y,   covariance = K_** - K_* (K + s^2 I)^{-1} K_*^T, s^2 the variance of the `noise` on the targets.
+
+    Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64.   Assumes: Gaussian noise.   Cost: the kernels, and n^3.
+    Raises: NotPositiveDefinite, with the eigenvalue; `jitter` is added to the diagonal if, and only if, it is given.   Source: Lee et al. 2018, section 2.
+    """
+    if not noise >= 0:
+        raise InvalidInput(f"noise is a variance and must be at least 0, not {noise}.")
+    targets = _targets(x_train, y_train)
+    own, across, tests = (_one(kernel, a, b, kind) for a, b in ((x_train, None), (x_test, x_train), (x_test, None)))
+    values, vectors = _spectrum(own, noise + jitter, strict=True)
+    reach = (across @ vectors) / values @ vectors.T
+    return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), tests - reach @ across.T)
+
+
+def ridge_regression(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, ridge: float = 0.0, kind: str = "ntk") -> Float[Tensor, "m ..."]:
+    """Kernel ridge regression: K_* (K + ridge I)^{-1} y; with "ntk" and ridge 0 the mean of fully trained networks.
+
+    Shapes: y_train (n,) or (n, outputs) -> (m,) or (m, outputs).   Units: those of the targets.   Error: rounding, in float64.   Assumes: squared loss.   Cost: the kernels, and n^3.
+    Raises: NotPositiveDefinite, with the eigenvalue.   Source: Jacot et al. 2018.
+    """
+    if not ridge >= 0:
+        raise InvalidInput(f"ridge must be at least 0, not {ridge}.")
+    targets = _targets(x_train, y_train)
+    values, vectors = _spectrum(_one(kernel, x_train, None, kind), ridge, strict=True)
+    return (_one(kernel, x_test, x_train, kind) @ vectors / values @ (vectors.T @ targets)).reshape(-1, *y_train.shape[1:])
+
+
+def _targets(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
+    if y.ndim not in (1, 2) or len(y) != len(x):
+        raise InvalidInput(f"y_train must have one row for each of the {len(x)} training examples, shape (n,) or (n, outputs); it has shape {tuple(y.shape)}.")
+    targets = y.reshape(len(y), -1).double()
+    if not bool(torch.isfinite(targets).all()):
+        raise InvalidInput("y_train holds numbers that are not finite.")
+    return targets
+
+
+def _pair(kernel: KernelFunction, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    made = kernel(a, b, ("nngp", "ntk"))
+    return _matrix(made[0]), _matrix(made[1])
+
+
+def _one(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tensor:
+    made = kernel(a, b, kind)
+    assert isinstance(made, Tensor)
+    return _matrix(made)
+
+
+def _matrix(made: Tensor) -> Tensor:
+    if made.ndim != 2:
+        raise InvalidInput(
+            f"The network's output has positions (its kernel has shape {tuple(made.shape)}); regression needs one output vector an example: pool or flatten at the end."
+        )
+    return made.double()
+
+
+def _spectrum(matrix: Tensor, jitter: float, *, strict: bool) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a kernel matrix with what was given on its diagonal, checked."""
+    if not jitter >= 0:
+        raise InvalidInput(f"jitter must be at least 0, not {jitter}.")
+    n = len(matrix)
+    values, vectors = torch.linalg.eigh(matrix + jitter * torch.eye(n, dtype=matrix.dtype, device=matrix.device))
+    least, rounding = float(values[0]), n * torch.finfo(matrix.dtype).eps * float(values[-1].abs())
+    if least < -rounding or (strict and least <= rounding):
+        raise NotPositiveDefinite(
+            f"the kernel matrix of the {n} training examples is not positive definite: its smallest eigenvalue is {least:.3g}, its largest {float(values[-1]):.3g} (equal examples, or float32 data?); "
+            f"give jitter, noise or ridge of about {max(10 * rounding, 2 * abs(least)):.1g} if a kernel with that on its diagonal is what you want"
+        )
+    return values.clamp_min(0), vectors

@@ -1,0 +1,139 @@
+"""The kernel function of a network of infinite width: from data to a matrix, tile by tile."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gnomon.core import architecture
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
+from gnomon.core.layers import Scheme
+from gnomon.theory.infinite.plan import INSTEAD, Options, Parametrization, Plan, Reader, Variance
+from gnomon.theory.infinite.tiles import Tiles
+
+Kind = Literal["nngp", "ntk"]
+
+
+class Kernel:
+    """K(x1, x2=None, kind="nngp" | "ntk" | ("nngp", "ntk")) of a network, as `infinite_width` makes it.
+
+    Shapes: x1 (n1, ...), x2 (n2, ...) in the layout that the network takes -> (n1, n2), and (n1, n2, *positions) where the output has positions; a tuple of kinds gives a tuple.
+    """
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        self._module = model if any(True for _ in model.children()) else nn.Sequential(model)
+        self._options = options
+        self._graph = _traced(self._module)
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    def __call__(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tensor | tuple[Tensor, ...]:
+        """The kernel between two sets of examples, or of one with itself (each pair once).  Cost: n1 x n2 x positions times some tens of operations a layer."""
+        kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+        for name in kinds:
+            if name not in get_args(Kind):
+                raise unknown("kind of kernel", str(name), get_args(Kind))
+        symmetric = x2 is None or x2 is x1
+        second = x1 if x2 is None else x2
+        for name, x in (("x1", x1), ("x2", second)):
+            _check(name, x)
+        if x1.shape[1:] != second.shape[1:] or x1.dtype != second.dtype or x1.device != second.device:
+            raise InvalidInput(
+                f"x1 and x2 must be alike but for the number of examples: {tuple(x1.shape)} {x1.dtype} on {x1.device}, {tuple(second.shape)} {second.dtype} on {second.device}."
+            )
+        plan = self._plan(x1)
+        with torch.no_grad():
+            made = Tiles(plan, x1, None if symmetric else second, kinds).run()
+        out = tuple(made[name] for name in kinds)
+        return out[0] if isinstance(kind, str) else out
+
+    def variances(self, x: Tensor) -> dict[str, tuple[float, float, str]]:
+        """What was taken for every layer with weights, on data shaped like x: C_W (fan-in times the variance of a weight), C_b, and where they come from."""
+        return dict(self._plan(x).variances)
+
+    def _plan(self, x: Tensor) -> Plan:
+        key = (tuple(x.shape[1:]), x.is_floating_point())
+        if key not in self._plans:
+            own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+            example = x[:1].detach()
+            if own is not None:
+                example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
+            try:
+                self._plans[key] = Reader(self._module, self._graph, example, self._options).plan()
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                if isinstance(error, InvalidInput):
+                    raise
+                raise InvalidInput(f"The network does not take data of shape {tuple(x.shape)}: {str(error).strip().splitlines()[0]}") from error
+        return self._plans[key]
+
+
+def infinite_width(
+    model: nn.Module,
+    *,
+    parametrization: str = "standard",
+    weight_variance: Variance | str = None,
+    bias_variance: Variance = None,
+    tolerance: float = 1e-6,
+) -> Kernel:
+    """The NNGP kernel and the neural tangent kernel at initialisation of a network whose layers are infinitely wide, read from the module.
+
+    K^{l+1} = C_b + C_W E s(z) s(z'),   Theta^{l+1} = C_W E s'(z) s'(z') Theta^l + w E s(z) s(z') + b,   (z, z') ~ N(0, K^l).
+    In the parametrisation "standard" (that of torch) w is the layer's own fan-in and b is 1 where there is a bias: Theta is that of the network as it is, of its own widths, to
+    leading order; the last layer's width does not enter.  In "ntk" w = C_W and b = C_b.
+    `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
+    what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out.
+
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding), Embedding, elementwise activations, residual sums, concatenations of channels, average pooling (global too), LayerNorm of
+    pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
+    Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
+    Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called.
+    Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels).
+    """
+    if parametrization in ("mean_field", "mup"):
+        raise OutOfScope(f"in the parametrisation {parametrization!r} features move at any width, so that no fixed kernel describes the network; use 'standard' or 'ntk'")
+    if parametrization not in get_args(Parametrization):
+        raise unknown("parametrisation", parametrization, get_args(Parametrization))
+    scheme: Scheme | None = None
+    if isinstance(weight_variance, str):
+        if weight_variance not in get_args(Scheme):
+            raise unknown("initialisation", weight_variance, get_args(Scheme))
+        scheme, weight_variance = cast(Scheme, weight_variance), None
+    for what, given in (("weight", weight_variance), ("bias", bias_variance)):
+        for value in given.values() if not isinstance(given, (int, float, type(None))) else [given]:
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InvalidInput(f"A {what} variance must be finite and at least 0, not {value}.")
+    return Kernel(model, Options(cast(Parametrization, parametrization), weight_variance, bias_variance, scheme, tolerance))
+
+
+def _traced(module: nn.Module) -> torch.fx.GraphModule:
+    try:
+        return architecture.trace(module)
+    except Exception as error:  # fx raises whatever the traced code raises on a proxy
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(torch.__file__).parent not in Path(frame.filename).parents and "gnomon" not in Path(frame.filename).parts
+        ]
+        where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(
+            f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not"
+            f"{INSTEAD}."
+        ) from error
+
+
+def _check(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or (x.ndim < 2 and x.is_floating_point()) or x.ndim < 1 or len(x) == 0:
+        raise InvalidInput(f"{name} must be a tensor of examples, examples first, with at least one; got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}.")
+    if x.is_floating_point():
+        if x.dtype not in (torch.float32, torch.float64):
+            raise InvalidInput(f"{name} must be float32 or float64 (or whole numbers for an embedding), not {x.dtype}; convert it with .float().")
+        finite = torch.isfinite(x).flatten(1).all(1)
+        if not bool(finite.all()):
+            bad = (~finite).nonzero().flatten()
+            raise InvalidInput(f"{name} holds numbers that are not finite, in {len(bad)} examples, the first of them {int(bad[0])}.")

@@ -1,0 +1,415 @@
+"""A traced network read as a recipe for kernels: for every layer what it does to a `Pair`, or a refusal that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from gnomon.core import architecture
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
+from gnomon.core.layers import PARAMETRISED, Layer, Scheme
+from gnomon.theory.infinite import pair as pairs
+from gnomon.theory.infinite.duals import Arguments, Dual
+from gnomon.theory.infinite.pair import Pair, Window
+from gnomon.theory.infinite.recognise import dual, factor
+
+Parametrization = Literal["standard", "ntk"]
+Variance = float | Mapping[str, float] | None
+INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How variances and the parametrisation are chosen; see `infinite_width`."""
+
+    parametrization: Parametrization
+    weight_variance: Variance
+    bias_variance: Variance
+    scheme: Scheme | None
+    tolerance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a layer whose channels are random.
+
+    `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
+    `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels.
+    """
+
+    gaussian: bool
+    centred: bool
+    roots: frozenset[str]
+    last: bool
+    positions: tuple[int, ...]
+    base: str = ""
+    chain: tuple[Layer, ...] = ()
+
+
+Rule = Callable[[list[Pair], tuple[Tensor, Tensor] | None], Pair]
+
+
+@dataclasses.dataclass
+class Step:
+    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k."""
+
+    name: str
+    sources: tuple[str, ...]
+    rule: Rule | None = None
+    pools: bool = False
+    keeps: bool = True
+    full: bool = False
+    source_full: bool = False
+    kinked: bool = False
+    gap: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A layer that reads data: the fx node of the data, and how its channels and positions stand."""
+
+    node: fx.Node
+    kind: str
+    last: bool
+
+
+@dataclasses.dataclass
+class Plan:
+    """The recipe: `entries` turn data into pairs, `steps` follow in order, `output` is the last one's name; `variances` are (C_W, C_b, how) by layer."""
+
+    entries: dict[str, Entry]
+    steps: list[Step]
+    output: str
+    variances: dict[str, tuple[float, float, str]]
+    own: bool
+    graph_module: fx.GraphModule
+    data: dict[fx.Node, Layer | None]
+
+    def inputs(self, x: Tensor) -> dict[str, Tensor]:
+        """What each entry reads, from the data.  Cost: what the network does to the data before its first weights."""
+        interpreter = fx.Interpreter(self.graph_module)
+        env: dict[fx.Node, Any] = interpreter.env
+        with torch.no_grad():
+            for node, layer in self.data.items():
+                if node.op == "placeholder":
+                    env[node] = x if layer is not None else None
+                elif layer is not None and layer.kind == "identity":
+                    env[node] = env[node.all_input_nodes[0]]
+                elif layer is not None and layer.kind == "activation" and layer.function is not None:
+                    env[node] = layer.function(env[node.all_input_nodes[0]])
+                else:
+                    env[node] = interpreter.run_node(node)
+        return {name: env[entry.node] for name, entry in self.entries.items()}
+
+
+class Reader:
+    """Reads a graph node by node; `plan` is what came of it."""
+
+    def __init__(self, module: nn.Module, graph_module: fx.GraphModule, example: Tensor, options: Options) -> None:
+        self.module, self.graph_module, self.options = module, graph_module, options
+        self.layers = architecture.nodes(module, graph_module, example, scheme=options.scheme)
+        self.names = {node: layer.name for node, layer in self.layers.items()}
+        self.known: dict[str, Known] = {}
+        self.steps: list[Step] = []
+        self.entries: dict[str, Entry] = {}
+        self.variances: dict[str, tuple[float, float, str]] = {}
+        self.data: dict[fx.Node, Layer | None] = {}
+        self._check_names()
+
+    def plan(self) -> Plan:
+        """Read every node that the output needs.  Raises: OutOfScope naming what is not covered."""
+        output = next(node for node in self.graph_module.graph.nodes if node.op == "output").args[0]
+        if not isinstance(output, fx.Node):
+            raise OutOfScope(f"the network returns a {type(output).__name__}; the kernel is that of one tensor: wrap the network so that it returns one")
+        needed, stack = set(), [output]
+        while stack:
+            node = stack.pop()
+            if node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        for node in self.graph_module.graph.nodes:
+            if node in needed:
+                self._read(node)
+        if output in self.data:
+            raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
+        own = self._layouts(self.names[output])
+        return Plan(self.entries, self.steps, self.names[output], self.variances, own, self.graph_module, self.data)
+
+    def _check_names(self) -> None:
+        names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
+        for what, given in (("weight", self.options.weight_variance), ("bias", self.options.bias_variance)):
+            for name in given if isinstance(given, Mapping) else ():
+                if name not in names:
+                    raise unknown(f"layer with weights (in the {what} variances)", name, names)
+
+    def refuse(self, layer: Layer, why: str) -> NoReturn:
+        """Raise OutOfScope for a layer."""
+        raise OutOfScope(f"no infinite-width kernel is known here for layer {layer.name!r}: {why}{INSTEAD}")
+
+    def _read(self, node: fx.Node) -> None:
+        layer = self.layers.get(node)
+        if layer is None:  # a shape, a number: computed on the data where it depends on data alone
+            if all(source in self.data for source in node.all_input_nodes):
+                self.data[node] = None
+            return
+        if layer.kind == "input" and any(self.layers[other].kind == "input" for other in self.data if other in self.layers):
+            self.refuse(layer, "the network reads more than one tensor; wrap it so that it reads one")
+        sources = [source for source in node.all_input_nodes if source in self.layers]
+        module = self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if layer.kind in PARAMETRISED:
+            self._weights(node, layer, sources)
+            return
+        if "batch" in layer.why.lower() and "norm" in layer.why.lower():
+            self.refuse(layer, "BatchNorm couples the examples of a batch, so that no kernel of two examples exists (Yang et al. 2019); use LayerNorm, or no normalisation")
+        if node.op == "get_attr":
+            value = self.graph_module.get_parameter(str(node.target)) if str(node.target) in dict(self.graph_module.named_parameters()) else None
+            if value is not None:
+                self.refuse(layer, "a parameter that is no layer's weight: its distribution is not declared")
+        if all(source in self.data for source in sources):
+            if module is not None and any(True for _ in module.parameters()) and layer.kind != "activation":
+                self.refuse(layer, "it has weights of its own and reads the data directly")
+            self.data[node] = layer
+            return
+        self._random(node, layer, sources, module)
+
+    def _random(self, node: fx.Node, layer: Layer, sources: list[fx.Node], module: nn.Module | None) -> None:
+        called = type(module).__name__ if module is not None else node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        mixed = [source for source in sources if source in self.data]
+        if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
+            self.refuse(layer, "it joins data and random features in a way that is not covered")
+        if layer.kind == "identity":
+            self._emit(layer, sources, lambda given, _: given[0], self._of(sources[0]))
+        elif layer.kind == "activation":
+            self._activation(layer, sources[0], node)
+        elif layer.kind == "flatten":
+            self._flatten(layer, sources[0])
+        elif layer.kind == "add":
+            self._sum(node, layer, sources)
+        elif called in ("cat", "concat", "concatenate"):
+            self._concatenate(node, layer, sources)
+        elif isinstance(module, nn.LayerNorm):
+            self._layer_norm(layer, sources[0], module)
+        elif layer.kind == "pool":
+            self._pool(node, layer, sources[0], module, str(called))
+        else:
+            self.refuse(layer, layer.why or f"{called} is not covered")
+
+    def _of(self, node: fx.Node) -> Known:
+        return self.known[self.names[node]]
+
+    def _emit(self, layer: Layer, sources: list[fx.Node], rule: Rule, known: Known, *, pools: bool = False, keeps: bool = True) -> None:
+        self.steps.append(Step(layer.name, tuple(self.names[s] for s in sources), rule, pools, keeps))
+        self.known[layer.name] = known
+
+    def _enter(self, node: fx.Node, kind: str, last: bool) -> str:
+        """The entry through which a node of data is read."""
+        name = f"{self.names[node]} (read by {kind}{', channels last' if last else ''})"
+        if name not in self.entries:
+            self.entries[name] = Entry(node, kind, last)
+            self.steps.append(Step(name, ()))
+        return name
+
+    def _weights(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
+        child = architecture.child_of(self.module, layer)
+        source = sources[0]
+        weight, bias, how = self._variances(layer, child)
+        self.variances[layer.name] = (weight, bias, how)
+        last = layer.kind != "conv"
+        positions = layer.output_shape[:-1] if last else layer.output_shape[1:]
+        known = Known(gaussian=True, centred=True, roots=frozenset({layer.name}), last=last, positions=positions)
+        if layer.kind == "conv" and layer.groups > 1:
+            self.refuse(layer, "a grouped convolution: a group of few channels has no limit of many; write groups=1")
+        if source not in self.data:
+            before = self._of(source)
+            if before.positions and before.last != last:
+                self.refuse(layer, "it reads positions as features; flatten before it")
+        name = self._enter(source, layer.kind, last) if source in self.data else self.names[source]
+        standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
+        of = {"weight": weight, "bias": bias, "ntk_weight": float(layer.fan_in) if standard else weight, "ntk_bias": float(has_bias) if standard else bias}
+        if isinstance(child, nn.Embedding) and (child.padding_idx is not None or child.max_norm is not None):
+            self.refuse(layer, "an embedding with a padding row or a bounded norm: its rows are not identically distributed")
+        windows = [
+            Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
+        ]  # fmt: skip
+        rule: Rule = (lambda given, _: pairs.affine(pairs.patches(given[0], windows), **of)) if windows else (lambda given, _: pairs.affine(given[0], **of))
+        self.steps.append(Step(layer.name, (name,), rule))
+        self.known[layer.name] = known
+
+    def _variances(self, layer: Layer, child: nn.Module) -> tuple[float, float, str]:
+        def given(what: Variance, name: str) -> float | None:
+            return what.get(name) if isinstance(what, Mapping) else what
+
+        weight, bias, how = given(self.options.weight_variance, layer.name), given(self.options.bias_variance, layer.name), "given"
+        if weight is None:
+            if layer.weight_variance is None:
+                self.refuse(layer, f"{layer.why}; give its weight_variance")
+            weight, how = layer.fan_in * layer.weight_variance, layer.declared
+        has_bias = getattr(child, "bias", None) is not None
+        if not has_bias and isinstance(self.options.bias_variance, Mapping) and bias:
+            raise InvalidInput(f"Layer {layer.name!r} has no bias, but a bias variance was given for it.")
+        bias = layer.bias_variance if bias is None else bias if has_bias else 0.0
+        return float(weight), float(bias), how
+
+    def _activation(self, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+        before, by = self._of(source), factor(layer)
+        if by is not None:
+            if not isinstance(node.args[0], fx.Node):
+                self.refuse(layer, "a constant divided by random features")
+            chain = (*before.chain, layer) if before.chain else ()
+            square = by**2
+            self._emit(layer, [source], lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain))
+            return
+        chain, base = (*before.chain, layer), before.base or self.names[source]
+        if not (before.gaussian or before.chain):
+            self.refuse(
+                layer,
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
+            )
+        applied = dual(chain, self.options.tolerance)
+        self.steps.append(Step(layer.name, (base,), lambda given, _: _apply(applied, given[0], layer.name), kinked=applied.kinked))
+        self.known[layer.name] = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
+
+    def _flatten(self, layer: Layer, source: fx.Node) -> None:
+        before = self._of(source)
+        if layer.input_shape == layer.output_shape:
+            self._emit(layer, [source], lambda given, _: given[0], before)
+            return
+        if len(layer.output_shape) != 1:
+            self.refuse(layer, "a reshape other than one of all positions into features")
+        many = math.prod(before.positions) > 1
+        known = dataclasses.replace(before, positions=(), last=True)
+        if many:
+            known = dataclasses.replace(known, gaussian=False, chain=(), base="")
+        self._emit(layer, [source], lambda given, _: pairs.flattened(given[0]), known, keeps=False)
+
+    def _sum(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
+        if len(sources) != 2 or len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
+            self.refuse(layer, "a sum with a constant, with itself or with a factor" if len(sources) < 2 else "a sum with a factor")
+        names, knowns = self._branches(layer, sources)
+        positions = {known.positions for known in knowns}
+        if len(positions) > 1:
+            self.refuse(layer, "a sum of branches of different shapes")
+        shared = knowns[0].roots & knowns[1].roots
+        if shared:
+            self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
+        if not any(known.centred for known in knowns):
+            self.refuse(layer, "neither branch ends in a layer with weights, so that the product of their means enters")
+        known = Known(all(k.gaussian for k in knowns), all(k.centred for k in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions)
+        self.steps.append(Step(layer.name, names, lambda given, _: pairs.add(*given)))
+        self.known[layer.name] = known
+
+    def _branches(self, layer: Layer, sources: list[fx.Node]) -> tuple[tuple[str, ...], list[Known]]:
+        """The branches that meet, with data read in the layout of the random ones."""
+        last = next(self._of(source).last for source in sources if source not in self.data)
+        names, knowns = [], []
+        for source in sources:
+            if source in self.data:
+                shape = self.layers[source].output_shape
+                names.append(self._enter(source, "linear" if last else "conv", last))
+                knowns.append(Known(False, False, frozenset({"the data"}), last, shape[:-1] if last else shape[1:]))
+            else:
+                names.append(self.names[source])
+                knowns.append(self._of(source))
+        if any(known.last != last and known.positions for known in knowns):
+            self.refuse(layer, "its branches keep their channels in different dimensions")
+        return tuple(names), knowns
+
+    def _concatenate(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
+        names, knowns = self._branches(layer, sources)
+        last, rank = knowns[0].last, len(layer.output_shape) + 1
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        if not isinstance(dim, int) or dim % rank != (rank - 1 if last else 1):
+            self.refuse(layer, "a concatenation along another dimension than that of the channels")
+        counts = [self.layers[source].output_shape[-1 if last else 0] for source in sources]
+        if isinstance(node.args[0], (tuple, list)) and len(node.args[0]) != len(sources):
+            self.refuse(layer, "a concatenation of a tensor with itself")
+        roots = frozenset().union(*(known.roots for known in knowns))
+        self.steps.append(Step(layer.name, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True)))))
+        self.known[layer.name] = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions)
+
+    def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
+        before = self._of(source)
+        if not before.gaussian or (before.positions and not before.last) or len(module.normalized_shape) != 1:
+            self.refuse(
+                layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights"
+            )
+        scale, shift = module.weight is not None, module.bias is not None
+        eps = module.eps
+        self._emit(layer, [source], lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), before)
+
+    def _pool(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None, called: str) -> None:
+        before = self._of(source)
+        windows = self._windows(node, layer, before, module, called)
+        kept = before.positions if len(layer.output_shape) - 1 == len(before.positions) else tuple(n for n, w in zip(before.positions, windows, strict=True) if w is None)
+        positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
+        squeeze = len(positions) != len(before.positions)
+        axes = [axis for axis, window in enumerate(windows) if window is not None]
+
+        def rule(given: list[Pair], variances: tuple[Tensor, Tensor] | None) -> Pair:
+            out = pairs.pooled(given[0], windows, variances)
+            return _squeezed(out, axes) if squeeze else out
+
+        assert squeeze is False or positions == kept
+        self._emit(layer, [source], rule, dataclasses.replace(before, positions=positions, chain=(), base=""), pools=True)
+
+    def _windows(self, node: fx.Node, layer: Layer, before: Known, module: nn.Module | None, called: str) -> list[Window | None]:
+        d = len(before.positions)
+        if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)) and not before.last:
+            if module.ceil_mode or not module.count_include_pad or getattr(module, "divisor_override", None):
+                self.refuse(layer, "an average pooling with ceil_mode, count_include_pad=False or divisor_override")
+            size, stride, padding = (((v,) * d if isinstance(v, int) else tuple(v)) for v in (module.kernel_size, module.stride, module.padding))
+            return [Window(k, s, p, p) for k, s, p in zip(size, stride, padding, strict=True)]
+        if (isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)) or "adaptive_avg_pool" in called) and not before.last:
+            out = layer.output_shape[1:]
+            if all(n % m == 0 for n, m in zip(before.positions, out, strict=True)):
+                return [Window(n // m, n // m) for n, m in zip(before.positions, out, strict=True)]
+        if called == "mean":
+            dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+            dims = (dims,) if isinstance(dims, int) else tuple(dims)
+            axes = {dim % (d + 2) - (1 if before.last else 2) for dim in dims}
+            if axes and axes <= set(range(d)):
+                return [Window(n) if axis in axes else None for axis, n in enumerate(before.positions)]
+        self.refuse(layer, f"{layer.why}; covered are nn.AvgPool, nn.AdaptiveAvgPool to a divisor of the size, and .mean over positions")
+
+    def _layouts(self, output: str) -> bool:
+        """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""
+        by_name = {step.name: step for step in self.steps}
+        for step in reversed(self.steps):
+            step.source_full = step.pools or (step.full and step.keeps)
+            for name in step.sources:
+                by_name[name].full = by_name[name].full or step.source_full
+                by_name[name].gap = by_name[name].gap or step.gap or step.kinked
+        after = {step.name for step in self.steps if step.pools}
+        nonlinear = False
+        for step in self.steps:
+            if any(name in after for name in step.sources):
+                after.add(step.name)
+                layer = next((layer for layer in self.layers.values() if layer.name == step.name), None)
+                nonlinear = nonlinear or (layer is not None and layer.kind in ("activation", "norm") and factor(layer) is None)
+        return nonlinear
+
+
+def _apply(applied: Dual, x: Pair, name: str) -> Pair:
+    first, second = x.spread(x.first, x.second)
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk is not None))
+    ntk = None
+    if x.ntk is not None:
+        assert image.slope is not None
+        ntk = image.slope.mul_(x.ntk) if image.slope.shape == x.ntk.shape else image.slope * x.ntk
+    out = Pair(applied.variance(x.first), applied.variance(x.second), image.cov, image.gap, image.total, ntk, x.full)
+    pairs.finite(out, name)
+    return out
+
+
+def _squeezed(x: Pair, axes: list[int]) -> Pair:
+    """Without positions of size 1 along some dimensions."""
+    d = x.dimensions
+    keep = [n for axis, n in enumerate(x.first.shape[1:]) if axis not in axes]
+    doubled = keep * 2 if x.full else keep
+    assert d == len(keep) + len(axes)
+    return Pair(x.first.reshape(-1, *keep), x.second.reshape(-1, *keep), *x.each(lambda part: part.reshape(*part.shape[:2], *doubled)), x.full)
