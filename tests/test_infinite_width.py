@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import InvalidInput, NotEnoughMemory, OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
 from gnomon.theory.kernels import NotPositiveDefinite, gradient_flow, infinite_width, posterior, ridge_regression
 
@@ -405,6 +405,14 @@ def test_bad_input_is_refused_with_what_to_do():
         gradient_flow(kernel, x, torch.ones(3), time=1.0)
     with pytest.raises(InvalidInput, match="time must be at least 0"):
         gradient_flow(kernel, x, torch.ones(2), time=math.nan)
+
+
+def test_what_would_not_fit_is_refused_before_it_is_made():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(NotEnoughMemory, match=r"one pair of them .* GB .*16,777,216 covariances.*more `memory`"):
+        infinite_width(network, memory=10**9)(torch.ones(2, 1, 64, 64))
+    with pytest.raises(NotEnoughMemory, match="The kernel of 30 x 30 examples"):
+        infinite_width(NETWORKS["relu"], memory=3000)(torch.ones(30, 5))
 
 
 def test_the_network_is_left_as_it_was():

@@ -32,6 +32,7 @@ class Options:
     bias_variance: Variance
     scheme: Scheme | None
     tolerance: float
+    memory: int
 
 
 @dataclasses.dataclass(frozen=True)
