@@ -10,7 +10,7 @@ from scipy import stats
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.numerics.statistics import bootstrap, finite_population_factor, normal_interval, ratio_of_means, student_interval, student_quantile, welch
+from gnomon.numerics.statistics import bootstrap, finite_population_factor, kendall_pseudo_values, normal_interval, ratio_of_means, student_interval, student_quantile, welch
 
 
 def test_closed_forms():
@@ -83,3 +83,20 @@ def test_bootstrap_covers_a_variance():
     assert bootstrap(np.ones(5), lambda x: float(x.mean()), rng=chance.generator(0)).interval == (1, 1)
     with pytest.raises(InvalidInput):
         bootstrap(np.ones(1), lambda x: float(x.mean()), rng=chance.generator(0))
+
+
+def test_kendall_pseudo_values_have_the_correlation_as_mean_and_cover_it():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 12))
+    values = kendall_pseudo_values(x, y)
+    assert values.mean() == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+    without = [stats.kendalltau(np.delete(x, i), np.delete(y, i)).statistic for i in range(12)]
+    assert values == pytest.approx(12 * values.mean() - 11 * np.array(without), abs=1e-12)
+    truth, hits = 2 / math.pi * math.asin(0.6), 0
+    for _ in range(1000):
+        a, b = rng.standard_normal((2, 24))
+        low, high = student_interval(kendall_pseudo_values(a, 0.6 * a + 0.8 * b)).interval
+        hits += low <= truth <= high
+    assert 920 <= hits <= 980
+    with pytest.raises(InvalidInput, match="at least 3"):
+        kendall_pseudo_values([1.0, 2.0], [1.0, 2.0])

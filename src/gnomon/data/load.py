@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnomon.core import factory
@@ -66,6 +67,32 @@ def split(made: Any) -> tuple[Any, Any]:
     if isinstance(made, tuple) and not isinstance(made[1], (Tensor, np.ndarray)):
         return made[0], made[1]
     return made, None
+
+
+def pooled(source: str, *, examples: int, side: int) -> tuple[Tensor, Tensor]:
+    """The first training images of a data set by name, averaged down to side x side pixels and flattened, and their labels as one-hot vectors.
+
+    Shapes: (examples, side^2) and (examples, classes), float32.
+    Raises: InvalidInput as `load`, and where there are fewer examples.
+    """
+    (inputs, labels), _, title = load(source)
+    if examples > len(inputs):
+        raise InvalidInput(f"{title} has {len(inputs):,} training examples, not {examples:,}.")
+    small = F.adaptive_avg_pool2d(inputs[:examples], side).flatten(1)
+    return small, F.one_hot(labels[:examples], int(labels.max()) + 1).to(small.dtype)
+
+
+def first_classes(source: str, classes: int, *, examples: int) -> tuple[Tensor, Tensor]:
+    """The first training images of a data set by name whose labels are below `classes`.
+
+    Shapes: (examples, ...) and (examples,).
+    Raises: InvalidInput as `load`, and where there are fewer examples.
+    """
+    (inputs, labels), _, title = load(source)
+    chosen = (labels < classes).nonzero().flatten()[:examples]
+    if len(chosen) < examples:
+        raise InvalidInput(f"{title} has {len(chosen):,} training examples of the first {classes} classes, not {examples:,}.")
+    return inputs[chosen], labels[chosen]
 
 
 def npz(path: str | Path) -> tuple[Any, Any]:

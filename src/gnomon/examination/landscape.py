@@ -39,6 +39,14 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
             "" if eigenvalues is None or float(trace) <= 0 else f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
         )
         yield Row("Hessian trace", measured=trace, words=share or "sum of all curvatures")
+    if (adaptive := readings.get("adaptive_sharpness")) is not None:
+        yield Row("adaptive sharpness", measured=adaptive, words="sharpness in units of the weights, which rescaling units does not move")
+    if (along := readings.get("loss_slice")) is not None:
+        middle = float(along.value[along.value.size // 2])
+        yield Row(
+            "loss along a random direction", measured=along,
+            words=f"from {format_number(middle)} to {format_number(float(along.value[[0, -1]].mean()))} on average a step as long as the weights away",
+        )  # fmt: skip
     if density is not None:
         yield Row("spectral density of the Hessian", measured=density, words="how the eigenvalues are spread, smoothed")
 

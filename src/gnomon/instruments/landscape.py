@@ -13,18 +13,27 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.dataset import Dataset, leaves
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.instruments.curvature import ROUNDING, identity_trace, one_by_one, probed_trace
+from gnomon.instruments.curvature import ggn_trace as ggn_trace
+from gnomon.instruments.curvature import influence as influence
+from gnomon.instruments.curvature import inverse_hessian_product as inverse_hessian_product
+from gnomon.instruments.curvature import layer_curvature as layer_curvature
 from gnomon.numerics import dense
 from gnomon.numerics.density import spectral_density as lanczos_density
-from gnomon.numerics.lanczos import Eigen, lanczos_eigenvalues
+from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
+from gnomon.numerics.gram import gradient_norms as norms_of_gradients
+from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient
+from gnomon.numerics.trace import deflated, hutch_plus_plus
 
-HUTCHINSON_1989 = Source("hutchinson1989")
+MEYER_2021 = Source("meyer2021")
+GOODFELLOW_2015 = Source("goodfellow2015")
 WU_SIMON_2000 = Source("wu2000")
 GHORBANI_2019 = Source("ghorbani2019")
 PAPYAN_2020 = Source("papyan2020")
@@ -37,8 +46,15 @@ GROUPS = 16
 """Groups of examples whose spread gives the error of a subsample."""
 MOST_CLASSES = 20
 """Most classes for which outliers are counted: each needs an eigenvector."""
+TOLERANCE = (1e-4, 1e-6)
+"""Residual of an eigenvalue that has converged, relative to it, in single and in double precision: the eigenvalue's own error is about its square over the gap."""
 STEPS = 24
 """Lanczos steps for one probe of the density."""
+
+
+def _basis(subject: Subject, k: int = 1) -> int:
+    """Vectors that Lanczos holds for k eigenvalues."""
+    return basis_size(k, subject.dimension, subject.state[subject.trainable[0]].element_size()) + 10
 
 
 def _product_cost(subject: Subject, products: float, vectors: float = 0.0) -> Cost:
@@ -48,20 +64,25 @@ def _product_cost(subject: Subject, products: float, vectors: float = 0.0) -> Co
 
 def _count(subject: Subject) -> int:
     """How many eigenpairs are shared: ten, or one more than the outliers that are predicted."""
-    wanted = max(10, subject.classes + 1) if subject.classes and subject.classes <= MOST_CLASSES else 10
+    wanted = max(10, subject.classes) if subject.classes and subject.classes <= MOST_CLASSES else 10
     return min(wanted, subject.dimension)
 
 
 def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen:
-    """Eigenpairs of the training Hessian, computed once for all that share them; the starting vector is keyed by name, so that it matters not who asks first."""
+    """Eigenpairs of the training Hessian, computed once for all that share them, and resumed where a call was interrupted; the starting vector is keyed by name, so that it matters not who asks first."""
     if products < 1:
         raise InvalidInput(f"products must be at least 1, not {products}.")
 
     def build() -> Eigen:
-        return lanczos_eigenvalues(
-            Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
-            max_products=max(products, min(k + 2, subject.dimension)),
-        )  # fmt: skip
+        try:
+            return lanczos_eigenvalues(
+                Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
+                max_products=max(products, min(k + 2, subject.dimension)), tolerance=TOLERANCE[subject.dtype == torch.float64],
+                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict),
+            )  # fmt: skip
+        except NotFiniteProduct:
+            norms_of_gradients(subject)  # names the example where one is to blame
+            raise
 
     return subject.once(f"eigenpairs/{which}/{k}/{products}", build)
 
@@ -115,7 +136,7 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
 
 @instrument(
     topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256, essential=True,
-    cost=lambda subject, products: _product_cost(subject, products + 10, 40 + 2 * _count(subject)),
+    cost=lambda subject, products: _product_cost(subject, products + 10, _basis(subject, _count(subject)) + 2 * _count(subject)),
 )  # fmt: skip
 def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128) -> Reading:
     """Largest (or smallest) eigenvalues of the Hessian of the mean training loss, by thick-restart Lanczos with full reorthogonalisation.
@@ -125,7 +146,7 @@ def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which:
     Shapes: value (k,), descending for `largest`, ascending for `smallest`.   Units: loss / parameter^2.
     Error: the residual bound, rounding included; on a subsample the standard error over groups of examples, the bound added to
     the interval, and the value corrected for the upward bias of a sample's eigenvalues (second-order perturbation; uncorrected in `details`).
-    Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3 gradients each; about 40 + k vectors of memory.
+    Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3 gradients each; k + 20 vectors of memory, up to k + 70 where those fit into 256 MiB.
     Raises: InvalidInput for k above the number of parameters, or an unknown `which`.
     Source: Wu & Simon 2000.
     """
@@ -159,7 +180,7 @@ def sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Readi
 
 @instrument(
     topic="landscape", needs=("labels",), truth=dense.hessian_outliers, knob="products", smallest=32, largest=256, shares="hessian_eigenvalues",
-    cost=lambda subject, products: _product_cost(subject, products, 40),
+    cost=lambda subject, products: _product_cost(subject, products, _basis(subject)),
 )  # fmt: skip
 def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """How many eigenvalues of the Hessian lie above the largest one of the Hessian restricted to the complement of the class-mean gradients.
@@ -233,7 +254,7 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
 
 
 @instrument(
-    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, 40),
+    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, _basis(subject)),
 )  # fmt: skip
 def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.
@@ -268,58 +289,101 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
 
 
 @instrument(topic="landscape", truth=dense.hessian_trace, knob="probes", smallest=16, largest=256, cost=lambda subject, probes: _product_cost(subject, probes, 4))
-def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Reading:
-    """Trace of the Hessian of the mean training loss by Hutchinson's estimator: the mean of v' H v over random signs v.
+def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64, method: str = "hutchinson") -> Reading:
+    """Trace of the Hessian of the mean training loss, by default by Hutchinson's estimator: the mean of v' H v over random signs v.
 
-    Shapes: value (); samples (probes,).   Units: loss / parameter^2 (summed over parameters).
-    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
-    Assumes: eval mode.   Cost: `probes` Hessian products, about 3 gradients each.
-    Raises: InvalidInput for fewer than two probes.
-    Source: Hutchinson 1989.
+    `method`: `hutchinson`; `deflated`, the same outside the ten leading eigenvectors, whose part is exact; `hutch++`, the same outside a random sketch of `probes` / 3 products;
+    `identity`, exactly by tr H = tr GGN, where every parameter enters one affine layer and what follows is piecewise linear.
+
+    Shapes: value (); samples (probes,) for `hutchinson`.   Units: loss / parameter^2 (summed over parameters).
+    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor (`hutchinson`, `identity`).
+    Assumes: eval mode.   Cost: `probes` Hessian products; `deflated` those of `hessian_eigenvalues` beside; `identity` a third of a gradient for each output.
+    Raises: InvalidInput for fewer than two probes or an unknown method; OutOfScope for `identity` where it does not hold.
+    Source: Hutchinson 1989; Meyer et al. 2021.
     """
-    if probes < 2:
-        raise InvalidInput(f"A standard error needs at least two probes, not {probes}.")
+    if method == "identity":
+        return identity_trace(subject)
+    if method == "hutchinson":
+        return probed_trace(subject, Hessian(subject), name="hessian_trace", probes=probes, rng=rng)
     hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
-    n, population = len(subject.train), subject.train.population
-    groups = min(GROUPS, n) if n < population else 1
-    table, weights = [], None
-    for index in range(probes):
-        v = chance.rademacher(subject.dimension, rng=chance.child(rng, "probe", index), like=like)
-        parts, weights = hessian.quadratic(v, groups=groups)
-        table.append(parts.double().cpu())
-    assert weights is not None
-    parts, share = torch.stack(table), (weights / weights.sum()).double().cpu()
-    rows = parts @ share
-    common: dict[str, Any] = {"unit": "loss / parameter²", "source": HUTCHINSON_1989}
-    if groups == 1:
-        return Reading.of_samples("hessian_trace", rows, error_kind="probe", **common)
-    columns = parts.mean(0)
-    by_probe = float(rows.var(unbiased=True)) / probes
-    by_group = float((share**2 * (columns - rows.mean()) ** 2).sum()) * groups / (groups - 1) * (1 - n / population)
-    total = by_probe + by_group
-    freedom = total**2 / max(by_probe**2 / (probes - 1) + by_group**2 / (groups - 1), 1e-300)
-    return Reading("hessian_trace", float(rows.mean()), error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
+    if method == "deflated":
+        known = _eigenpairs(subject, products=128, k=_count(subject), which="largest").vectors
+        found = deflated(hessian, known, rng=rng, probes=probes, like=like)
+    elif method == "hutch++":
+        found = hutch_plus_plus(hessian, subject.dimension, rng=rng, products=probes, like=like)
+    else:
+        raise unknown("method", method, ("hutchinson", "deflated", "hutch++", "identity"))
+    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    return Reading(
+        "hessian_trace",
+        found.value,
+        "loss / parameter²",
+        error=found.error,
+        error_kind="probe",
+        n=found.probes,
+        source=MEYER_2021,
+        assumes=("the loss is that of eval mode", *seen),
+    )
 
 
 @instrument(topic="landscape", truth=dense.density, knob="probes", smallest=2, largest=32, cost=lambda subject, probes: _product_cost(subject, STEPS * probes, STEPS + 4))
-def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4) -> Reading:
+def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps: int = STEPS, scale: str = "linear") -> Reading:
     """Density of the Hessian's eigenvalues, smoothed by a Gaussian, by stochastic Lanczos quadrature.
 
     phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is the range over the steps.
+    With `scale="log"` it is the density of ln(lambda) over the positive eigenvalues of the six decades below the largest.
 
-    Shapes: value (points,).   Units: 1 / eigenvalue.
+    Shapes: value (points,).   Units: 1 / eigenvalue; with `log` a share for each factor e.
     Error: standard error of the mean over probes, from tr f^2 by the same quadrature; the band is that of a chi-square of the same mean and variance.   Assumes: eval mode; the density is that of the Hessian on the examples seen.
-    Cost: 24 x `probes` Hessian products.   Raises: InvalidInput for fewer than two probes.
+    Cost: `steps` x `probes` Hessian products.   Raises: InvalidInput for fewer than two probes, or an unknown scale.
     Source: Ghorbani et al. 2019, section 3.
     """
     if probes < 2:
         raise InvalidInput(f"A band needs at least two probes, not {probes}.")
+    if scale not in ("linear", "log"):
+        raise unknown("scale", scale, ("linear", "log"))
     found = lanczos_density(
-        Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(STEPS, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
+        Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(steps, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
     )  # fmt: skip
     seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
-    axis = Axis("eigenvalue", tuple(found.grid.tolist()), "loss / parameter²")
+    logarithmic = scale == "log"
+    if logarithmic:
+        found = found.logarithmic()
+    values = found.grid.exp() if logarithmic else found.grid
+    axis = Axis("eigenvalue", tuple(values.tolist()), "loss / parameter²", "log" if logarithmic else "linear")
     return Reading(
-        "spectral_density", found.samples.mean(0), "1 / eigenvalue", error=found.error, error_kind="probe", n=probes, interval=found.band(), source=GHORBANI_2019, axes=(axis,),
-        assumes=seen, details={"width": found.width},
+        "spectral_density", found.samples.mean(0), "" if logarithmic else "1 / eigenvalue", error=found.error, error_kind="probe", n=probes, interval=found.band(), source=GHORBANI_2019, axes=(axis,),
+        assumes=seen, details={"width": found.width, "share": float((found.weights).sum(1).mean())} if logarithmic else {"width": found.width},
+    )  # fmt: skip
+
+
+def gradient_norms(subject: Subject, *, rng: Generator | None = None, split: str = "train") -> Reading:
+    """The norm of each example's own gradient, without making the gradients.
+
+    g_i = N (w_i / W) grad loss_i, so that their mean is the gradient of the loss; |g_i|^2 from the layers' inputs and the gradients of their outputs.
+
+    Shapes: value (N,).   Units: loss / parameter.   Error: rounding.   `skipped` names the parameters that no known layer holds: their gradients are taken one example at a time.
+    Assumes: eval mode.   Cost: about a gradient.   Raises: OutOfScope without test data for `split="test"`; InvalidInput that names the example whose gradient is not finite.
+    Source: Goodfellow 2015.
+    """
+    norms = norms_of_gradients(subject, split=split).numpy()
+    axis = Axis("example", tuple(float(i) for i in range(len(norms))))
+    bound = ROUNDING * torch.finfo(subject.dtype).eps * norms
+    return Reading("gradient_norms", norms, "loss / parameter", error=bound, error_kind="bound", axes=(axis,), source=GOODFELLOW_2015, skipped=one_by_one(subject))
+
+
+def gradient_covariance_eigenvalues(subject: Subject, *, rng: Generator | None = None, split: str = "train") -> Reading:
+    """All eigenvalues of the covariance of per-example gradients that can differ from 0, by their Gram matrix.
+
+    C = (1/N) sum_i (g_i - g) (g_i - g)^T, centred and divided by N; the N eigenvalues of the centred Gram matrix over N (one of them is 0), and P - N zeros beside where P > N.
+
+    Shapes: value (N,), descending.   Units: loss^2 / parameter^2.   Error: rounding of the Gram matrix.   `skipped` as in `gradient_norms`.
+    Assumes: eval mode.   Cost: one gradient, N^2 inner products and N^3; 16 N^2 bytes.   Raises: as `gradient_norms`.
+    Source: Papyan 2020 (the gradients' second moment); Goodfellow 2015.
+    """
+    values, bound = covariance_eigenvalues(subject, split=split)
+    axis = Axis("eigenvalue", tuple(float(i + 1) for i in range(len(values))))
+    return Reading(
+        "gradient_covariance_eigenvalues", values, "loss² / parameter²", error=bound, error_kind="bound", axes=(axis,), source=PAPYAN_2020, skipped=one_by_one(subject),
+        assumes=("centred, divided by N", "the loss is that of eval mode"),
     )  # fmt: skip

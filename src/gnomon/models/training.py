@@ -28,14 +28,14 @@ class Trained:
 
 def train(
     make: Callable[[], nn.Module], loss: Callable[[Tensor, Any], Tensor], data: Dataset, *, rng: Generator,
-    lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, batch_size: int, epochs: int,
+    lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, batch_size: int, epochs: int, until: float = 0.0,
 ) -> Trained:  # fmt: skip
     """Draw a network and train it by SGD, every epoch in a new random order, the last mini-batch of an epoch possibly short.
 
-    theta <- theta - lr v,  v <- momentum v + (gradient + weight_decay theta)
+    theta <- theta - lr v,  v <- momentum v + (gradient + weight_decay theta).  It ends early with the first epoch whose mean mini-batch loss is at most `until`.
 
-    Shapes: `data` one block of equal shapes; `losses` one a step, epochs * ceil(N / batch_size).
-    Cost: epochs * N gradients.
+    Shapes: `data` one block of equal shapes; `losses` one a step, at most epochs * ceil(N / batch_size).
+    Cost: at most epochs * N gradients.
     Raises: InvalidInput for data of several shapes, and where the loss becomes NaN or infinite (the learning rate is too large).
     """
     if len(data.blocks) != 1:
@@ -51,7 +51,8 @@ def train(
     with chance.scoped(chance.child(rng, "layers")):
         for epoch in range(epochs):
             order = chance.permutation(len(data), rng=chance.child(rng, "order", epoch))
-            for chosen in order.split(batch_size):
+            steps = order.split(batch_size)
+            for chosen in steps:
                 optimizer.zero_grad()
                 value = loss(_call(module, _at(inputs, chosen)), _at(targets, chosen))
                 value.backward()
@@ -59,6 +60,8 @@ def train(
                 losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
                 raise InvalidInput(f"The loss is {losses[-1]} after {len(losses)} steps at lr = {lr:g}: training diverged; take a smaller learning rate.")
+            if until and math.fsum(losses[-len(steps) :]) <= until * len(steps):
+                break
     return Trained(module.eval(), initial, tuple(losses))
 
 

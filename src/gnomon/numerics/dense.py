@@ -74,6 +74,34 @@ def hessian_trace(subject: Subject) -> float:
     return float(hessian(subject).diagonal().sum())
 
 
+def gauss_newton(subject: Subject) -> Float[Tensor, "P P"]:
+    """The whole Gauss-Newton matrix J^T H_out J, from the Jacobian row by row.  Shapes: (P, P).   Cost: a gradient for each number of the output; for small networks only."""
+
+    def build() -> Float[Tensor, "P P"]:
+        total = torch.zeros(subject.dimension, subject.dimension, dtype=subject.dtype, device=subject.device)
+        weight = sum(subject.loss.count(subject.to_device(block.targets)) for block in subject.train.blocks) if subject.loss.reduction == "mean" else 1.0
+        for block in subject.train.blocks:
+            inputs, targets = subject.to_device(block.inputs), subject.to_device(block.targets)
+            count = subject.loss.count(targets) if subject.loss.reduction == "mean" else 1.0
+            if not count:
+                continue
+            with measuring(subject), torch.enable_grad():
+                state = {key: value.detach().clone().requires_grad_(key in subject.trainable) for key, value in subject.state.items()}
+                output = subject(state, inputs)
+                rows = [torch.autograd.grad(entry, [state[key] for key in subject.trainable], retain_graph=True, materialize_grads=True) for entry in output.reshape(-1)]
+                jacobian = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+                bend = torch.autograd.functional.hessian(lambda z, targets=targets: subject.loss(z, targets), output.detach())
+            total += count / weight * (jacobian.T @ bend.reshape(len(jacobian), -1) @ jacobian)
+        return total
+
+    return subject.once("dense/gauss_newton", build)
+
+
+def gauss_newton_trace(subject: Subject) -> float:
+    """The trace of the Gauss-Newton matrix."""
+    return float(gauss_newton(subject).diagonal().sum())
+
+
 def density(subject: Subject, reading: Reading) -> Float64[Array, "points"]:
     """The density of the Hessian's eigenvalues with the smoothing and on the grid of a reading.  Shapes: (points,)."""
     grid, width = np.asarray(reading.axes[0].values, dtype=np.float64), float(reading.details["width"])

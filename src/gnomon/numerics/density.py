@@ -60,6 +60,22 @@ class Density:
         low, high = (np.where(exact, mean, degrees * mean / np.maximum(stats.chi2.ppf(q, degrees), 1e-300)) for q in (0.5 + level / 2, 0.5 - level / 2))
         return torch.from_numpy(low), torch.from_numpy(high)
 
+    def logarithmic(self, points: int = 160, decades: float = 6.0) -> Density:
+        """The density of ln(lambda) over the positive eigenvalues down to so many decades below the largest, from the same quadrature; its integral is their share.
+
+        Shapes: grid (points,), the logarithms of the eigenvalues.   Raises: InvalidInput where no node is positive.
+        """
+        largest = float(self.nodes.max())
+        if largest <= 0:
+            raise InvalidInput("No eigenvalue seen is positive, so there is no logarithmic axis for them.")
+        floor = math.log(largest) - decades * math.log(10)
+        logs = self.nodes.clamp_min(1e-300).log().clamp_min(floor - 1)
+        weights = torch.where((self.nodes > 0) & (logs > floor), self.weights, 0.0)
+        width = decades * math.log(10) / self.nodes.shape[1]
+        grid = torch.linspace(floor - 3 * width, math.log(largest) + 3 * width, points, dtype=torch.float64)
+        samples = (bumps(grid, logs, width) * weights).sum(2).T.contiguous()
+        return Density(grid, samples, width, logs, weights, self.dimension)
+
     def _bumps(self) -> Float64[Tensor, "points probes steps"]:
         return bumps(self.grid, self.nodes, self.width)
 

@@ -55,6 +55,14 @@ def scaled_blocks(subject: Subject, name: str = "train") -> Iterator[tuple[Block
             yield block, share
 
 
+def first_block(subject: Subject, examples: int) -> Block:
+    """The first few examples whose targets are not all ignored, on which routes and sizes are tried."""
+    for block in subject.batches(chunk=examples):
+        if subject.loss.count(block.targets):
+            return block
+    raise InvalidInput("Every target of the train data is ignored: the mean loss is undefined.")
+
+
 def leaf_parameters(subject: Subject) -> dict[str, Tensor]:
     """The trainable parameters as fresh leaves that gradients are taken of."""
     return {key: value.detach().requires_grad_() for key, value in subject.parameters.items()}
@@ -65,12 +73,12 @@ def output_of(subject: Subject, parameters: dict[str, Tensor], inputs: Tree) -> 
     return subject({**subject.state, **parameters}, inputs)
 
 
-def gradients(value: Tensor, of: Iterable[Tensor], direction: Tensor | None = None, *, keep: bool = False) -> Tensors:
-    """d value / d of, against `direction` for a value that is an array; zeros where nothing depends."""
+def gradients(value: Tensor, of: Iterable[Tensor], direction: Tensor | None = None, *, keep: bool = False, again: bool = False) -> Tensors:
+    """d value / d of, against `direction` for a value that is an array; zeros where nothing depends.  `keep` its graph, or use this one `again`."""
     of = list(of)
     if not value.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in of)
-    return torch.autograd.grad(value, of, direction, create_graph=keep, materialize_grads=True)
+    return torch.autograd.grad(value, of, direction, create_graph=keep, retain_graph=keep or again, materialize_grads=True)
 
 
 def _duals(parameters: dict[str, Tensor], tangents: Tensors) -> dict[str, Tensor]:
@@ -105,20 +113,42 @@ def hessian_map(subject: Subject, block: Block, route: Route) -> LinearMap:
     return lambda tangents: _transposed(first, leaves, tangents)
 
 
+Middle = Callable[[Tensor], Callable[[Tensor], Tensor]]
+"""From a chunk's output to a symmetric linear map of arrays shaped like it."""
+
+
 def gauss_newton_map(subject: Subject, block: Block, route: Route) -> LinearMap:
     """v -> J_b^T H_out J_b v for the loss of one chunk, H_out the Hessian of the loss with respect to the network's output.
 
     Cost: by double backward one gradient now and one to one and a half a product; in forward mode about two and a half a product and nothing kept.
     """
-    if route == "forward":
-        return lambda tangents: _gauss_newton_forward(subject, block, tangents)
+    return sandwich_map(subject, block, route, lambda output: _loss_curvature(subject, block, route, output))
+
+
+def sandwich_map(subject: Subject, block: Block, route: Route, middle: Middle) -> LinearMap:
+    """v -> J_b^T M J_b v for one chunk, M = `middle(output)` a map of the network's output.   Cost: as `gauss_newton_map`."""
     parameters = leaf_parameters(subject)
     leaves = list(parameters.values())
+    if route == "forward":
+        return lambda tangents: _sandwich_forward(subject, block, tangents, middle)
     output = output_of(subject, parameters, block.inputs)
-    pushed_by = _pushforward_of(output, leaves)
+    pushed_by, inside = _pushforward_of(output, leaves), middle(output.detach())
+    return lambda tangents: _transposed([output], leaves, [inside(pushed_by(tangents)[0])])
+
+
+def _loss_curvature(subject: Subject, block: Block, route: Route, output: Tensor) -> Callable[[Tensor], Tensor]:
+    """u -> H_out u."""
     seen = output.detach().requires_grad_()
-    slope = gradients(subject.loss(seen, block.targets), [seen], keep=True)
-    return lambda tangents: _transposed([output], leaves, _transposed(slope, [seen], pushed_by(tangents)))
+    if route == "double":
+        slope = gradients(subject.loss(seen, block.targets), [seen], keep=True)
+        return lambda pushed: _transposed(slope, [seen], [pushed])[0]
+
+    def curved(pushed: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(seen, pushed)
+            return _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
+
+    return curved
 
 
 def _transposed(values: Sequence[Tensor], of: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensors:
@@ -145,16 +175,12 @@ def _hessian_forward(subject: Subject, block: Block, tangents: Tensors) -> Tenso
         return tuple(_tangent(g) for g in gradients(value, duals.values()))
 
 
-def _gauss_newton_forward(subject: Subject, block: Block, tangents: Tensors) -> Tensors:
+def _sandwich_forward(subject: Subject, block: Block, tangents: Tensors, middle: Middle) -> Tensors:
     leaves = leaf_parameters(subject)
     with forward_ad.dual_level():
         output, tangent = forward_ad.unpack_dual(output_of(subject, _duals(leaves, tangents), block.inputs))
         pushed = torch.zeros_like(output) if tangent is None else tangent.detach()
-    leaf = output.detach().requires_grad_()
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(leaf, pushed)
-        curved = _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
-    return gradients(output, leaves.values(), curved)
+    return gradients(output, leaves.values(), middle(output.detach())(pushed))
 
 
 def pushforward(function: Callable[[Tensors], Tensor], at: Tensors, tangents: Tensors, route: Route) -> Tensor:
@@ -182,7 +208,7 @@ def route_of(subject: Subject, prefer: Route = "forward") -> Route:
 
 
 def _try_routes(subject: Subject, routes: tuple[Route, Route]) -> Route:
-    block = next((block for block, _ in scaled_blocks(subject.with_chunk(2))))
+    block = first_block(subject, 2)
     tangents = tuple(torch.ones_like(p) for p in subject.parameters.values())
     said: dict[Route, str] = {}
     for route in routes:

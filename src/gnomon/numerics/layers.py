@@ -55,11 +55,20 @@ class Outer:
 
     def squares(self) -> Float64[Tensor, "n"]:
         """Squared norms.  Shapes: (n,) float64."""
+        if self.right.shape[1] == 1:
+            left = _row_squares(self.left) if self.left.ndim == 3 else 1.0
+            return left * _row_squares(self.right)
         return _widen(self._positions(self.left, self.left) * (self.right @ self.right.mT)).sum((1, 2))
 
     @staticmethod
     def _positions(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT if a.is_floating_point() else a[..., :, None] == b[..., None, :]
+
+    def between(self, other: Outer) -> Float[Tensor, "n m"]:
+        """Inner products between examples of one position each.  Shapes: (n, m)."""
+        a, b = self.left[:, 0], other.left[:, 0]
+        same = a @ b.mT if a.is_floating_point() else a[:, None] == b[None, :]
+        return (self.right[:, 0] @ other.right[:, 0].mT).mul_(same)
 
     def inner(self, other: Outer) -> Float64[Tensor, "n m"]:
         """Inner products between the examples of two blocks.  Shapes: (n, m) float64 on the CPU."""
@@ -75,6 +84,11 @@ class Outer:
                 parts.append(_widen(both.reshape(len(left) // t, t, len(other_left) // s, s).sum((1, 3))))
             rows.append(torch.cat(parts, 1))
         return torch.cat(rows)
+
+
+def _row_squares(x: Float[Tensor, "n T size"]) -> Float64[Tensor, "n"]:
+    flat = x.flatten(1)
+    return _widen(torch.linalg.vector_norm(flat, dim=1)).square()
 
 
 def _flat(x: Shaped[Tensor, "n T *size"]) -> Shaped[Tensor, "n*T *size"]:

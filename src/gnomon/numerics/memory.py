@@ -55,7 +55,7 @@ def _of_one_example(subject: Subject) -> float:
         assert entry.tensor is not None
         return entry.tensor
 
-    block = next(block for block, _ in derivatives.scaled_blocks(subject.with_chunk(SEVERAL)))
+    block = derivatives.first_block(subject, SEVERAL)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*subject.state.values(), *leaves(block.inputs), *leaves(block.targets))}
     parameters = derivatives.leaf_parameters(subject)
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

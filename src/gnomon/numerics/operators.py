@@ -19,6 +19,7 @@ from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
+from gnomon.numerics.algebra import Columns, Operator, check_block, restrict
 from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import KEEP, kept_bytes
@@ -55,23 +56,43 @@ def loss_gradient(subject: Subject, split: str = "train") -> tuple[float, Float[
 
 
 class _Sums:
-    """The sum over chunks of one tensor a parameter."""
+    """The sum over chunks of one tensor a parameter: a single chunk is taken as it is, several are added in float64."""
 
     def __init__(self, subject: Subject) -> None:
-        dtype = accumulator(subject.dtype, subject.device)
-        self.sums = [torch.zeros(p.shape, dtype=dtype, device=p.device) for p in subject.parameters.values()]
+        self.subject = subject
+        self.only: tuple[Tensors, float] | None = None
+        self.total: Float[Tensor, "P"] | None = None
 
     def add(self, parts: Tensors, scale: float) -> None:
-        for total, part in zip(self.sums, parts, strict=True):
-            total.add_(part, alpha=scale)
+        if self.only is None and self.total is None:
+            self.only = parts, scale
+            return
+        if self.total is None:
+            assert self.only is not None
+            self.total = torch.zeros(self.subject.dimension, dtype=accumulator(self.subject.dtype, self.subject.device), device=self.subject.device)
+            self._into(*self.only)
+            self.only = None
+        self._into(parts, scale)
+
+    def _into(self, parts: Tensors, scale: float) -> None:
+        assert self.total is not None
+        for total, part in zip(self.total.split([part.numel() for part in parts]), parts, strict=True):
+            total.add_(part.reshape(-1), alpha=scale)
 
     def flat(self, dtype: torch.dtype) -> Float[Tensor, "P"]:
-        return flatten(self.sums).to(dtype)
+        if self.total is not None:
+            return self.total.to(dtype)
+        if self.only is None:
+            return torch.zeros(self.subject.dimension, dtype=dtype, device=self.subject.device)
+        parts, scale = self.only
+        flat = flatten(parts).to(dtype)
+        return flat if scale == 1.0 else flat.mul_(scale)
 
 
-class _Curvature:
+class _Curvature(Operator):
     """A symmetric matrix that is a weighted mean (or sum) over chunks.
 
+    Products with one vector or with the columns of a matrix, restrictions, sums and multiples: see `Operator`.
     The chunks' graphs are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product, one at a time.
     """
 
@@ -88,23 +109,47 @@ class _Curvature:
 
     def __call__(self, v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and one more for the first."""
-        sums = _Sums(self.subject)
+        return self._products([v])[0]
+
+    def block(self, vectors: Columns) -> Columns:
+        """The products with the columns of a matrix; each chunk's graph is made once for all of them.  Shapes: (P, k) -> (P, k).   Cost: k products."""
+        check_block(vectors, self.dimension)
+        return torch.stack(self._products(list(vectors.T.contiguous()))).T
+
+    def _products(self, vectors: list[Float[Tensor, "P"]]) -> list[Float[Tensor, "P"]]:
+        sums = [_Sums(self.subject) for _ in vectors]
         with measuring(self.subject):
-            tangents = derivatives.split(self.subject, v)
+            tangents = [derivatives.split(self.subject, v) for v in vectors]
             for product, share in self._chunks():
-                sums.add(product(tangents), share)
-        return sums.flat(v.dtype)
+                for total, tangent in zip(sums, tangents, strict=True):
+                    total.add(product(tangent), share)
+        return [total.flat(v.dtype) for total, v in zip(sums, vectors, strict=True)]
+
+    def restricted(self, names: str | Iterable[str]) -> _Curvature:
+        """The diagonal block of some parameters: a layer's name stands for all of its parameters.
+
+        Cost: products of the block alone, cheaper than the whole.   Raises: InvalidInput for an unknown name, with the nearest one.
+        """
+        return self._of(restrict(self.subject, names), self.split)
+
+    def _of(self, subject: Subject, split: str) -> _Curvature:
+        """The same kind of operator of another subject."""
+        return type(self)(subject, split, keep=self.keep)
 
     def _chunks(self) -> Iterable[tuple[LinearMap, float]]:
         """Every chunk's map, and what it counts for."""
         if self._kept is not None:
             return self._kept
         route = route_of(self.subject, "double")
-        made = ((type(self).of_chunk(self.subject, block, route), share) for block, share in scaled_blocks(self.subject, self.split))
+        made = ((self._map(block, share, route), share) for block, share in scaled_blocks(self.subject, self.split))
         if route == "double" and kept_bytes(self.subject, self.split) <= self.keep:
             self._kept = list(made)
             return self._kept
         return made
+
+    def _map(self, block: Block, share: float, route: Route) -> LinearMap:
+        """One chunk's map; `share` is what it counts for."""
+        return type(self).of_chunk(self.subject, block, route)
 
     def grouped(self, v: Float[Tensor, "P"], groups: int = 16) -> Iterator[tuple[float, Float[Tensor, "P"]]]:
         """H_g v over groups of examples, with the share w_g of each: sum_g w_g H_g v = H v.
@@ -131,7 +176,7 @@ class _Curvature:
                 share, scale = len(members) / len(data), len(data) / len(members)
             else:
                 share, scale = sum(part.loss.count(block.targets) for block in part.batches()) / total, 1.0
-            yield share, scale * type(self)(part)(v) if share > 0 else torch.zeros_like(v)
+            yield share, scale * self._of(part, "train")(v) if share > 0 else torch.zeros_like(v)
 
     def quadratic(self, v: Float[Tensor, "P"], groups: int = 16) -> tuple[Float64[Tensor, "groups"], Float64[Tensor, "groups"]]:
         """v^T H_g v over groups of examples, with the share of each, as in `grouped`: sum_g w_g v^T H_g v = v^T H v.
@@ -188,6 +233,11 @@ class ParameterJacobian:
         with measuring(self.subject):
             tangents, route = derivatives.split(self.subject, v), route_of(self.subject)
             return torch.cat([derivatives.pushforward(self._function(chunk), at, tangents, route) for chunk, _ in _chunks(self.inputs, self.subject.chunk)])
+
+    def block(self, vectors: Columns) -> Float[Tensor, "N ..."]:
+        """J applied to the columns of a matrix.  Shapes: (P, k) -> (N, ..., k).   Cost: k products.   Raises: InvalidInput for another shape."""
+        check_block(vectors, self.dimension)
+        return torch.stack([self(column) for column in vectors.T.contiguous()], -1)
 
     def transpose(self, u: Batch) -> Float[Tensor, "P"]:
         """J^T u.  Shapes: u (N, ...) -> (P,), in the dtype of u."""

@@ -6,20 +6,22 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vjp, vmap
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from gnomon.core import rng as chance
-from gnomon.core.dataset import Block, Tree
+from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import FAILURES, gradients, output_of
 from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
+from gnomon.numerics.loose import caught, used_at
 from gnomon.numerics.measuring import measuring
 
 logger = logging.getLogger("gnomon.numerics")
@@ -32,10 +34,11 @@ TRIAL = (3, 5)
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """One layer that uses a parameter as its weight or bias."""
+    """One layer that uses a parameter as its weight or bias; a linear map without a layer uses its rows from `start` on."""
 
     layer: str
     role: str
+    start: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +65,10 @@ class Plan:
     axes: dict[str, str]
     vectorised: bool
 
+    def loose(self, subject: Subject) -> dict[str, Tensor]:
+        """The parameters that linear maps without a layer use."""
+        return {p.name: subject.state[p.name] for p in self.direct if any(use.start is not None for use in p.uses)}
+
 
 def plan_of(subject: Subject) -> Plan:
     """The plan for a subject, made once and checked against differentiation one example at a time on five examples."""
@@ -72,7 +79,7 @@ def plan_of(subject: Subject) -> Plan:
 def _make_plan(subject: Subject) -> Plan:
     layers = {key: layer for key, layer in subject.module.named_modules() if kind_of(layer)}
     block = subject.train.blocks[0]
-    axes = _axes(subject, layers, block)
+    axes = _axes(subject, layers, block, {})
     canonical = {id(value): key for key, value in subject.module.named_parameters()}
     uses: dict[str, list[Use]] = {key: [] for key in subject.trainable}
     for key, layer in layers.items():
@@ -80,6 +87,11 @@ def _make_plan(subject: Subject) -> Plan:
             name = canonical.get(id(value)) if value is not None else None
             if name in uses and key in axes:
                 uses[name].append(Use(key, role))
+    sites = _axes(subject, {}, block, {key: subject.state[key] for key in subject.trainable if not uses[key]})
+    for key in sites:
+        for name, role, start in used_at(key):
+            uses[name].append(Use(key, role, start))
+    axes |= sites
     candidates = tuple(Parameter(key, subject.state[key].shape, tuple(uses[key])) for key in subject.trainable if uses[key])
     draft = Plan(candidates, (), axes, False)
     inputs = _cycled(subject, block, TRIAL[1])
@@ -114,7 +126,7 @@ def _attempt(subject: Subject, draft: Plan, inputs: Tree, direction: Direction) 
     rest = tuple(p for p in draft.direct if not any(use.layer in shared for use in p.uses))
     for plan in (draft, dataclasses.replace(draft, direct=rest)):
         try:
-            return _from_layers(subject, plan, inputs, direction)
+            return _from_layers(subject, plan, inputs)[1](direction, False)
         except (*FAILURES, AssertionError, IndexError, ValueError, TypeError) as error:
             logger.info("per-example gradients from layers failed: %s", str(error).partition("\n")[0])
     return {}
@@ -126,11 +138,14 @@ def _cycled(subject: Subject, block: Block, n: int) -> Tree:
     return subject.to_device(tree_map(lambda leaf: leaf[which], block.inputs))
 
 
-def _axes(subject: Subject, layers: dict[str, nn.Module], block: Block) -> dict[str, str]:
-    """For each layer whose calls all agree: `first` or `second` (the dimension of the examples, or a multiple of them), or `none` (the same for all)."""
+def _axes(subject: Subject, layers: dict[str, nn.Module], block: Block, loose: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each layer whose calls all agree: `first` or `second` (the dimension of the examples, or a multiple of them), or `none` (the same for all).
+
+    A linear map without a layer that reads a matrix reads examples within positions (`within`), as attention folds them.
+    """
     shapes = []
     for n in TRIAL:
-        with torch.no_grad(), captured(layers, {}, n) as calls:
+        with torch.no_grad(), captured(layers, {}, n, loose) as calls:
             subject(subject.state, _cycled(subject, block, n))
         shapes.append({key: [tuple(call.input.shape) for call in of_layer] for key, of_layer in calls.items()})
     few, many = shapes
@@ -140,6 +155,10 @@ def _axes(subject: Subject, layers: dict[str, nn.Module], block: Block) -> dict[
             continue
         kinds = {_axis(a, b) for a, b in zip(few[key], many[key], strict=True)}
         kind = kinds.pop()
+        if loose:
+            if not kinds and kind in ("first", "second"):
+                axes[key] = "within" if kind == "first" and len(many[key][0]) == 2 and many[key][0][0] > TRIAL[1] else kind
+            continue
         if not kinds and (kind == "first" or (kind == "second" and kind_of(layers[key]) in ("linear", "normalised")) or (kind == "none" and kind_of(layers[key]) == "embedding")):
             axes[key] = kind
     return axes
@@ -157,7 +176,7 @@ def _axis(few: tuple[int, ...], many: tuple[int, ...]) -> str:
 
 
 @contextlib.contextmanager
-def captured(layers: dict[str, nn.Module], axes: dict[str, str], n: int) -> Iterator[dict[str, list[Call]]]:
+def captured(layers: dict[str, nn.Module], axes: dict[str, str], n: int, loose: Mapping[str, Tensor] | None = None) -> Iterator[dict[str, list[Call]]]:
     """Record every call of the layers, examples first; outputs become part of the graph, and copies of them go on, so that nothing downstream changes them."""
     calls: dict[str, list[Call]] = {}
 
@@ -176,11 +195,19 @@ def captured(layers: dict[str, nn.Module], axes: dict[str, str], n: int) -> Iter
         calls.setdefault(key, []).append(Call(x.detach(), held, statistics))
         return held.clone()
 
+    def catch(key: str, x: Tensor, output: Tensor) -> Tensor:
+        if axes and key not in axes:
+            return output
+        held = output if output.requires_grad else output.detach().requires_grad_(torch.is_grad_enabled())
+        calls.setdefault(key, []).append(Call(x.detach(), held))
+        return held.clone()
+
     handles = [
         layer.register_forward_hook(lambda module, args, kwargs, output, key=key: record(key, module, args, kwargs, output), with_kwargs=True) for key, layer in layers.items()
     ]
     try:
-        yield calls
+        with caught(loose or {}, catch):
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -191,42 +218,87 @@ def features(subject: Subject, plan: Plan, block: Block, scale: float) -> dict[s
 
     Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.
     """
-    with torch.no_grad():
-        output = subject(subject.state, block.inputs)
+    output, pull = pulling(subject, plan, block.inputs)
     direction = torch.zeros_like(output)
     if scale:
         leaf = output.detach().requires_grad_()
-        (direction,) = gradients(scale * subject.loss(leaf, block.targets), [leaf])
-    found = _from_layers(subject, plan, block.inputs, direction)
-    if plan.slow:
-        one_by_one = _vectorised if plan.vectorised else _looped
-        found.update(zip(plan.slow, one_by_one(subject, plan.slow, block.inputs, direction), strict=True))
-    return found
+        with torch.enable_grad():
+            (direction,) = gradients(scale * subject.loss(leaf, block.targets), [leaf])
+    if not bool(torch.isfinite(direction).all()):
+        bad = int((~torch.isfinite(direction).flatten(1).all(1)).nonzero()[0])
+        raise NotFinite(bad)
+    return pull(direction, False)
 
 
-def _from_layers(subject: Subject, plan: Plan, inputs: Tree, direction: Direction) -> dict[str, Feature]:
+class NotFinite(Exception):
+    """The loss of one example of a chunk has a gradient that is not finite; `index` is its place in the chunk."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+Pull = Callable[[Direction, bool], dict[str, Feature]]
+"""From directions in the output, one an example, to J_i^T of each one, by parameter, in compact form; and whether the graph is wanted again."""
+
+
+def pulling(subject: Subject, plan: Plan, inputs: Tree) -> tuple[Direction, Pull]:
+    """The network's output on a chunk, and what takes directions in it back to the parameters, example by example.
+
+    Shapes: output (n, ...); the features each an Outer or columns (n, size).   Assumes: called inside `measuring`.   Cost: one forward pass; each pull about as much.
+    """
+    output, layers = _from_layers(subject, plan, inputs)
+
+    def pull(direction: Direction, again: bool) -> dict[str, Feature]:
+        found = layers(direction, again)
+        if plan.slow:
+            one_by_one = _vectorised if plan.vectorised else _looped
+            found.update(zip(plan.slow, one_by_one(subject, plan.slow, inputs, direction), strict=True))
+        return found
+
+    return output, pull
+
+
+def _from_layers(subject: Subject, plan: Plan, inputs: Tree) -> tuple[Direction, Pull]:
     modules = dict(subject.module.named_modules())
-    used = {use.layer: modules[use.layer] for parameter in plan.direct for use in parameter.uses}
-    n = len(direction)
-    if not used:
-        return {}
-    with torch.enable_grad(), captured(used, plan.axes, n) as calls:
+    used = {use.layer: modules[use.layer] for parameter in plan.direct for use in parameter.uses if use.start is None}
+    loose = plan.loose(subject)
+    if not used and not loose:
+        with torch.no_grad():
+            return subject(subject.state, inputs), lambda direction, again: {}
+    with torch.enable_grad(), captured(used, plan.axes, length(inputs), loose) as calls:
         output = subject(subject.state, inputs)
     flat = [(key, call) for key, of_layer in calls.items() for call in of_layer]
-    back = gradients(output, [call.output for _, call in flat], direction)
-    seen: dict[str, list[tuple[Call, Tensor]]] = {}
-    for (key, call), g in zip(flat, back, strict=True):
-        if plan.axes[key] == "second":
-            call, g = dataclasses.replace(call, input=call.input.movedim(1, 0)), g.movedim(1, 0)
-        seen.setdefault(key, []).append((call, g.detach()))
-    found: dict[str, Feature] = {}
-    for parameter in plan.direct:
-        parts = [gradient_of(modules[use.layer], _kind(modules[use.layer]), use.role, call, g, n) for use in parameter.uses for call, g in seen.get(use.layer, ())]
-        if parts:
-            found[parameter.name] = _summed(parts, parameter)
-        else:
-            found[parameter.name] = direction.new_zeros(n, parameter.size)
-    return found
+    n = len(output)
+
+    def pull(direction: Direction, again: bool) -> dict[str, Feature]:
+        back = gradients(output, [call.output for _, call in flat], direction, again=again)
+        seen: dict[str, list[tuple[Call, Tensor]]] = {}
+        for (key, call), g in zip(flat, back, strict=True):
+            if plan.axes[key] in ("second", "within"):
+                call, g = (dataclasses.replace(call, input=_examples_first(call.input, plan.axes[key], n)), _examples_first(g, plan.axes[key], n))
+            seen.setdefault(key, []).append((call, g.detach()))
+        found: dict[str, Feature] = {}
+        for parameter in plan.direct:
+            parts = [_part(modules, parameter, use, call, g, n) for use in parameter.uses for call, g in seen.get(use.layer, ())]
+            found[parameter.name] = _summed(parts, parameter) if parts else direction.new_zeros(n, parameter.size)
+        return found
+
+    return output.detach(), pull
+
+
+def _examples_first(x: Tensor, axis: str, n: int) -> Tensor:
+    return (x if axis == "second" else x.reshape(-1, n, x.shape[-1])).movedim(1, 0)
+
+
+def _part(modules: dict[str, nn.Module], parameter: Parameter, use: Use, call: Call, g: Tensor, n: int) -> Feature:
+    """What one call adds to a parameter's per-example gradients."""
+    if use.start is None:
+        layer = modules[use.layer]
+        return gradient_of(layer, _kind(layer), use.role, call, g, n)
+    g = g.reshape(n, -1, g.shape[-1])
+    g = pad(g, (use.start, parameter.shape[0] - use.start - g.shape[-1]))
+    return g.sum(1) if use.role == "bias" else Outer(g, call.input.reshape(n, -1, call.input.shape[-1]))
 
 
 def _kind(layer: nn.Module) -> Kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,3 +170,21 @@ def bootstrap(samples: Any, statistic: Callable[[Array], float], *, rng: Generat
         return float(np.quantile(replicates, stats.norm.cdf(bias + z / (1 - acceleration * z))))
 
     return Estimate(value, error, (end(0.5 - level / 2), end(0.5 + level / 2)))
+
+
+def kendall_pseudo_values(x: Array | Sequence[float], y: Array | Sequence[float]) -> Float64[Array, "n"]:
+    """Jackknife pseudo-values of Kendall's rank correlation: their mean is tau, their standard error that of tau over draws of the pairs.
+
+    tau = S / (n (n - 1)),  S = sum_i s_i,  s_i = sum_j sign(x_i - x_j) sign(y_i - y_j);   p_i = n tau - (n - 1) tau_(without i)
+
+    Shapes: (n,), (n,) -> (n,).   Units: none.   Error: that of the mean is the jackknife's, biased upwards, by little for n of 20 and more.
+    Assumes: the pairs are independent.   Cost: n^2.   Raises: InvalidInput for fewer than three pairs or two lengths.
+    Source: Kendall 1938; Efron & Stein 1981 (the jackknife of a symmetric statistic).
+    """
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n = len(first)
+    if first.shape != second.shape or first.ndim != 1 or n < 3:
+        raise InvalidInput(f"A rank correlation takes two lists of one length, at least 3, not shapes {first.shape} and {second.shape}.")
+    rows = (np.sign(first[:, None] - first) * np.sign(second[:, None] - second)).sum(1)
+    whole = rows.sum()
+    return np.asarray(whole / (n - 1) - (whole - 2 * rows) / (n - 2))

@@ -56,6 +56,21 @@ class Figure:
         """Whether names run along the (first) axis, not numbers."""
         return bool(self.axes) and isinstance(self.axes[0].values[0], str)
 
+    @property
+    def continuous(self) -> bool:
+        """Whether both axes of a heat map are coordinates, not numbers of elements: lines of equal height mean something then."""
+        return len(self.axes) == 2 and all(not isinstance(axis.values[0], str) and any(float(v) != int(float(v)) for v in axis.values) for axis in self.axes)
+
+    def contours(self, series: Series, levels: int = 9) -> list[Array]:
+        """Lines of equal height of a continuous heat map, equal steps apart.  Shapes: points (n, 2) a line, column then row, in cells from the centre of the first."""
+        from contourpy import contour_generator
+
+        values = series.values
+        if not self.continuous or min(values.shape) < 3 or not np.isfinite(values).all() or values.min() == values.max():
+            return []
+        drawn = contour_generator(z=values)
+        return [np.asarray(line) for level in np.linspace(values.min(), values.max(), levels + 2)[1:-1] for line in drawn.lines(float(level))]
+
 
 def describe(
     readings: Reading | Sequence[Reading], *, title: str = "", relation: str = "equal", tolerance: Any = None, elements: Sequence[str] = ()

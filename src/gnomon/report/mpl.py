@@ -73,6 +73,8 @@ def _heatmap(figure: Figure, ax: Any) -> None:
     s = next((s for s in figure.series if not s.predicted), figure.series[0])
     image = ax.imshow(s.values, aspect="auto", cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label=figure.unit)
+    for line in figure.contours(s):
+        ax.plot(*line.T, color="white", linewidth=0.7)
     for axis, put, limit in ((figure.axes[0], ax.set_yticks, 20), (figure.axes[1], ax.set_xticks, 12)):
         places = range(0, len(axis.values), max(-(-len(axis.values) // limit), 1))
         put(list(places), [v if isinstance(v, str) else f"{v:g}" for v in (axis.values[k] for k in places)])

@@ -266,6 +266,8 @@ def _heatmap(figure: Figure, canvas: _Canvas) -> float:
         for i, j in itertools.product(range(rows), range(columns)):
             if not s.predicted and figure.elements and figure.elements[i * columns + j] == "fails":
                 canvas.cross(gutter + (j + 0.5) * side, top + (i + 0.5) * tall, min(3.5, side / 3))
+        for line in figure.contours(s):
+            canvas.path("M" + "L".join(f"{_n(gutter + (x + 0.5) * side)} {_n(top + (y + 0.5) * tall)}" for x, y in line), "pw")
         every = max(math.ceil(13 / tall), 1)
         for i in range(0, rows, every):
             canvas.text(gutter - 8, top + (i + 0.5) * tall + 4, names[i], "m", "end")

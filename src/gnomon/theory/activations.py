@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float64
 from scipy import optimize
 from torch import Tensor
+from torch.nn import functional as F
 
+from gnomon.core.errors import unknown
 from gnomon.core.reading import Array
 from gnomon.numerics.quadrature import gaussian_expectation
 
@@ -24,6 +26,22 @@ QUADRATURE = 1e-11
 """Tolerance of a quadrature, relative."""
 SMALLEST = 1e-30
 """A variance below this is taken for it."""
+
+
+NAMED: dict[str, Function] = {
+    "celu": F.celu, "elu": F.elu, "erf": torch.erf, "gelu": F.gelu, "gelu-tanh": lambda z: F.gelu(z, approximate="tanh"), "hardswish": F.hardswish, "hardtanh": F.hardtanh,
+    "leaky-relu": F.leaky_relu, "linear": lambda z: z, "logsigmoid": F.logsigmoid, "mish": F.mish, "relu": torch.relu, "relu6": F.relu6, "selu": F.selu, "sigmoid": torch.sigmoid,
+    "silu": F.silu, "sin": torch.sin, "softplus": F.softplus, "softsign": F.softsign, "swish": F.silu, "tanh": torch.tanh, "atan": torch.atan,
+}  # fmt: skip
+"""Activations by name, as PyTorch defines them with its defaults."""
+
+
+def named(name: str) -> Function:
+    """The activation of a name, `_` and capitals aside.  Raises: InvalidInput for an unknown one, with the nearest."""
+    plain = name.lower().replace("_", "-")
+    if plain not in NAMED:
+        raise unknown("activation", name, NAMED)
+    return NAMED[plain]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +70,16 @@ def compose(functions: Sequence[Function]) -> Function:
     return composed
 
 
-def _derivative(function: Function) -> Function:
-    def derivative(value: Tensor) -> Tensor:
+def derivative(function: Function) -> Function:
+    """The derivative of an elementwise function, as autograd takes it; at a kink its choice."""
+
+    def differentiated(value: Tensor) -> Tensor:
         with torch.enable_grad():
             at = value.detach().requires_grad_()
             out = function(at)
             return torch.autograd.grad(out.sum(), at)[0] if out.requires_grad else torch.zeros_like(at)
 
-    return derivative
+    return differentiated
 
 
 def scale_invariant(function: Function) -> tuple[float, float] | None:
@@ -95,13 +115,14 @@ def moments(function: Function, variance: Float64[Array, "*K"]) -> Moments:
         origin = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             value = float(function(origin.clone())) ** 2
-        slope = float(_derivative(function)(origin)) ** 2
+        slope = float(derivative(function)(origin)) ** 2
         for number, fixed in enumerate((value, value**2, slope, slope**2, 0.0, 0.0)):
             parts[number] = np.where(dead, fixed, parts[number])
     return Moments(*(part.reshape(shape) for part in parts))
 
 
-def _expect(function: Function, variances: Float64[Array, "n"]) -> Float64[Array, "n"]:
+def expect(function: Function, variances: Float64[Array, "n"]) -> Float64[Array, "n"]:
+    """<f>_K at each of many variances K.   Shapes: (n,) -> (n,).   Error: QUADRATURE, relative.   Cost: one quadrature a variance."""
     return np.array([gaussian_expectation(function, float(k), tolerance=QUADRATURE).value for k in variances])
 
 
@@ -128,11 +149,11 @@ def _at_many(function: Function, variances: Float64[Array, "n"]) -> list[Float64
 
 
 def _quadrature(function: Function, variance: Float64[Array, "n"]) -> list[Float64[Array, "n"]]:
-    slope = _derivative(function)
-    slope_square = _expect(lambda z: slope(z) ** 2, variance)
+    slope = derivative(function)
+    slope_square = expect(lambda z: slope(z) ** 2, variance)
     return [
-        _expect(lambda z: function(z) ** 2, variance), _expect(lambda z: function(z) ** 4, variance), slope_square, _expect(lambda z: slope(z) ** 4, variance),
-        _expect(lambda z: z * function(z) * slope(z), variance) / variance, (_expect(lambda z: slope(z) ** 2 * z**2, variance) / variance - slope_square) / (2 * variance),
+        expect(lambda z: function(z) ** 2, variance), expect(lambda z: function(z) ** 4, variance), slope_square, expect(lambda z: slope(z) ** 4, variance),
+        expect(lambda z: z * function(z) * slope(z), variance) / variance, (expect(lambda z: slope(z) ** 2 * z**2, variance) / variance - slope_square) / (2 * variance),
     ]  # fmt: skip
 
 
@@ -165,11 +186,11 @@ def critical_weight_variance(function: Function, *, bias_variance: float = 0.0, 
     if slopes is not None:
         half = (slopes[0] ** 2 + slopes[1] ** 2) / 2
         return (1 / half, near) if half > 0 else None
-    slope = _derivative(function)
+    slope = derivative(function)
 
     def excess(log_k: Array | float) -> Array:
         k = np.exp(np.atleast_1d(np.asarray(log_k, dtype=np.float64)))
-        ratio = _expect(lambda z: function(z) ** 2, k) / _expect(lambda z: slope(z) ** 2, k)
+        ratio = expect(lambda z: function(z) ** 2, k) / expect(lambda z: slope(z) ** 2, k)
         return 1 - bias_variance / k - ratio / k
 
     grid = np.linspace(math.log(1e-3), math.log(1e3), 25)
@@ -177,7 +198,7 @@ def critical_weight_variance(function: Function, *, bias_variance: float = 0.0, 
     roots = [optimize.brentq(lambda x: float(excess(x)[0]), a, b, xtol=1e-10) for a, b, f, g in zip(grid, grid[1:], values, values[1:], strict=False) if f * g < 0]
     if roots:
         at = math.exp(min(roots, key=lambda x: abs(x - math.log(near))))
-        return 1 / float(_expect(lambda z: slope(z) ** 2, np.array([at]))[0]), at
+        return 1 / float(expect(lambda z: slope(z) ** 2, np.array([at]))[0]), at
     origin = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
         through_zero = bias_variance == 0 and float(function(origin.clone())) == 0
