@@ -407,6 +407,24 @@ def test_bad_input_is_refused_with_what_to_do():
         gradient_flow(kernel, x, torch.ones(2), time=math.nan)
 
 
+@pytest.mark.parametrize(
+    ("function", "module"),
+    [
+        (lambda x: nn.functional.avg_pool2d(x, 2), nn.AvgPool2d(2)),
+        (lambda x: nn.functional.avg_pool2d(x, (2, 3), stride=1, padding=1), nn.AvgPool2d((2, 3), 1, 1)),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x, 2), nn.AdaptiveAvgPool2d(2)),
+    ],
+)
+def test_poolings_written_as_functions_are_their_modules(function, module):
+    x = torch.tensor(REFERENCE["images"], dtype=torch.float64).movedim(-1, 1)
+
+    def kernels(pool):
+        return infinite_width(nn.Sequential(C1(), nn.ReLU(), pool, nn.Conv2d(8, 8, 2), nn.ReLU(), Do(lambda x: x.mean((2, 3))), nn.Linear(8, 1)))(x, kind=BOTH)
+
+    for one, two in zip(kernels(Do(function)), kernels(module), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_what_would_not_fit_is_refused_before_it_is_made():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
     with pytest.raises(NotEnoughMemory, match=r"one pair of them .* GB .*16,777,216 covariances.*more `memory`"):
