@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import InvalidInput, NotEnoughMemory, OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
 from gnomon.theory.kernels import NotPositiveDefinite, gradient_flow, infinite_width, posterior, ridge_regression
 
@@ -405,6 +405,32 @@ def test_bad_input_is_refused_with_what_to_do():
         gradient_flow(kernel, x, torch.ones(3), time=1.0)
     with pytest.raises(InvalidInput, match="time must be at least 0"):
         gradient_flow(kernel, x, torch.ones(2), time=math.nan)
+
+
+@pytest.mark.parametrize(
+    ("function", "module"),
+    [
+        (lambda x: nn.functional.avg_pool2d(x, 2), nn.AvgPool2d(2)),
+        (lambda x: nn.functional.avg_pool2d(x, (2, 3), stride=1, padding=1), nn.AvgPool2d((2, 3), 1, 1)),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x, 2), nn.AdaptiveAvgPool2d(2)),
+    ],
+)
+def test_poolings_written_as_functions_are_their_modules(function, module):
+    x = torch.tensor(REFERENCE["images"], dtype=torch.float64).movedim(-1, 1)
+
+    def kernels(pool):
+        return infinite_width(nn.Sequential(C1(), nn.ReLU(), pool, nn.Conv2d(8, 8, 2), nn.ReLU(), Do(lambda x: x.mean((2, 3))), nn.Linear(8, 1)))(x, kind=BOTH)
+
+    for one, two in zip(kernels(Do(function)), kernels(module), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_would_not_fit_is_refused_before_it_is_made():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(NotEnoughMemory, match=r"one pair of them .* GB .*16,777,216 covariances.*more `memory`"):
+        infinite_width(network, memory=10**9)(torch.ones(2, 1, 64, 64))
+    with pytest.raises(NotEnoughMemory, match="The kernel of 30 x 30 examples"):
+        infinite_width(NETWORKS["relu"], memory=3000)(torch.ones(30, 5))
 
 
 def test_the_network_is_left_as_it_was():

@@ -47,7 +47,7 @@ class Kernel:
             )
         plan = self._plan(x1)
         with torch.no_grad():
-            made = Tiles(plan, x1, None if symmetric else second, kinds).run()
+            made = Tiles(plan, x1, None if symmetric else second, kinds, memory=self._options.memory).run()
         out = tuple(made[name] for name in kinds)
         return out[0] if isinstance(kind, str) else out
 
@@ -78,6 +78,7 @@ def infinite_width(
     weight_variance: Variance | str = None,
     bias_variance: Variance = None,
     tolerance: float = 1e-6,
+    memory: int = 2**32,
 ) -> Kernel:
     """The NNGP kernel and the neural tangent kernel at initialisation of a network whose layers are infinitely wide, read from the module.
 
@@ -85,13 +86,14 @@ def infinite_width(
     In the parametrisation "standard" (that of torch) w is the layer's own fan-in and b is 1 where there is a bias: Theta is that of the network as it is, of its own widths, to
     leading order; the last layer's width does not enter.  In "ntk" w = C_W and b = C_b.
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
-    what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out.
+    what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
 
     Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding), Embedding, elementwise activations, residual sums, concatenations of channels, average pooling (global too), LayerNorm of
     pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
-    Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called.
+    Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
+    NotEnoughMemory before anything is computed, with what it would take.
     Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels).
     """
     if parametrization in ("mean_field", "mup"):
@@ -107,7 +109,7 @@ def infinite_width(
         for value in given.values() if not isinstance(given, (int, float, type(None))) else [given]:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"A {what} variance must be finite and at least 0, not {value}.")
-    return Kernel(model, Options(cast(Parametrization, parametrization), weight_variance, bias_variance, scheme, tolerance))
+    return Kernel(model, Options(cast(Parametrization, parametrization), weight_variance, bias_variance, scheme, tolerance, memory))
 
 
 def _traced(module: nn.Module) -> torch.fx.GraphModule:

@@ -32,6 +32,7 @@ class Options:
     bias_variance: Variance
     scheme: Scheme | None
     tolerance: float
+    memory: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,7 +363,14 @@ class Reader:
         if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)) and not before.last:
             if module.ceil_mode or not module.count_include_pad or getattr(module, "divisor_override", None):
                 self.refuse(layer, "an average pooling with ceil_mode, count_include_pad=False or divisor_override")
-            size, stride, padding = (((v,) * d if isinstance(v, int) else tuple(v)) for v in (module.kernel_size, module.stride, module.padding))
+            size, stride, padding = ((v,) * d if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, module.padding))
+            return [Window(k, s, p, p) for k, s, p in zip(size, stride, padding, strict=True)]
+        if module is None and called in ("avg_pool1d", "avg_pool2d", "avg_pool3d") and not before.last:
+            said: dict[str, Any] = dict(zip(("kernel_size", "stride", "padding"), node.args[1:4], strict=False)) | dict(node.kwargs)
+            if len(node.args) > 4 or said.keys() - {"kernel_size", "stride", "padding"}:
+                self.refuse(layer, "an average pooling with ceil_mode, count_include_pad or divisor_override")
+            numbers = (said["kernel_size"], said.get("stride") or said["kernel_size"], said.get("padding", 0))
+            size, stride, padding = ((v,) * d if isinstance(v, int) else tuple(v) * (d // len(v)) for v in numbers)
             return [Window(k, s, p, p) for k, s, p in zip(size, stride, padding, strict=True)]
         if (isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)) or "adaptive_avg_pool" in called) and not before.last:
             out = layer.output_shape[1:]
@@ -374,7 +382,7 @@ class Reader:
             axes = {dim % (d + 2) - (1 if before.last else 2) for dim in dims}
             if axes and axes <= set(range(d)):
                 return [Window(n) if axis in axes else None for axis, n in enumerate(before.positions)]
-        self.refuse(layer, f"{layer.why}; covered are nn.AvgPool, nn.AdaptiveAvgPool to a divisor of the size, and .mean over positions")
+        self.refuse(layer, f"{layer.why}; covered are average pooling, adaptive average pooling to a divisor of the size, and .mean over positions")
 
     def _layouts(self, output: str) -> bool:
         """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""

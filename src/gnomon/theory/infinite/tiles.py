@@ -8,12 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from gnomon.core.errors import InvalidInput
+from gnomon.core.errors import InvalidInput, NotEnoughMemory
 from gnomon.theory.infinite.pair import Pair, spread, with_gap
 from gnomon.theory.infinite.plan import Plan
 
 TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
+HELD = 16
+"""Arrays of covariances that are held at once while a tile is worked on, at most."""
 NEAR = 1e-3
 """1 - |correlation| below which n - k comes from differences of the examples."""
 
@@ -24,21 +26,37 @@ class Tiles:
     Shapes: x1 (n1, ...), x2 (n2, ...) or None for x1 with itself, of which each pair is worked on once.
     """
 
-    def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...]) -> None:
+    def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...], *, memory: int) -> None:
         ntk = "ntk" in kinds
         self.plan, self.kinds, self.ntk, self.symmetric = plan, kinds, ntk, x2 is None
         self.first = _read(plan, x1)
         self.second = self.first if x2 is None else _read(plan, x2)
+        self._check(memory)
         self.own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.diagonal: dict[str, Tensor] = {}
         if plan.own:
             one, self.diagonal = _own(plan, self.first, ntk=ntk and x2 is None)
             self.own = (one, one if x2 is None else _own(plan, self.second, ntk=False)[0])
 
+    def _sizes(self) -> tuple[int, int, int]:
+        """How many examples there are on either side, and the covariances of one pair at the data, the most that there are at a layer."""
+        n1, n2 = (len(next(iter(side.values()))) for side in (self.first, self.second))
+        return n1, n2, max(math.prod(self.first[step.name].shape[1:-1]) ** (2 if step.full else 1) for step in self.plan.steps if step.rule is None)
+
+    def _check(self, memory: int) -> None:
+        """Refuse what would not fit, before it is made."""
+        n1, n2, each = self._sizes()
+        size = next(iter(self.first.values())).element_size()
+        pair, whole = HELD * each * size, n1 * n2 * len(self.kinds) * size
+        if pair + whole > memory:
+            raise NotEnoughMemory(
+                f"The kernel of {n1} x {n2} examples takes {whole / 1e9:.3g} GB, and one pair of them {pair / 1e9:.3g} GB while it is worked on ({each:,} covariances a layer, of all pairs of "
+                f"positions where a pooling follows); {memory / 1e9:.3g} GB are allowed. Give fewer examples or smaller ones, a network that flattens in place of pooling, or more `memory`."
+            )
+
     def run(self) -> dict[str, Tensor]:
         """The kernels by kind."""
-        n1, n2 = (len(next(iter(side.values()))) for side in (self.first, self.second))
-        each = max(math.prod(part.shape[1:-1]) ** (2 if step.full else 1) for step in self.plan.steps if step.rule is None for part in [self.first[step.name]])
+        n1, n2, each = self._sizes()
         tile = TILE // next(iter(self.first.values())).element_size()
         columns = n2 if n2 * each <= tile else max(1, tile // each)
         rows = max(1, tile // (columns * each))
