@@ -283,9 +283,7 @@ class Reader:
         if len(layer.output_shape) != 1:
             self.refuse(layer, "a reshape other than one of all positions into features")
         many = math.prod(before.positions) > 1
-        known = dataclasses.replace(before, positions=(), last=True)
-        if many:
-            known = dataclasses.replace(known, gaussian=False, chain=(), base="")
+        known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="")
         self._emit(layer, [source], lambda given, _: pairs.flattened(given[0]), known, keeps=False)
 
     def _sum(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
