@@ -13,8 +13,8 @@ from gnomon.core.reading import Reading
 from gnomon.core.subject import Subject
 from gnomon.instruments import connectivity
 from gnomon.instruments.connectivity import Curve, along, barrier, fit_curve, segment
-from gnomon.numerics.moving import at_vector, parameters_of
 from gnomon.numerics.operators import loss_value
+from gnomon.numerics.parameter_space import at_vector, parameters_of
 
 
 class Product(nn.Module):

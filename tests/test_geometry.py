@@ -13,8 +13,8 @@ from gnomon.core.reading import Axis, Reading
 from gnomon.core.subject import Subject
 from gnomon.instruments import geometry, slices
 from gnomon.numerics import dense
-from gnomon.numerics.moving import at_vector, parameters_of, refreshed
 from gnomon.numerics.operators import loss_value
+from gnomon.numerics.parameter_space import at_vector, parameters_of, refreshed
 from gnomon.report.figure import describe
 from gnomon.report.svg import draw
 

@@ -20,7 +20,7 @@ from gnomon.instruments.outcomes import UNITS, kind_of, of_block
 from gnomon.numerics import derivatives
 from gnomon.numerics.derivatives import scaled_blocks
 from gnomon.numerics.measuring import measuring
-from gnomon.numerics.moving import at_vector, batch_norms, batch_statistics, parameters_of, refreshed
+from gnomon.numerics.parameter_space import at_vector, batch_norms, batch_statistics, parameters_of, refreshed
 
 GARIPOV_2018 = Source("garipov2018")
 FRANKLE_2020 = Source("frankle2020")

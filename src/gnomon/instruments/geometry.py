@@ -20,8 +20,8 @@ from gnomon.core.subject import Subject
 from gnomon.numerics import dense
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.moving import at_vector, parameters_of
 from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
+from gnomon.numerics.parameter_space import at_vector, parameters_of
 
 KWON_2021 = Source("kwon2021")
 FORET_2021 = Source("foret2021")

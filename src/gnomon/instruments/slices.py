@@ -22,8 +22,8 @@ from gnomon.core.source import Source
 from gnomon.core.subject import State, Subject, match
 from gnomon.numerics import derivatives
 from gnomon.numerics.lanczos import lanczos_eigenvalues
-from gnomon.numerics.moving import at_vector, parameters_of
 from gnomon.numerics.operators import Hessian, loss_value
+from gnomon.numerics.parameter_space import at_vector, parameters_of
 
 LI_2018 = Source("li2018")
 Normalisation = Literal["filter", "layer", "element", "none"]

@@ -20,8 +20,8 @@ from gnomon.core import rng as chance
 from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.subject import Subject
 from gnomon.numerics.derivatives import FAILURES, gradients, output_of
+from gnomon.numerics.functional_linear import caught, used_at
 from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
-from gnomon.numerics.loose import caught, used_at
 from gnomon.numerics.measuring import measuring
 
 logger = logging.getLogger("gnomon.numerics")
