@@ -86,6 +86,11 @@ def test_the_worked_example_of_contributing(tmp_path):
     assert [(row["chapter"], row["verdict"]) for row in rows] == [("initial_loss", "holds")], done.stderr
     listed = json.loads(gnomon(env, "instruments", "--topic", "information", "--json").stdout)
     assert "initial_loss" in [one["name"] for one in listed]
+    done = gnomon(env, "claims", "run", "information/initial-loss", "--scale", "smoke", "--store", str(tmp_path / "store"), "--json")
+    claims = json.loads(done.stdout)
+    (claim,) = claims if isinstance(claims, list) else [claims]
+    assert done.returncode == 0, done.stderr
+    assert (claim["verdict"], claim["sabotage"]["verdict"], claim["as_expected"]) == ("holds", "fails", True)
 
 
 def test_a_plug_in_that_does_not_import_is_named(tmp_path):
