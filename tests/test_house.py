@@ -163,3 +163,12 @@ def test_the_readme_in_chinese_has_the_same_sections_and_commands():
     assert sections == sections_zh
     assert set(links) - {"README.zh-CN.md"} == set(links_zh) - {"README.md"}
     assert all((ROOT / link).exists() for link in links + links_zh if "://" not in link)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("claims/*/[!_]*.py")), ids=lambda p: p.stem)
+def test_what_a_claim_measures_is_measured_without_theory(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gnomon.theory")]
+    theory = {alias.asname or alias.name for node in imported for alias in node.names}
+    measure = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
+    assert not {node.id for node in ast.walk(measure) if isinstance(node, ast.Name)} & theory

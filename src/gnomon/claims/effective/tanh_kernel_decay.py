@@ -16,7 +16,6 @@ from gnomon.core.source import Source
 from gnomon.instruments import ensembles
 from gnomon.models.ensemble import draw_preactivations
 from gnomon.theory import effective
-from gnomon.theory.activations import named
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def predict(s: Settings) -> Reading:
 def measure(s: Settings, *, rng: Generator) -> Array:
     """One block of networks, at inputs of mean square 1."""
     inputs = torch.ones(1, s.width, dtype=torch.float64)
-    drawn = draw_preactivations(named(s.activation), inputs, depth=s.depth, width=s.width, members=s.members, weight_variance=1.0, rng=rng)
+    drawn = draw_preactivations(getattr(torch, s.activation), inputs, depth=s.depth, width=s.width, members=s.members, weight_variance=1.0, rng=rng)
     return ensembles.preactivation_variance(drawn[layers(s).astype(int) - 1, :, 0]).value
 
 

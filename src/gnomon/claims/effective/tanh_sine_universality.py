@@ -20,6 +20,7 @@ from gnomon.theory import effective
 from gnomon.theory.activations import named
 
 NAMES = ("tanh", "sin")
+DRAWN = {"tanh": torch.tanh, "sin": torch.sin, "elu": torch.nn.functional.elu}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def measure(s: Settings, *, rng: Generator) -> Array:
     """One block of networks of each, at inputs of mean square 1."""
     inputs, powers = torch.ones(1, s.width, dtype=torch.float64), []
     for name in ("tanh", s.second):
-        drawn = draw_preactivations(named(name), inputs, depth=3 * s.first, width=s.width, members=s.members, weight_variance=1.0, rng=rng)
+        drawn = draw_preactivations(DRAWN[name], inputs, depth=3 * s.first, width=s.width, members=s.members, weight_variance=1.0, rng=rng)
         early, late = ensembles.preactivation_variance(drawn[[s.first - 1, 3 * s.first - 1], :, 0]).value
         powers.append(math.log(late / early) / math.log(3))
     return torch.tensor(powers).double().numpy()
