@@ -6,6 +6,7 @@ width.  Where the second derivative jumps at 0, as that of ELU does, the class i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from gnomon.theory import effective
 from gnomon.theory.activations import named
 
 NAMES = ("tanh", "sin")
-DRAWN = {"tanh": torch.tanh, "sin": torch.sin, "elu": torch.nn.functional.elu}
+DRAWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"tanh": torch.tanh, "sin": torch.sin, "elu": torch.nn.functional.elu}
 
 
 @dataclass(frozen=True)
