@@ -48,7 +48,8 @@ class Watch:
 
     In a bare loop, call `watch.step(step)` once a step; `watch.lightning()` and `watch.trainer()` are callbacks for Lightning and the Hugging Face
     Trainer.  The training is left bit for bit as it would be: readings are taken on a copy of the network in eval mode, outside autocast, in the
-    parameters' dtype, and the global random state is put back.  Nothing that goes wrong while watching stops the training.
+    parameters' dtype, and the global random state is put back.  Sharpness is followed: each reading starts from the eigenvector of the last, which takes a
+    third of the products or fewer; `choices` says what each reading costs in steps of training.  Nothing that goes wrong while watching stops the training.
     Of several processes the one of rank 0 watches; parameters that are sharded over them (FSDP, ZeRO) are not covered, and are skipped with that reason.
     """
 
@@ -95,7 +96,7 @@ class Watch:
     def _plan(self, subject: Subject) -> None:
         """Choose what is read at which steps of a network, whose own parameters are no longer looked at."""
         with _quiet(self.model):  # the first look at the instruments imports them, and what is imported may draw random numbers
-            self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
+            self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed, warm=True)
             settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
             head = head_of(subject, self._recorder.choices, kind="watch", settings=settings, threads=torch.get_num_threads())
         for choice in self._recorder.choices:
@@ -318,10 +319,10 @@ def _choice(subject: Subject, name: str, given: Mapping[str, int], every: int) -
     if instrument.knob and value < 1:
         raise InvalidInput(f"{name}: {instrument.knob} must be at least 1, not {value}.")
     settings = {instrument.knob: value} if instrument.knob else {}
-    gradients = instrument.cost(subject, **settings).gradients
-    if instrument.shares:
+    gradients = (instrument.warm or instrument.cost)(subject, **settings).gradients
+    if instrument.shares and not instrument.warm:
         gradients += registry.get_instrument(instrument.shares).cost(subject, **settings).gradients
     n = min(FEWEST, len(subject.train)) if gradients >= DEAR else len(subject.train)
-    calls = max(gradients * math.ceil(n / subject.chunk), value)
+    calls = max(gradients * math.ceil(n / subject.chunk), 0 if instrument.warm else value)
     least = SMALL_CALL_COST if subject.dimension < SMALL else CALL_COST
     return Choice(name, settings, n, every, round(max(gradients * n / (subject.training.batch_size or 32), least * calls), 3))

@@ -27,7 +27,7 @@ from gnomon.numerics import dense
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
-from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, basis_size, lanczos_eigenvalues
+from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, Product, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient
 from gnomon.numerics.trace import deflated, hutch_plus_plus
@@ -48,6 +48,9 @@ MOST_CLASSES = 20
 """Most classes for which outliers are counted: each needs an eigenvector."""
 TOLERANCE = (1e-4, 1e-6)
 """Residual of an eigenvalue that has converged, relative to it, in single and in double precision: the eigenvalue's own error is about its square over the gap."""
+WARM, WARM_TOLERANCE, WARM_NOISE = 8, 1e-3, 0.1
+"""Along a training: products that an eigenvalue takes from the last eigenvector on, its relative residual, and the length of the random part of the start, by which a direction
+that has overtaken is seen."""
 STEPS = 24
 """Lanczos steps for one probe of the density."""
 
@@ -85,6 +88,21 @@ def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen
             raise
 
     return subject.once(f"eigenpairs/{which}/{k}/{products}", build)
+
+
+def _followed(subject: Subject, product: Product, name: str, *, products: int, rng: Generator) -> Eigen | None:
+    """The leading eigenpair, found from the one that was kept at an earlier state, which it replaces; None where nothing is kept (each reading stands alone)."""
+    if subject.kept is None:
+        return None
+    like, start = subject.state[subject.trainable[0]], subject.kept.get(name)
+    if start is not None:
+        noise = chance.normal(subject.dimension, rng=chance.child(rng, name), like=like)
+        start = start + WARM_NOISE * noise / noise.norm()
+    found = lanczos_eigenvalues(
+        product, subject.dimension, k=1, rng=chance.generator(0, name), like=like, max_products=max(products, 3), tolerance=WARM_TOLERANCE, start=start,
+    )  # fmt: skip
+    subject.kept[name] = found.vectors[:, 0]
+    return found
 
 
 def _is_subsample(subject: Subject) -> bool:
@@ -161,16 +179,19 @@ def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which:
 
 @instrument(
     topic="landscape", truth=dense.sharpness, knob="products", smallest=32, largest=256, shares="hessian_eigenvalues",
-    cost=lambda subject, products: _product_cost(subject, 1),
+    cost=lambda subject, products: _product_cost(subject, 1), warm=lambda subject, products: _product_cost(subject, min(products, WARM) + 1, _basis(subject)),
 )  # fmt: skip
 def sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Sharpness: the largest eigenvalue of the Hessian of the mean training loss.
 
     Shapes: value ().   Units: loss / parameter^2.   Error: as `hessian_eigenvalues`.   Assumes: eval mode.
-    Cost: shared with `hessian_eigenvalues`.   Raises: InvalidInput for fewer than one product.
+    Cost: shared with `hessian_eigenvalues`; in a training that is watched about 8 products, from the last eigenvector on, to a residual of 1e-3.
+    Raises: InvalidInput for fewer than one product.
     Source: Cohen et al. 2021, section 2.
     """
-    eigen = _eigenpairs(subject, products=products, k=_count(subject), which="largest")
+    if products < 1:
+        raise InvalidInput(f"products must be at least 1, not {products}.")
+    eigen = _followed(subject, Hessian(subject), "hessian/followed", products=products, rng=rng) or _eigenpairs(subject, products=products, k=_count(subject), which="largest")
     reading = _with_sampling(subject, eigen, 1, name="sharpness", which="sharpness", source=COHEN_2021.at("section 2"))
     assert reading.interval is not None
     details = {key: value[0] if key in ("bound", "converged", "of_sample") else value for key, value in reading.details.items()}
@@ -254,13 +275,14 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
 
 
 @instrument(
-    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, _basis(subject)),
+    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256,
+    cost=lambda subject, products: _product_cost(subject, products, _basis(subject)), warm=lambda subject, products: _product_cost(subject, min(products, WARM) + 1, _basis(subject)),
 )  # fmt: skip
 def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.
 
     Shapes: value ().   Units: 1 / lr.   Error: the residual bound; on a subsample the standard error over groups of examples.
-    Assumes: eval mode.   Cost: at most `products` Hessian products.
+    Assumes: eval mode.   Cost: at most `products` Hessian products; along a training as `sharpness`.
     Raises: OutOfScope where the optimizer is not Adam, or its state is not known.
     Source: Cohen et al. 2022, section 2.
     """
@@ -276,8 +298,12 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     second = second.to(subject.device, subject.dtype)
     scale = ((1 - training.momentum**steps) * ((second / (1 - training.beta2**steps)).sqrt() + training.epsilon)).rsqrt()
     hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
-    eigen = lanczos_eigenvalues(
-        lambda v: scale * hessian(scale * v), subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
+
+    def product(v: Tensor) -> Tensor:
+        return scale * hessian(scale * v)
+
+    eigen = _followed(subject, product, "hessian/preconditioned", products=products, rng=rng) or lanczos_eigenvalues(
+        product, subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
     )  # fmt: skip
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
