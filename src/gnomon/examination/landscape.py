@@ -34,11 +34,7 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if eigenvalues is not None:
         positive = int((eigenvalues.value > 0).sum())
         yield Row("largest Hessian eigenvalues", measured=eigenvalues, words=f"{positive} of the {eigenvalues.value.size} largest are positive")
-    if trace is not None:
-        share = (
-            "" if eigenvalues is None or float(trace) <= 0 else f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
-        )
-        yield Row("Hessian trace", measured=trace, words=share or "sum of all curvatures")
+    yield from _traces(facts, trace, readings.get("ggn_trace"), eigenvalues)
     if (adaptive := readings.get("adaptive_sharpness")) is not None:
         yield Row("adaptive sharpness", measured=adaptive, words="sharpness in units of the weights, which rescaling units does not move")
     if (along := readings.get("loss_slice")) is not None:
@@ -49,6 +45,24 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
         )  # fmt: skip
     if density is not None:
         yield Row("spectral density of the Hessian", measured=density, words="how the eigenvalues are spread, smoothed")
+
+
+def _traces(facts: Facts, trace: Reading | None, gauss_newton: Reading | None, eigenvalues: Reading | None) -> Iterator[Row]:
+    """The trace of the Hessian beside that of the Gauss-Newton matrix: equal by theory where the output is piecewise linear along every parameter."""
+    share = "sum of all curvatures"
+    if trace is not None and eigenvalues is not None and float(trace) > 0:
+        share = f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
+    if trace is not None and gauss_newton is not None and not facts.bent:
+        because = "the identity is exact; a quarter of the trace is allowed for the probes, a choice"
+        yield Row("Hessian trace", theory.hessian_trace(gauss_newton, facts.bent), trace, "equal", abs(float(gauss_newton)) / 4, because=because, words=share)
+        return
+    if trace is not None:
+        yield Row("Hessian trace", measured=trace, words=share)
+    if gauss_newton is not None:
+        part = "" if trace is None else f"{format_number(100 * float(gauss_newton) / float(trace), 2)} % of the Hessian's; " if float(trace) > 0 else ""
+        yield Row(
+            "Gauss-Newton trace", measured=gauss_newton, words=part + (f"not equal: {facts.bent}" if facts.bent else "equal to the Hessian's: the network is piecewise linear")
+        )
 
 
 def _sharpness(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
