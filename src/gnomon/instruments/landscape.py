@@ -18,7 +18,7 @@ from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
-from gnomon.instruments.curvature import ROUNDING, identity_trace, one_by_one, probed_trace
+from gnomon.instruments.curvature import HUTCHINSON_1989, ROUNDING, identity_trace, one_by_one, probed_trace
 from gnomon.instruments.curvature import ggn_trace as ggn_trace
 from gnomon.instruments.curvature import influence as influence
 from gnomon.instruments.curvature import inverse_hessian_product as inverse_hessian_product
@@ -30,7 +30,6 @@ from gnomon.numerics.gram import gradient_norms as norms_of_gradients
 from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, Product, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient
-from gnomon.numerics.trace import deflated, hutch_plus_plus
 
 MEYER_2021 = Source("meyer2021")
 GOODFELLOW_2015 = Source("goodfellow2015")
@@ -321,35 +320,19 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64, method:
     `method`: `hutchinson`; `deflated`, the same outside the ten leading eigenvectors, whose part is exact; `hutch++`, the same outside a random sketch of `probes` / 3 products;
     `identity`, exactly by tr H = tr GGN, where every parameter enters one affine layer and what follows is piecewise linear.
 
-    Shapes: value (); samples (probes,) for `hutchinson`.   Units: loss / parameter^2 (summed over parameters).
-    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor (`hutchinson`, `identity`).
+    Shapes: value (); samples (probes,) on all examples.   Units: loss / parameter^2 (summed over parameters).
+    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
     Assumes: eval mode.   Cost: `probes` Hessian products; `deflated` those of `hessian_eigenvalues` beside; `identity` a third of a gradient for each output.
-    Raises: InvalidInput for fewer than two probes or an unknown method; OutOfScope for `identity` where it does not hold.
+    Raises: InvalidInput for fewer than two probes (six for `hutch++`) or an unknown method; OutOfScope for `identity` where it does not hold.
     Source: Hutchinson 1989; Meyer et al. 2021.
     """
     if method == "identity":
         return identity_trace(subject)
-    if method == "hutchinson":
-        return probed_trace(subject, Hessian(subject), name="hessian_trace", probes=probes, rng=rng)
-    hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
-    if method == "deflated":
-        known = _eigenpairs(subject, products=128, k=_count(subject), which="largest").vectors
-        found = deflated(hessian, known, rng=rng, probes=probes, like=like)
-    elif method == "hutch++":
-        found = hutch_plus_plus(hessian, subject.dimension, rng=rng, products=probes, like=like)
-    else:
+    if method not in ("hutchinson", "deflated", "hutch++"):
         raise unknown("method", method, ("hutchinson", "deflated", "hutch++", "identity"))
-    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
-    return Reading(
-        "hessian_trace",
-        found.value,
-        "loss / parameter²",
-        error=found.error,
-        error_kind="probe",
-        n=found.probes,
-        source=MEYER_2021,
-        assumes=("the loss is that of eval mode", *seen),
-    )
+    known = _eigenpairs(subject, products=128, k=_count(subject), which="largest").vectors if method == "deflated" else None
+    source = HUTCHINSON_1989 if method == "hutchinson" else MEYER_2021
+    return probed_trace(subject, Hessian(subject), name="hessian_trace", probes=probes, rng=rng, source=source, method=method, known=known)
 
 
 @instrument(topic="landscape", truth=dense.density, knob="probes", smallest=2, largest=32, cost=lambda subject, probes: _product_cost(subject, STEPS * probes, STEPS + 4))
