@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from gnomon.instruments.curvature import influence as influence
 from gnomon.instruments.curvature import inverse_hessian_product as inverse_hessian_product
 from gnomon.instruments.curvature import layer_curvature as layer_curvature
 from gnomon.numerics import dense
+from gnomon.numerics.checkpoint import Checkpoint
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
@@ -70,7 +72,12 @@ def _count(subject: Subject) -> int:
     return min(wanted, subject.dimension)
 
 
-def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen:
+def _checkpoint(subject: Subject, path: str | Path | None, what: str) -> Checkpoint | None:
+    """The file in which a spectrum's state is kept, for this subject and these settings alone."""
+    return None if path is None else Checkpoint(path, f"{subject.fingerprint()}/{subject.chunk}/{what}")
+
+
+def _eigenpairs(subject: Subject, *, products: int, k: int, which: str, checkpoint: Checkpoint | None = None) -> Eigen:
     """Eigenpairs of the training Hessian, computed once for all that share them, and resumed where a call was interrupted; the starting vector is keyed by name, so that it matters not who asks first."""
     if products < 1:
         raise InvalidInput(f"products must be at least 1, not {products}.")
@@ -80,7 +87,7 @@ def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen
             return lanczos_eigenvalues(
                 Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
                 max_products=max(products, min(k + 2, subject.dimension)), tolerance=TOLERANCE[subject.dtype == torch.float64],
-                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict),
+                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict), checkpoint=checkpoint,
             )  # fmt: skip
         except NotFiniteProduct:
             norms_of_gradients(subject)  # names the example where one is to blame
@@ -155,16 +162,18 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
     topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256, essential=True,
     cost=lambda subject, products: _product_cost(subject, products + 10, _basis(subject, _count(subject)) + 2 * _count(subject)),
 )  # fmt: skip
-def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128) -> Reading:
+def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128, checkpoint: str | Path | None = None) -> Reading:
     """Largest (or smallest) eigenvalues of the Hessian of the mean training loss, by thick-restart Lanczos with full reorthogonalisation.
 
     H v = lambda v;  |lambda_true - lambda| <= |H v - lambda v| for some eigenvalue lambda_true.
+
+    `checkpoint` is a file in which the state is kept meanwhile: a process that was killed is followed by one that goes on from it, to the same bits.
 
     Shapes: value (k,), descending for `largest`, ascending for `smallest`.   Units: loss / parameter^2.
     Error: the residual bound, rounding included; on a subsample the standard error over groups of examples, the bound added to
     the interval, and the value corrected for the upward bias of a sample's eigenvalues (second-order perturbation; uncorrected in `details`).
     Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3 gradients each; k + 20 vectors of memory, up to k + 70 where those fit into 256 MiB.
-    Raises: InvalidInput for k above the number of parameters, or an unknown `which`.
+    Raises: InvalidInput for k above the number of parameters, an unknown `which`, or a checkpoint of something else; CannotWrite for a full disk.
     Source: Wu & Simon 2000.
     """
     if which not in ("largest", "smallest"):
@@ -172,7 +181,7 @@ def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which:
     if not 1 <= k <= subject.dimension:
         raise InvalidInput(f"k must lie in 1 .. {subject.dimension}, the number of trainable parameters, not {k}.")
     shared = max(k, _count(subject)) if which == "largest" else k
-    eigen = _eigenpairs(subject, products=products, k=shared, which=which)
+    eigen = _eigenpairs(subject, products=products, k=shared, which=which, checkpoint=_checkpoint(subject, checkpoint, f"eigenvalues/{which}/{shared}"))
     return _with_sampling(subject, eigen, k, name="hessian_eigenvalues", which=which, source=WU_SIMON_2000)
 
 
@@ -336,10 +345,11 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64, method:
 
 
 @instrument(topic="landscape", truth=dense.density, knob="probes", smallest=2, largest=32, cost=lambda subject, probes: _product_cost(subject, STEPS * probes, STEPS + 4))
-def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps: int = STEPS, scale: str = "linear") -> Reading:
+def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps: int = STEPS, scale: str = "linear", checkpoint: str | Path | None = None) -> Reading:
     """Density of the Hessian's eigenvalues, smoothed by a Gaussian, by stochastic Lanczos quadrature.
 
     phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is the range over the steps.
+    `checkpoint` is a file in which the state is kept meanwhile, as for `hessian_eigenvalues`.
     With `scale="log"` it is the density of ln(lambda) over the positive eigenvalues of the six decades below the largest.
 
     Shapes: value (points,).   Units: 1 / eigenvalue; with `log` a share for each factor e.
@@ -353,6 +363,7 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps
         raise unknown("scale", scale, ("linear", "log"))
     found = lanczos_density(
         Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(steps, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
+        checkpoint=_checkpoint(subject, checkpoint, f"density/{steps}/{rng.initial_seed()}"),
     )  # fmt: skip
     seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
     logarithmic = scale == "log"
