@@ -50,7 +50,7 @@ def mini_bulk(subject: Subject, *, rng: Generator, products: int = 400) -> Readi
 
         rest = lanczos_eigenvalues(outside, subject.dimension, rng=chance.child(rng, name), like=like, max_products=products)
         top, slack = float(rest.values[0]), float(rest.bounds[0])
-        counts.append((int((low > top + slack).sum()), int((high > top - slack).sum())))
+        counts.append((int((low > top + slack).sum()), min(int((high > top - slack).sum()), basis.shape[1])))
         edges.append(top)
     return Reading(
         "mini_bulk", [(a + b) / 2 for a, b in counts], "eigenvalues", error=[(b - a) / 2 for a, b in counts], error_kind="bound", axes=(Axis("edge", KINDS),),
