@@ -16,6 +16,8 @@ from gnomon.numerics.operators import GaussNewton
 
 MOST_CLASSES = 10
 """Most classes: their square is the number of eigenvectors."""
+TOLERANCE = 1e-6
+"""Residual of an eigenvalue: the smallest of the mini-bulk are thousands of times smaller than the largest."""
 KINDS = ("above the class means", "above the cross-class means")
 
 
@@ -37,7 +39,9 @@ def mini_bulk(subject: Subject, *, rng: Generator, products: int = 400) -> Readi
     classes, like, product = subject.classes, subject.state[subject.trainable[0]], GaussNewton(subject)
     pairs = cross_class_means(subject)
     weighed = pairs.reshape(subject.dimension, classes, classes - 1).sum(2)
-    found = lanczos_eigenvalues(product, subject.dimension, k=min(pairs.shape[1] + 1, subject.dimension), rng=chance.child(rng, "whole"), like=like, max_products=products)
+    found = lanczos_eigenvalues(
+        product, subject.dimension, k=min(pairs.shape[1] + 1, subject.dimension), rng=chance.child(rng, "whole"), like=like, max_products=products, tolerance=TOLERANCE
+    )
     low, high = found.values - found.bounds, found.values + found.bounds
     counts, edges = [], []
     for name, means in zip(KINDS, (weighed - weighed.mean(1, keepdim=True), pairs), strict=True):
@@ -48,7 +52,7 @@ def mini_bulk(subject: Subject, *, rng: Generator, products: int = 400) -> Readi
             inner = product(v - basis @ (basis.T @ v))
             return inner - basis @ (basis.T @ inner)
 
-        rest = lanczos_eigenvalues(outside, subject.dimension, rng=chance.child(rng, name), like=like, max_products=products)
+        rest = lanczos_eigenvalues(outside, subject.dimension, rng=chance.child(rng, name), like=like, max_products=products, tolerance=TOLERANCE)
         top, slack = float(rest.values[0]), float(rest.bounds[0])
         counts.append((int((low > top + slack).sum()), min(int((high > top - slack).sum()), basis.shape[1])))
         edges.append(top)
