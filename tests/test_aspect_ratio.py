@@ -1,14 +1,18 @@
 """Mutual information against numerical integration of a mixture, the optimal ratio against the book, residual networks against ensembles."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from torch import nn
 
+from gnomon.core import architecture
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.examination import aspect
 from gnomon.instruments import ensembles
 from gnomon.theory.aspect_ratio import mutual_information, optimal_ratio, optimal_residual, residual_vertex, vertex_slope
 from gnomon.theory.criticality import critical_point
@@ -112,3 +116,34 @@ def test_where_there_is_no_ratio():
         residual_vertex(torch.tanh, depth=3, width=4, residual=0.5)
     with pytest.raises(OutOfScope, match="no critical point"):
         optimal_ratio(torch.sigmoid, outputs=1)
+
+
+def read(*layers):
+    return architecture.read(nn.Sequential(*layers), torch.zeros(2, *((1, 8, 8) if isinstance(layers[0], nn.Conv2d) else (8,))))
+
+
+def deep(activation, units, classes=10):
+    return [layer for a, b in itertools.pairwise((8, *units, classes)) for layer in (nn.Linear(a, b), activation())][:-1]
+
+
+def test_the_report_says_how_deep_a_network_is_for_its_width():
+    (row,) = aspect.rows(read(*deep(nn.ReLU, (20, 20, 40))))
+    verdict, words, advice = row.settle()
+    assert verdict is None
+    assert float(row.measured) == pytest.approx(0.125)
+    assert "0.016" in words
+    assert "79 %" in words, "sqrt(5 / 8)"
+    assert advice.startswith("Widen the hidden layers 7.8 times")
+    (row,) = aspect.rows(read(*deep(nn.ReLU, (1000, 1000))))
+    assert row.settle()[2] is None
+    (row,) = aspect.rows(read(*deep(nn.Sigmoid, (20, 20))))
+    assert row.settle()[0].outcome == "out_of_scope"
+    assert "negative variance" in row.settle()[0].why
+
+
+def test_the_row_is_about_fully_connected_layers_through_one_activation():
+    convolutional = read(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+    assert float(next(aspect.rows(convolutional)).measured) == pytest.approx(2 / 16)
+    mixed = read(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10))
+    assert next(aspect.rows(mixed)).title == "depth over width, 2 to 6"
+    assert list(aspect.rows(read(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)))) == []
