@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -43,6 +44,11 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
             "loss along a random direction", measured=along,
             words=f"from {format_number(middle)} to {format_number(float(along.value[[0, -1]].mean()))} on average a step as long as the weights away",
         )  # fmt: skip
+    if (plane := readings.get("loss_plane")) is not None:
+        lowest = np.unravel_index(int(plane.value.argmin()), plane.value.shape)
+        away = math.hypot(*(float(axis.values[k]) for axis, k in zip(plane.axes, lowest, strict=True)))
+        words = "lowest where the network is" if away == 0 else f"lowest {format_number(away, 2)} steps away from the network"
+        yield Row("loss over a random plane", measured=plane, words=f"{words}; a step is as long as the weights")
     if density is not None:
         yield Row("spectral density of the Hessian", measured=density, words="how the eigenvalues are spread, smoothed")
 
