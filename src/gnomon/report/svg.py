@@ -250,7 +250,7 @@ def _heatmap(figure: Figure, canvas: _Canvas) -> float:
     rows, columns = (len(axis.values) for axis in figure.axes)
     finite = np.concatenate([s.values[np.isfinite(s.values)].ravel() for s in figure.series]) if figure.series else np.zeros(0)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    names = [words.shorten(words.clean(v) if isinstance(v, str) else words.plain_number(v), int(canvas.width * 0.3 / GLYPH)) for v in figure.axes[0].values]
+    names = [words.shorten(words.clean(v) if isinstance(v, str) else words.typeset(words.plain_number(v)), int(canvas.width * 0.3 / GLYPH)) for v in figure.axes[0].values]
     gutter = max(len(name) for name in names) * GLYPH + 10
     side = min((canvas.width - gutter - 6) / columns, 34.0)
     tall = min(max(side, 4.0), 26.0)
@@ -304,7 +304,7 @@ def _shade(value: float, low: float, high: float) -> tuple[str, float]:
 
 
 def _column_names(axis: Axis, canvas: _Canvas, gutter: float, side: float, top: float) -> None:
-    names = [words.shorten(words.clean(v), 14) if isinstance(v, str) else words.plain_number(v) for v in axis.values]
+    names = [words.shorten(words.clean(v), 14) if isinstance(v, str) else words.typeset(words.plain_number(v)) for v in axis.values]
     every = max(math.ceil((max(len(name) for name in names) * GLYPH + 8) / side), 1)
     for j in range(0, len(names), every):
         canvas.text(gutter + (j + 0.5) * side, top + 12, names[j], "m", "middle")
