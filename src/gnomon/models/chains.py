@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Generator, Tensor
 
-from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
 from gnomon.core.sgd import Sampling, Sgd, svag_weights
 
@@ -50,9 +50,7 @@ class LeastSquaresChains:
     Raises: InvalidInput where shapes do not fit, or `sgd` speaks of another number of examples.
     """
 
-    def __init__(
-        self, inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, chains: int, rng: Generator, start: Tensor | None = None
-    ) -> None:
+    def __init__(self, inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, chains: int, rng: Generator, start: Tensor | None = None) -> None:
         if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or len(inputs) != sgd.examples or chains < 1:
             raise InvalidInput(
                 f"Chains take inputs (N, d) and targets (N,) with N = {sgd.examples}, the examples that sgd speaks of, and at least one chain;"
@@ -163,3 +161,21 @@ class LeastSquaresChains:
             gone = lost & (self.diverged == 0) & ~(self._state.abs().amax((1, 2)) < LOST)
             self.diverged[gone] = self.steps + k
         self._state, self._velocity = after
+
+
+def stationary_moment(
+    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, chains: int, relaxations: float, rng: Generator
+) -> Float[Tensor, "d d"]:
+    """The mean of (theta - m)(theta - m)' about the minimum m over chains and steps, once they have settled.
+
+    Chains begin at m and run for `relaxations` times 1 / (lr lambda_min) steps, in which the slowest direction forgets its start twice that many times over,
+    and are then averaged over as many.
+
+    Shapes: (N, d), (N,) -> (d, d).   Units: parameter^2.   Cost: 2 relaxations / (lr lambda_min) steps.   Raises: as `LeastSquaresChains`.
+    """
+    minimum = torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0]
+    slowest = float(torch.linalg.eigvalsh(inputs.T @ inputs)[0]) / len(inputs)
+    steps = math.ceil(relaxations / (sgd.step * slowest))
+    made = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum)
+    made.run(steps)
+    return made.second_moment(steps, about=minimum, every=2)

@@ -26,9 +26,7 @@ class NetworkChains:
     Raises: InvalidInput where data and `sgd` do not fit.
     """
 
-    def __init__(
-        self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor, sgd: Sgd, *, chains: int, rng: Generator
-    ) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor, sgd: Sgd, *, chains: int, rng: Generator) -> None:
         if len(inputs) != sgd.examples or len(targets) != sgd.examples or chains < 1:
             raise InvalidInput(f"sgd speaks of {sgd.examples} examples; {len(inputs)} inputs and {len(targets)} targets came for {chains} chains.")
         self.module, self.loss, self.inputs, self.targets, self.sgd, self.chains, self.rng, self.steps = module, loss, inputs, targets, sgd, chains, rng, 0

@@ -64,7 +64,7 @@ class LeastSquares(Quadratic):
         if self.inputs.ndim != 2 or self.targets.shape != self.inputs.shape[:1] or len(self.inputs) < 2:
             raise InvalidInput(f"Least squares takes inputs (N, d) and targets (N,) of at least two examples, not shapes {self.inputs.shape} and {self.targets.shape}.")
         x, self.examples = self.inputs, len(self.inputs)
-        where = np.linalg.lstsq(x, self.targets, rcond=None)[0] if about is None else about
+        where = np.asarray(np.linalg.lstsq(x, self.targets, rcond=None)[0], dtype=np.float64) if about is None else about
         self.gradients = (x @ where - self.targets)[:, None] * x
         centred = self.gradients - self.gradients.mean(0)
         super().__init__(x.T @ x / self.examples, centred.T @ centred / self.examples, where)
@@ -113,7 +113,9 @@ def mean_limit(problem: Quadratic, sgd: Sgd) -> Reading:
     Source: Cohen et al. 2021, section 2 and appendix B; with decoupled decay derived here from the same matrix.
     """
     limit = _bisect(lambda lr: _radius(problem, sgd.replace(lr=lr)) < 1, start=1 / _curved(problem))
-    return Reading.predicted("lr_limit", limit, unit="1 / curvature", error=1e-12 * limit, error_kind="bound", source=Source("cohen2021", "section 2"), assumes=("a quadratic loss",))
+    return Reading.predicted(
+        "lr_limit", limit, unit="1 / curvature", error=1e-12 * limit, error_kind="bound", source=Source("cohen2021", "section 2"), assumes=("a quadratic loss",)
+    )
 
 
 def mean_square_limit(problem: Quadratic, sgd: Sgd) -> Reading:
@@ -153,12 +155,12 @@ def gains(problem: Quadratic, sgd: Sgd, *, continuous: bool) -> Matrix:
     return np.asarray(np.linalg.solve(left, right)[..., 0, 0])
 
 
-def feedback(problem: Quadratic, sgd: Sgd) -> float:
+def feedback(problem: Quadratic, sgd: Sgd, *, continuous: bool = False) -> float:
     """How much noise the covariance that noise leaves makes anew: the spectral radius of K(M) = f gains * C(M); the second moment is stable below 1.
 
     Units: none.   Error: 1e-9 where power iteration has settled.   Assumes: steps that are stable in the mean.   Cost: at most 500 applications.
     """
-    gain, turn, factor = gains(problem, sgd, continuous=False), problem.directions, sgd.noise_factor
+    gain, turn, factor = gains(problem, sgd, continuous=continuous), problem.directions, sgd.noise_factor
     second, size = np.eye(len(turn)) / len(turn), 0.0
     for _ in range(500):
         made = turn @ (gain * (turn.T @ problem.multiplicative(second) @ turn)) @ turn.T * factor

@@ -15,6 +15,7 @@ from gnomon.theory.stochastic.quadratic import DIEULEVEUT_2020, MANDT_2017, Matr
 
 UNIT = "parameter²"
 LIU_2021 = Source("liu2021")
+LI_2021 = Source("li2021")
 
 
 def ou_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
@@ -56,11 +57,31 @@ def exact_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     Raises: OutOfScope above the limit at which the variance diverges, which it names, and as `ou_covariance`.
     Source: Dieuleveut, Durmus & Bach 2020 (the recursion for plain SGD); with momentum derived here.
     """
+    value, at, fed = _with_multiplicative_noise(problem, sgd, continuous=False)
+    return _reading(value, at, DIEULEVEUT_2020, assumes=("independent batches",), details={"feedback": fed})
+
+
+def sde_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
+    """Stationary covariance of the Ito equation with the noise as it is at each theta: what SVAG tends to as l grows, and SGD as lr / B falls.
+
+    H C + C H = lr f (S + C(C)) without momentum, with the C(M) of `exact_covariance`; for noise that is the same everywhere this is `ou_covariance`.
+
+    Shapes: value (d, d).   Units: parameter^2.   Error: exact for a quadratic loss of each example, to 1e-10 of an iterative solver.
+    Assumes: lr lambda_max << 1 where it is to describe steps.   Cost: some tens of passes over the data.   Raises: as `exact_covariance`.
+    Source: Li, Malladi & Arora 2021 (the equation); its moments are derived here.
+    """
+    value, at, fed = _with_multiplicative_noise(problem, sgd, continuous=True)
+    return _reading(value, at, LI_2021, assumes=("lr lambda_max << 1",), details={"feedback": fed})
+
+
+def _with_multiplicative_noise(problem: Quadratic, sgd: Sgd, *, continuous: bool) -> tuple[Matrix, Quadratic, float]:
+    """The fixed point, the problem that it is about, and the feedback of its noise."""
     at, _, _ = _matrices(problem, sgd)
-    fed = feedback(at, sgd)
+    fed = feedback(at, sgd, continuous=continuous)
     if fed >= 1:
-        raise OutOfScope(f"lr = {sgd.lr:g} is above {float(mean_square_limit(at, sgd)):.4g}, where the variance diverges, though the mean converges. Take a smaller one.")
-    gain, turn, d = gains(at, sgd, continuous=False), at.directions, len(at.hessian)
+        limit = "" if continuous else f" {float(mean_square_limit(at, sgd)):.4g},"
+        raise OutOfScope(f"lr = {sgd.lr:g} is above the limit{limit} from which on the variance diverges, though the mean converges. Take a smaller one.")
+    gain, turn, d = gains(at, sgd, continuous=continuous), at.directions, len(at.hessian)
 
     def left(noise: Matrix) -> Matrix:
         return np.asarray(turn @ (gain * (turn.T @ noise @ turn)) @ turn.T * sgd.noise_factor)
@@ -70,7 +91,7 @@ def exact_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     found, stopped = gmres(operator, first.ravel(), rtol=1e-11, atol=0.0, restart=min(d * d, 200), maxiter=50)
     if stopped:
         raise OutOfScope(f"the second moments are so near to diverging (feedback {fed:.4f}) that their equation could not be solved")
-    return _reading(_even(found, d), at, DIEULEVEUT_2020, assumes=("independent batches",), details={"feedback": fed})
+    return _even(found, d), at, fed
 
 
 def stationary_covariances(problem: Quadratic, sgd: Sgd) -> Reading:
@@ -113,9 +134,7 @@ def effective_temperature(covariance: Array | Reading, hessian: Array) -> Readin
     c, h = _pair(covariance, hessian)
     curvatures, turn = np.linalg.eigh(h)
     along = curvatures * np.einsum("ai,ab,bi->i", turn, c, turn)
-    return Reading.predicted(
-        "effective_temperature", float(along.mean()), unit="loss", source=MANDT_2017.at("section 3"), details={"directions": along, "curvatures": curvatures}
-    )
+    return Reading.predicted("effective_temperature", float(along.mean()), unit="loss", source=MANDT_2017.at("section 3"), details={"directions": along, "curvatures": curvatures})
 
 
 def _pair(covariance: Array | Reading, hessian: Array) -> tuple[Matrix, Matrix]:
@@ -133,7 +152,7 @@ def _matrices(problem: Quadratic, sgd: Sgd) -> tuple[Quadratic, Float64[Array, "
     a, b = transition(at.curvatures, sgd)
     k, d, turn = len(b), len(a), at.directions
     whole = np.einsum("ai,ixy,bi->xayb", turn, a, turn).reshape(k * d, k * d)
-    return at, whole, np.kron(b[:, None], np.eye(d))
+    return at, whole, np.asarray(np.kron(b[:, None], np.eye(d)), dtype=np.float64)
 
 
 def _theta(whole: Array, problem: Quadratic) -> Matrix:
