@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.numerics.potentials import Potential, force
+from gnomon.numerics.potentials import Potential, traced_slope
 
 
 class LangevinChains:
     """x <- x - lr (grad U + noise) + sqrt(2 lr T) xi for many chains; `noise` is normal with the standard deviation `gradient_noise` a coordinate.
 
     Shapes: start (chains, d); `points` (chains, d).   Units: lr in 1 / curvature, temperature in energy.
-    Assumes: a potential with a gradient.   Cost: a gradient of all chains a step.   Raises: InvalidInput for impossible numbers.
+    Assumes: a potential with a gradient, that makes no decision by the values of its points.   Cost: a gradient of all chains a step.   Raises: InvalidInput for impossible numbers.
     """
 
     def __init__(self, potential: Potential, start: Float[Tensor, "chains d"], *, lr: float, temperature: float, gradient_noise: float = 0.0, rng: Generator) -> None:
@@ -25,7 +25,8 @@ class LangevinChains:
             raise InvalidInput(
                 f"Chains take starts (chains, d), lr above 0, temperature and gradient_noise of at least 0; {tuple(start.shape)}, {lr}, {temperature}, {gradient_noise} came."
             )
-        self.potential, self.points, self.lr, self.rng = potential, start.clone(), lr, rng
+        self.points, self.lr, self.rng = start.clone(), lr, rng
+        self._slope = traced_slope(potential, self.points)
         self.spread = (2 * lr * temperature + (lr * gradient_noise) ** 2) ** 0.5
 
     def run(self, steps: int, each: Callable[[Float[Tensor, "chains d"]], None] | None = None) -> None:
@@ -34,7 +35,7 @@ class LangevinChains:
         for done in range(0, steps, block):
             count = min(block, steps - done)
             for kick in chance.normal(count, *self.points.shape, rng=self.rng, like=self.points).mul_(self.spread):
-                self.points += force(self.potential, self.points).mul_(self.lr).add_(kick)
+                self.points.add_(self._slope(self.points), alpha=-self.lr).add_(kick)
                 if each is not None:
                     each(self.points)
 

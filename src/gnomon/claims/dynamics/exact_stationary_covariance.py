@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gnomon.core.claim import Claim, Sabotage, Tolerance
+from gnomon.core.claim import Claim, Sabotage
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.sgd import Sampling, Sgd
 from gnomon.core.source import Source
@@ -74,7 +74,7 @@ def measure(s: Settings, shared: Shared, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="D1", source=Source("dieuleveut2020"), relation="equal", predict=predict, measure=measure, prepare=prepare,
     scales={
-        "smoke": Settings(96, 6, 8, (0.1, 0.5, 0.93), chains=300, replicates=8, condition=4.0), "standard": Settings(96, 10, 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=400, replicates=40),
+        "smoke": Settings(96, 6, 8, (0.1, 0.5, 0.93), chains=1_000, replicates=8, condition=4.0), "standard": Settings(96, 10, 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=400, replicates=40),
         "paper": Settings(96, 10, 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=4_000, replicates=40),
     }, sabotage=Sabotage("batches drawn without replacement: their covariance is (N - B) / (N - 1) of that", sampling="without_replacement"),
 )  # fmt: skip

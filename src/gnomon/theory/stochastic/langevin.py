@@ -15,9 +15,11 @@ from gnomon.numerics.potentials import Potential
 
 WELLING_2011 = Source("welling2011")
 ZYGALAKIS_2011 = Source("zygalakis2011")
+Edges = Sequence[float] | Array
+"""Where the cells of a grid end, along one dimension."""
 
 
-def gibbs_density(potential: Potential, *edges: Sequence[float], temperature: float) -> Reading:
+def gibbs_density(potential: Potential, *edges: Edges, temperature: float) -> Reading:
     """The stationary density exp(-U / T) / Z of dX = -grad U dt + sqrt(2 T) dW, as the share of each cell of a grid in one or two dimensions.
 
     Shapes: `edges` (cells + 1,) a dimension; value (cells,) or (cells, cells), which add up to 1.   Units: none.
@@ -29,7 +31,7 @@ def gibbs_density(potential: Potential, *edges: Sequence[float], temperature: fl
     return _shares(lambda x: potential(x) / temperature, edges, temperature, "gibbs_density", WELLING_2011, ())
 
 
-def sgld_density(potential: Potential, edges: Sequence[float], *, temperature: float, lr: float, gradient_noise: float = 0.0) -> Reading:
+def sgld_density(potential: Potential, edges: Edges, *, temperature: float, lr: float, gradient_noise: float = 0.0) -> Reading:
     """The stationary density of x <- x - lr U' + sqrt(2 lr T) xi in one dimension to first order in lr: that of the potential U - lr U'^2 / 4 + lr T U'' / 2.
 
     From the modified equation of the Euler scheme, drift -U' - lr U' U'' / 2 + lr T U''' / 2 and noise sqrt(2 T)(1 + lr U'' / 2).  Noise of the gradient of
@@ -86,7 +88,7 @@ def cell_points(edges: Sequence[Array], order: int) -> tuple[Float64[Array, "*ce
     return grid.reshape(len(x), len(y), order * order, 2), np.outer(weights, weights).ravel() / 4
 
 
-def grid_of(edges: Sequence[Sequence[float]]) -> list[Float64[Array, "k"]]:
+def grid_of(edges: Sequence[Edges]) -> list[Float64[Array, "k"]]:
     """Edges as arrays.  Raises: InvalidInput for edges that do not grow, and for no or more than two dimensions."""
     arrays = [np.asarray(e, dtype=np.float64) for e in edges]
     if not 1 <= len(arrays) <= 2 or any(e.ndim != 1 or len(e) < 3 or not (np.diff(e) > 0).all() for e in arrays):
@@ -99,7 +101,7 @@ def axes_of(edges: Sequence[Float64[Array, "k"]]) -> tuple[Axis, ...]:
     return tuple(Axis(name, tuple(((e[:-1] + e[1:]) / 2).tolist())) for name, e in zip("xy", edges, strict=False))
 
 
-def _shares(exponent: Potential, edges: Sequence[Sequence[float]], temperature: float, name: str, source: Source, assumes: tuple[str, ...]) -> Reading:
+def _shares(exponent: Potential, edges: Sequence[Edges], temperature: float, name: str, source: Source, assumes: tuple[str, ...]) -> Reading:
     if temperature <= 0:
         raise InvalidInput(f"The temperature must be above 0, not {temperature:g}.")
     grid = grid_of(edges)
