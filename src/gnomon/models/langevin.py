@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.core.reading import Array
 from gnomon.numerics.potentials import Potential, traced_slope
 
 
@@ -55,14 +57,27 @@ class LangevinChains:
         return count
 
 
-def boltzmann_start(chains: int, dimension: int, *, at: float, spread: float, rng: Generator) -> Float[Tensor, "chains d"]:
-    """Normal points about `at` in the first coordinate and 0 in the others.  Shapes: (chains, dimension) float64."""
-    start = chance.normal(chains, dimension, rng=rng) * spread
-    start[:, 0] += at
-    return start
+def occupation(
+    potential: Potential, edges: Float64[Array, "k"], *, lr: float, temperature: float, time: float, chains: int, wells: tuple[float, ...], spread: float, rng: Generator
+) -> Float64[Array, "cells"]:
+    """The share of time that chains in one dimension spend in each cell between edges, of that spent in all; they begin about the wells in equal parts.
+
+    The first half of the time is left out; the second is looked at ten times.
+    Shapes: (cells + 1,) -> (cells,).   Units: none.   Cost: time / lr steps.
+    """
+    start = chance.normal(chains, 1, rng=rng) * spread + torch.tensor(wells, dtype=torch.float64)[torch.arange(chains) % len(wells)][:, None]
+    made, looks, seen = LangevinChains(potential, start, lr=lr, temperature=temperature, rng=rng), 10, np.zeros(len(edges) - 1)
+    made.run(round(time / 2 / lr))
+    for _ in range(looks):
+        made.run(round(time / 2 / lr / looks))
+        seen += np.histogram(made.points[:, 0].numpy(), edges)[0]
+    return np.asarray(seen / seen.sum())
 
 
-def histogram(points: Float[Tensor, "chains"], edges: Float[Tensor, "k"]) -> Float[Tensor, "cells"]:
-    """The share of points in each cell between edges; those outside are in none.  Shapes: (chains,), (cells + 1,) -> (cells,)."""
-    cell = torch.bucketize(points, edges)
-    return torch.bincount(cell, minlength=len(edges) + 1)[1 : len(edges)].to(points) / len(points)
+def mean_square(potential: Potential, *, lr: float, temperature: float, gradient_noise: float, time: float, chains: int, spread: float, rng: Generator) -> float:
+    """The mean of x^2 over chains in one dimension and over `time`, after half as long to settle from normal points of this spread.   Cost: 1.5 time / lr steps."""
+    made = LangevinChains(potential, spread * chance.normal(chains, 1, rng=rng), lr=lr, temperature=temperature, gradient_noise=gradient_noise, rng=rng)
+    made.run(round(time / 2 / lr))
+    squares: list[float] = []
+    made.run(round(time / lr), each=lambda points: squares.append(float(points.square().mean())))
+    return float(np.mean(squares))

@@ -2,8 +2,8 @@ r"""The noise scale of few examples estimates that of all when the means of its 
 
 $B_{\mathrm{noise}} = \frac{\mathrm{tr} \, \Sigma}{|G|^2} = \frac{E[S]}{E[\mathcal{G}]}$
 
-$S$ and $\mathcal{G}$ are unbiased estimates of both parts from a few examples.  The mean of their ratios is not the ratio of their means: where $\mathcal{G}$ happens to be small
-the ratio is large, and where it is negative, as it is once the gradient is lost in noise, it means nothing.
+$S$ and $\mathcal{G}$ are unbiased estimates of both parts from a few examples.  The mean of their ratios is not the ratio of their means: $\mathcal{G}$ happens to be small, or even
+negative once the gradient is lost in noise.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,9 @@ from gnomon.instruments.dynamics import gradient_noise_scale
 
 @dataclass(frozen=True)
 class Settings:
-    """A linear network on so many examples; so many of them at a time, `draws` times a replicate; whether the mean of ratios is taken."""
+    """A linear network on so many examples (and inputs, condition); so many of them at a time, `draws` times a replicate; whether the mean of ratios is taken."""
 
-    examples: int
-    dimension: int
+    data: tuple[int, int, float]
     seen: int
     draws: int
     replicates: int
@@ -33,38 +32,29 @@ class Settings:
 
 
 def prepare(s: Settings, *, rng: Generator) -> Subject:
-    """Least squares with normal inputs, away from its minimum."""
-    inputs, targets = regression(s.examples, s.dimension, condition=4.0, rng=rng)
-    with chance.scoped(chance.child(rng, "network")):
-        network = nn.Linear(s.dimension, 1, bias=False).double()
+    """Least squares, away from its minimum."""
+    inputs, targets = regression(*s.data, rng=rng)
+    network = nn.Linear(s.data[1], 1, bias=False).double()
+    nn.init.zeros_(network.weight)
     return Subject.freeze(network, "mse", (inputs, targets[:, None]), lr=0.1, batch_size=8)
 
 
 def predict(s: Settings, shared: Subject) -> Reading:
-    """Both parts in closed form, from the gradient of every example; a tenth is the order of the variance of |G|^2 over draws, by which a ratio of means is biased."""
-    (block,) = shared.train.blocks
-    x, weight = block.inputs, next(iter(shared.parameters.values()))
-    rows = (2 * (x @ weight.T - block.targets) * x).numpy()
+    """Both parts from the gradient of every example; a tenth is the order of the variance of |G|^2 over draws, by which a ratio of means is biased."""
+    rows = (-2 * shared.train.blocks[0].targets * shared.train.blocks[0].inputs).numpy()
     scale = float(((rows - rows.mean(0)) ** 2).sum() / (len(rows) - 1) / (rows.mean(0) ** 2).sum())
-    assumes = (f"|G|^2 is told from 0: below about B_noise / {s.seen} = {scale / s.seen:.2f} of the variance of its estimate it is not",)
-    return Reading.predicted(
-        "gradient_noise_scale", scale, unit="examples", error=scale / 10, error_kind="truncation", source=Source("mccandlish2018", "section 2.2"), assumes=assumes
-    )
+    made = Reading.predicted("gradient_noise_scale", scale, unit="examples", error=scale / 10, error_kind="truncation", source=CLAIM.source)
+    return made.replace(assumes=(f"|G|^2 is told from 0: the noise of {s.seen} examples is {scale / s.seen:.2f} of it",))
 
 
 def measure(s: Settings, shared: Subject, *, rng: Generator) -> float:
     """The two parts of many draws of few examples, each by the instrument, as a ratio of means or as the mean of ratios."""
-    parts = []
-    for draw in range(s.draws):
-        few = shared.sample(s.seen, rng=chance.child(rng, "few", draw))
-        details = gradient_noise_scale(few, rng=chance.child(rng, "groups", draw), groups=8).details
-        parts.append((details["trace"], details["gradient_square"]))
-    trace, square = np.array(parts).T
+    draws = (shared.sample(s.seen, rng=chance.child(rng, "few", draw)) for draw in range(s.draws))
+    parts = [gradient_noise_scale(few, rng=chance.child(rng, "groups"), groups=8).details for few in draws]
+    trace, square = (np.array([part[name] for part in parts]) for name in ("trace", "gradient_square"))
     return float(np.mean(trace / square)) if s.ratios else float(trace.mean() / square.mean())
 
 
 CLAIM = Claim(
-    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare,
-    scales={"smoke": Settings(400, 6, 40, draws=40, replicates=6), "standard": Settings(2_000, 10, 60, draws=100, replicates=20), "paper": Settings(20_000, 10, 60, draws=1_000, replicates=40)},
-    sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
+    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((400, 6, 4.0), 40, draws=40, replicates=6), "standard": Settings((2_000, 10, 4.0), 60, draws=100, replicates=20), "paper": Settings((20_000, 10, 4.0), 60, draws=1_000, replicates=40)}, sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
 )  # fmt: skip

@@ -54,8 +54,6 @@ def measure(s: Settings, *, rng: Generator) -> float:
 CLAIM = Claim(
     version=1, entry="D5", source=Source("kramers1940"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: float(predict(s).error), because="three quarters of T / barrier: the next order is about half of it"),
-    scales={
-        "smoke": Settings(0.4, 0.01, 6.0, chains=2_000, replicates=4), "standard": Settings(0.3, 0.004, 20.0, chains=4_000, replicates=8),
-        "paper": Settings(0.2, 0.004, 60.0, chains=40_000, replicates=20),
-    }, sabotage=Sabotage("a temperature a third lower than stated", heat=2 / 3),
+    scales={"smoke": Settings(0.4, 0.01, 6.0, chains=2_000, replicates=4), "standard": Settings(0.3, 0.004, 20.0, chains=4_000, replicates=8), "paper": Settings(0.2, 0.004, 60.0, chains=40_000, replicates=20)},
+    sabotage=Sabotage("a temperature a third lower than stated", heat=2 / 3),
 )  # fmt: skip

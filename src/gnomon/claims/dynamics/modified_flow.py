@@ -55,10 +55,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 
 
 CLAIM = Claim(
-    version=1, entry="D4", source=Source("barrett2021", "section 3"), relation="equal", predict=predict, measure=measure,
-    tolerance=Tolerance(lambda s: 0.15, because="the next order changes a slope by about lr x sharpness, a tenth at the steps taken; a wrong factor changes it by 1"),
-    scales={
-        "smoke": Settings("digits", 20, 4, (6,), 2.0, (20, 40, 80)), "standard": Settings("digits", 100, 8, (20, 20), 5.0, (50, 100, 200, 400)),
-        "paper": Settings("mnist", 1_000, 14, (64, 64), 5.0, (50, 100, 200, 400, 800)),
-    }, sabotage=Sabotage("a penalty of half that size: the flow is no nearer than that of the loss, up to a factor", factor=0.125),
+    version=1, entry="D4", source=Source("barrett2021", "section 3"), relation="equal", predict=predict, measure=measure, tolerance=Tolerance(lambda s: 0.15, because="the next order changes a slope by about lr x sharpness, a tenth at the steps taken; a wrong factor changes it by 1"),
+    scales={"smoke": Settings("digits", 20, 4, (6,), 2.0, (20, 40, 80)), "standard": Settings("digits", 100, 8, (20, 20), 5.0, (50, 100, 200, 400)), "paper": Settings("mnist", 1_000, 14, (64, 64), 5.0, (50, 100, 200, 400, 800))}, sabotage=Sabotage("a penalty of half that size: the flow is no nearer than that of the loss, up to a factor", factor=0.125),
 )  # fmt: skip
