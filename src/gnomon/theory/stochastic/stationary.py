@@ -150,8 +150,9 @@ def excess_loss(covariance: Array | Reading, hessian: Array) -> Reading:
 def effective_temperature(covariance: Array | Reading, hessian: Array) -> Reading:
     """The temperature at which equipartition would give each direction the energy that it has on average: T = tr(H C) / d.
 
-    The stationary density is exp(-L / T) only where C = T H^-1, that is where noise is in proportion to curvature; `details` has h_i C_ii along each
-    eigenvector of the Hessian, which are then equal.  For the Ornstein-Uhlenbeck process without momentum T = lr f tr S / (2 d).
+    The stationary density is exp(-L / T) only where C = T H^-1, that is (for small steps) where the noise is the same in all directions; `details` has h_i C_ii
+    along each eigenvector of the Hessian, which are then equal.  Noise in proportion to curvature, as it is near a minimum that fits, gives C the same in all
+    directions instead, and sharp ones are hotter.  For the Ornstein-Uhlenbeck process without momentum T = lr f tr S / (2 d).
 
     Shapes: (d, d), (d, d) -> ().   Units: loss.   Error: exact for a quadratic loss.   Cost: d^3.   Raises: InvalidInput for other shapes.
     Source: Mandt, Hoffman & Blei 2017, section 3.
