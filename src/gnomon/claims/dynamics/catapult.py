@@ -46,7 +46,7 @@ CLAIM = Claim(
     version=1, entry="D4", source=Source("lewkowycz2020", "section 3"), relation="at_most", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 0.2, because="a fifth of the limit: networks begin at 1.3 of it and more, and a curvature that did not drop is told apart"),
     scales={
-        "smoke": Settings(200, (1.3, 1.5), 600, networks=50, replicates=4), "standard": Settings(1_000, (1.3, 1.5, 1.7, 1.9), 2_000, networks=100, replicates=10),
+        "smoke": Settings(200, (1.3, 1.5), 600, networks=50, replicates=4), "standard": Settings(1_000, (1.3, 1.5, 1.7, 1.9), 2_000, networks=40, replicates=10),
         "paper": Settings(10_000, (1.3, 1.5, 1.7, 1.9), 5_000, networks=100, replicates=20),
     }, sabotage=Sabotage("a learning rate below the limit: the curvature stays where it was", factor=0.5),
 )  # fmt: skip

@@ -56,5 +56,5 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor, Sgd], *, rng: Generator) 
 
 
 CLAIM = Claim(
-    version=1, entry="D1", source=Source("polyak1992", "theorem 1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((64, 8, 2.0), 4, 800, chains=500, replicates=5), "standard": Settings((64, 8, 2.0), 4, 8_000, chains=1_000, replicates=10), "paper": Settings((64, 8, 2.0), 4, 50_000, chains=4_000, replicates=20)}, sabotage=Sabotage("steps a quarter longer: the last iterate is noisier, its average is not", times=1.25),
+    version=1, entry="D1", source=Source("polyak1992", "theorem 1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((64, 8, 2.0), 4, 800, chains=500, replicates=5), "standard": Settings((64, 8, 2.0), 4, 1_600, chains=1_000, replicates=20), "paper": Settings((64, 8, 2.0), 4, 6_400, chains=10_000, replicates=40)}, sabotage=Sabotage("steps a quarter longer: the last iterate is noisier, its average is not", times=1.25),
 )  # fmt: skip
