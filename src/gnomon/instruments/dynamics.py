@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.numerics import moments
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
+from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio, noise_ratio_of_examples
 from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
 from gnomon.numerics.statistics import student_quantile
 
@@ -28,6 +31,10 @@ FEWEST_GROUPS = 4
 """Fewest groups whose spread says anything: leaving one out must leave a variance."""
 HELD_BYTES = 2**30
 """The groups' gradients are held together up to this size; beyond it each is computed twice."""
+LEFT_OUT = 256
+"""Examples that are left out in turn for the error of a sample: these, or an eighth of them all where that is more."""
+ROUNDING = 64
+"""Rounding of an exact ratio of norms, in units of eps."""
 FEWEST_DRAWS = 4
 EVALUATED = 256
 """Examples on which the loss is compared before and after a step: both sides of the comparison use the same ones."""
@@ -51,22 +58,23 @@ def _held(subject: Subject, count: int) -> int:
 
 
 def _noise_cost(subject: Subject, groups: int) -> Cost:
+    if moments.cheap(subject):
+        return Cost(gradients=1.2 if len(subject.train) == subject.train.population else 1.5, bytes=16 * subject.dimension)
     held = _held(subject, groups)
     return Cost(gradients=1.0 if held <= HELD_BYTES else 2.0, bytes=min(held, HELD_BYTES) + 16 * subject.dimension)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spread:
-    """Group sums about the mean: n_k; |r_k|^2 and r_k . mean with r_k = s_k - n_k mean; |mean|^2; and the variance over pairs of r_j . r_k / sqrt(n_j n_k)."""
+def _by_examples(subject: Subject) -> NoiseRatio:
+    """Every example a group of its own, by norms and inner products with the mean: nothing is left to how examples are dealt."""
+    n, population = len(subject.train), subject.train.population
+    some = 0 if n == population else min(n, max(LEFT_OUT, n // 8))
+    # which examples are left out in turn is part of the estimate, not of chance: always the same ones
+    rows = chance.permutation(n, rng=chance.generator(0, "left out"))[:some].sort().values
+    found = moments.gradient_moments(subject, rows)
+    return noise_ratio_of_examples(found.mean_square, found.squares.numpy(), rows.numpy(), found.along.numpy(), population)
 
-    sizes: Array
-    squares: Array
-    along: Array
-    mean_square: float
-    cross: float | None
 
-
-def _spread(subject: Subject, groups: list[Dataset]) -> _Spread:
+def _spread(subject: Subject, groups: list[Dataset]) -> Spread:
     """One pass over the groups where their gradients fit into memory, else two."""
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
     hold = _held(subject, len(groups)) <= HELD_BYTES
@@ -96,59 +104,7 @@ def _spread(subject: Subject, groups: list[Dataset]) -> _Spread:
     if hold:
         pairs = (gram.numpy() / np.sqrt(np.outer(sizes, sizes)))[~np.eye(count, dtype=bool)]
         cross = float(pairs.var())
-    return _Spread(sizes, squares.numpy().copy(), along.numpy().copy(), float(mean @ mean), cross)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ratio:
-    """Estimates of tr Sigma and |G|^2 with the (co)variances of both, and the number of groups."""
-
-    trace: float
-    square: float
-    v_trace: float
-    v_square: float
-    covariance: float
-    groups: int
-
-    def interval(self) -> tuple[float, float]:
-        """Fieller's 95 % interval of trace / square; for the upper end the trace's error is taken on the log scale (it is skewed as chi-square is)."""
-        t = student_quantile(0.975, self.groups - 1)
-        spread = t * math.sqrt(self.v_trace) / self.trace
-        stretch = math.expm1(spread) / spread if spread > 0 else 1.0
-        return self._ends(t, 1.0)[0], self._ends(t, stretch)[1]
-
-    def _ends(self, t: float, stretch: float) -> tuple[float, float]:
-        square = max(self.square, 0.0)  # a squared norm is not negative, though its estimate may be
-        a = square**2 - t * t * self.v_square
-        b = self.trace * square - t * t * stretch * self.covariance
-        c = self.trace**2 - t * t * stretch**2 * self.v_trace
-        root = math.sqrt(max(b * b - a * c, 0.0))
-        if a == 0:
-            return 0.0, math.inf
-        return max((b - root) / a, 0.0), (b + root) / a if a > 0 else math.inf
-
-
-def _ratio(spread: _Spread, population: int) -> _Ratio:
-    """tr Sigma and |G|^2 without bias, and their errors by leaving out one group at a time, for n of N examples dealt to groups at random.
-
-    S^2 = sum_k n_k |g_k - g|^2 / (K - 1) and |G|^2 = |g|^2 - (1 - n/N) S^2 / n are unbiased whatever the groups' sizes.  The jackknife's variance of S^2 has
-    two parts: that of dealing n given examples to groups, 2 (1 - 1/b) v / K with v the variance of the scalar product of two groups' deviations and b examples
-    in a group, which stays when n = N; and that of having drawn n of N, to which, as to everything about |G|^2, the factor 1 - n/N belongs.
-    """
-    sizes, squares, along = spread.sizes, spread.squares, spread.along
-    n, groups = float(sizes.sum()), len(sizes)
-    rest, left = n - sizes, 1 - n / population
-    parts = squares / sizes
-    trace = float(parts.sum()) / (groups - 1)
-    square = spread.mean_square - left * trace / n
-    traces = (parts.sum() - parts - squares / rest) / (groups - 2)
-    norms = spread.mean_square - 2 * along / rest + squares / rest**2 - traces / rest
-    by_one = np.cov(traces, norms) * (groups - 1) ** 2 / groups
-    dealing = float(by_one[0, 0])
-    if spread.cross is not None:
-        dealing = min(2 * max(1 - groups / n, 0.0) * spread.cross / groups, dealing) if left > 0 else 2 * max(1 - groups / n, 0.0) * spread.cross / groups
-    v_trace = dealing + left * max(float(by_one[0, 0]) - dealing, 0.0)
-    return _Ratio(trace, square, v_trace, left * float(by_one[1, 1]), left * float(by_one[0, 1]), groups)
+    return Spread(sizes, squares.numpy().copy(), along.numpy().copy(), float(mean @ mean), cross)
 
 
 def exact_noise_scale(subject: Subject) -> float:
@@ -167,11 +123,15 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
 
     tr Sigma ~ S^2 = sum_k n_k |g_k - g|^2 / (K - 1),   |G|^2 ~ |g|^2 - (1 - n/N) S^2 / n,   the ratio of the two, never a mean of ratios.
 
+    Where the layers' inputs and output gradients give the norms of per-example gradients cheaply (dense layers; not convolutions), every example is a group
+    of its own: over all N examples the value is then exact, and `groups` says nothing.
+
     Shapes: value ().   Units: examples.
     Error: 95 % interval by leaving out one group at a time and Fieller's theorem, replacement-corrected; open above where |G|^2 is lost in noise, and
-    the value is then its lower end where the estimate of |G|^2 is not positive.  Per-example gradients with very heavy tails are seen only if drawn.
+    the value is then its lower end where the estimate of |G|^2 is not positive; rounding alone where the value is exact.  Per-example gradients with very heavy
+    tails are seen only if drawn.
     Assumes: the examples are a random sample of their population; eval mode.
-    Cost: one gradient, two where the groups' gradients do not fit into 1 GiB.
+    Cost: 1.2 gradients, 1.5 on a sample; by groups one, two where the groups' gradients do not fit into 1 GiB, and K^2 inner products.
     Raises: OutOfScope for fewer than 8 examples or where every gradient is the same; InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_simple) and appendix A.1.
     """
@@ -180,25 +140,41 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
     n, population = len(subject.train), subject.train.population
     if n < 2 * FEWEST_GROUPS:
         raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    if moments.cheap(subject):
+        return noise_reading("gradient_noise_scale", subject, _by_examples(subject), exact=n == population)
     count = min(groups, n // 2)
     order = chance.permutation(n, rng=rng)
-    estimate = _ratio(_spread(subject, [subject.train.select(order[k::count]) for k in range(count)]), population)
+    spread = _spread(subject, [subject.train.select(order[k::count]) for k in range(count)])
+    fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)
+    return noise_reading("gradient_noise_scale", subject, noise_ratio(spread, population), assumes=fewer)
+
+
+def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes: tuple[str, ...] = (), exact: bool = False) -> Reading:
+    """A noise scale with its interval.
+
+    Shapes: value ().   Units: examples.   Error: as `gradient_noise_scale`.   Raises: OutOfScope where there is no noise, or nothing but noise.
+    """
+    n, population = len(subject.train), subject.train.population
     if not (math.isfinite(estimate.trace) and math.isfinite(estimate.square)):
         raise OutOfScope("a gradient is not finite; look for an overflow in the loss")
-    if estimate.trace <= 0:
+    if estimate.trace <= ROUNDING * torch.finfo(subject.dtype).eps * estimate.square:
         raise OutOfScope("every example has the same gradient: there is no noise")
     if n == population and estimate.square <= 0:
         raise OutOfScope("the gradient of the training loss is exactly 0: every batch is noise")
+    common: dict[str, Any] = {
+        "source": MCCANDLISH_2018.at("section 2.2, appendix A.1"), "assumes": ("the loss is that of eval mode", *assumes),
+        "details": {"trace": estimate.trace, "gradient_square": estimate.square, "groups": estimate.groups, "examples": n, "population": population},
+    }  # fmt: skip
+    if exact:
+        value = estimate.trace / estimate.square
+        # |G| is a sum of n vectors of size sqrt(tr Sigma), rounded
+        bound = ROUNDING * torch.finfo(subject.dtype).eps * value * (1 + math.sqrt(value))
+        return Reading(name, value, "examples", error=bound, error_kind="bound", **common)
     low, high = estimate.interval()
     value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, count - 1)
+    t = student_quantile(0.975, estimate.groups - 1)
     error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
-    fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)
-    return Reading(
-        "gradient_noise_scale", value, "examples", error=error, error_kind="sample" if n < population else "probe", n=count, interval=(low, high),
-        source=MCCANDLISH_2018.at("section 2.2, appendix A.1"), assumes=("the loss is that of eval mode", *fewer),
-        details={"trace": estimate.trace, "gradient_square": estimate.square, "groups": count, "examples": n, "population": population},
-    )  # fmt: skip
+    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=(low, high), **common)
 
 
 def _evaluated(subject: Subject) -> Subject:
