@@ -18,6 +18,7 @@ from gnomon.examination.facts import facts_of
 from gnomon.instruments import dynamics
 from gnomon.numerics.gram import gradient_gram
 from gnomon.numerics.moments import gradient_moments
+from gnomon.numerics.per_example import plan_of
 from gnomon.theory import dynamics as theory
 
 
@@ -78,9 +79,10 @@ def test_the_interval_covers_the_truth(dtype, skew, by_groups, monkeypatch):
     if by_groups:
         monkeypatch.setattr(dynamics.moments, "cheap", lambda subject: False)
     subject, rows = linear(100, skew=skew, dtype=dtype)
-    inside = 0
+    inside, plan = 0, {"numerics.per_example": plan_of(subject)}
     for i in range(200):
         part = subject.sample(50, rng=chance.generator(1, "half", i))
+        part._shared.update(plan)
         low, high = dynamics.gradient_noise_scale(part, rng=chance.generator(2, "groups", i), groups=16).ends()
         inside += low <= scale_of(rows) <= high
     assert 0.90 <= inside / 200 <= 0.99

@@ -44,7 +44,7 @@ PRODUCT = 2.4
 """What one Hessian product costs, in gradients."""
 
 
-def _summed_gradient(subject: Subject, data: Dataset) -> Tensor:
+def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
     """sum_i w_i grad loss_i over some of the examples (for a sum: the gradient of their sum); 0 where every target is ignored.  Shapes: (P,)."""
     part = dataclasses.replace(subject, train=data, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
@@ -81,7 +81,7 @@ def _spread(subject: Subject, groups: list[Dataset]) -> Spread:
     held: list[Tensor] = []
     total = torch.zeros(subject.dimension, dtype=torch.float64 if subject.device.type != "mps" else torch.float32, device=subject.device)
     for group in groups:
-        gradient = _summed_gradient(subject, group)
+        gradient = summed_gradient(subject, group)
         total += gradient
         if hold:
             held.append(gradient)
@@ -98,7 +98,7 @@ def _spread(subject: Subject, groups: list[Dataset]) -> Spread:
         squares = gram.diagonal()
     else:
         for k, group in enumerate(groups):
-            rest = _summed_gradient(subject, group).to(mean.dtype) - scale[k] * mean
+            rest = summed_gradient(subject, group).to(mean.dtype) - scale[k] * mean
             squares[k], along[k] = float(rest @ rest), float(rest @ mean)
     cross = None
     if hold:
@@ -109,7 +109,7 @@ def _spread(subject: Subject, groups: list[Dataset]) -> Spread:
 
 def exact_noise_scale(subject: Subject) -> float:
     """tr Sigma / |G|^2 from every example's gradient, one at a time.   Cost: as many gradients of one example as there are examples."""
-    rows = torch.stack([_summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(len(subject.train))])
+    rows = torch.stack([summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(len(subject.train))])
     mean = rows.mean(0)
     return float(((rows - mean) ** 2).sum() / (len(rows) - 1) / (mean @ mean))
 
@@ -177,7 +177,7 @@ def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes:
     return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=(low, high), **common)
 
 
-def _evaluated(subject: Subject) -> Subject:
+def evaluated(subject: Subject) -> Subject:
     """The examples on which the loss is compared: the same ones for both sides, whatever the rng."""
     return subject.once("sgd-step/evaluated", lambda: subject.sample(EVALUATED, rng=chance.generator(0, "sgd-step/evaluated")))
 
@@ -198,7 +198,7 @@ def _batches(subject: Subject, draws: int) -> tuple[list[Dataset], int]:
     return [subject.train.select(chance.permutation(n, rng=chance.generator(0, "sgd-step", i))[:size]) for i in range(draws)], size
 
 
-def _batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
+def batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
     """The gradient of the loss of one batch; 0 where every target in it is ignored.  Shapes: (P,)."""
     part = dataclasses.replace(subject, train=batch, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
@@ -208,13 +208,13 @@ def _batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
 def _gradients(subject: Subject, draws: int) -> list[Tensor]:
     """One gradient a batch, shared by the two instruments where they fit into memory."""
     batches, _ = _batches(subject, draws)
-    build = lambda: [_batch_gradient(subject, batch) for batch in batches]  # noqa: E731
+    build = lambda: [batch_gradient(subject, batch) for batch in batches]  # noqa: E731
     return subject.once(f"sgd-step/{draws}", build) if _held(subject, len(batches)) <= HELD_BYTES // 4 else build()
 
 
 def _seen(subject: Subject, size: int) -> tuple[str, ...]:
     said = [
-        f"the loss is compared on {len(_evaluated(subject).train):,} of {subject.train.population:,} examples, the same before and after",
+        f"the loss is compared on {len(evaluated(subject).train):,} of {subject.train.population:,} examples, the same before and after",
         "one plain step of gradient descent, whatever the optimizer",
     ]
     wanted = subject.training.batch_size
@@ -250,9 +250,9 @@ def _terms_cost(subject: Subject, draws: int) -> Cost:
 def exact_step_change(subject: Subject) -> float:
     """The change of the loss at the fewest draws, batch by batch."""
     changes = []
-    where, lr = _evaluated(subject), _step_size(subject)
+    where, lr = evaluated(subject), _step_size(subject)
     for batch in _batches(subject, FEWEST_DRAWS)[0]:
-        moved = flatten(subject.parameters.values()) - lr * _batch_gradient(subject, batch)
+        moved = flatten(subject.parameters.values()) - lr * batch_gradient(subject, batch)
         changes.append(loss_value(_moved(where, moved)) - loss_value(where))
     return float(np.mean(changes))
 
@@ -278,7 +278,7 @@ def sgd_step_change(subject: Subject, *, rng: Generator, draws: int = 16) -> Rea
     Raises: OutOfScope without a learning rate, or where a step makes the loss infinite; InvalidInput for no batch.
     Source: McCandlish et al. 2018, section 2.2.
     """
-    lr, where = _step_size(subject), _evaluated(subject)
+    lr, where = _step_size(subject), evaluated(subject)
     start, before = flatten(subject.parameters.values()), loss_value(where)
     gradients = _gradients(subject, draws)
     changes = np.array([loss_value(_moved(where, start - lr * gradient)) for gradient in gradients]) - before
@@ -294,7 +294,7 @@ def sgd_step_change(subject: Subject, *, rng: Generator, draws: int = 16) -> Rea
 
 def exact_step_terms(subject: Subject) -> Array:
     """G . g_B and g_B' H g_B at the fewest draws, by plain double backward over all examples at once."""
-    where = _evaluated(subject)
+    where = evaluated(subject)
     start = flatten(subject.parameters.values()).double()
 
     def loss(flat: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def exact_step_terms(subject: Subject) -> Array:
     with measuring(subject):
         (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
         for batch in _batches(subject, FEWEST_DRAWS)[0]:
-            g = _batch_gradient(subject, batch)
+            g = batch_gradient(subject, batch)
             (curved,) = torch.autograd.grad(slope @ g, leaf, retain_graph=True)
             rows.append([float(slope.detach() @ g), float(curved @ g)])
     return np.asarray(rows).mean(0)
@@ -328,7 +328,7 @@ def sgd_step_terms(subject: Subject, *, rng: Generator, draws: int = 16) -> Read
     Source: McCandlish et al. 2018, section 2.2.
     """
     _step_size(subject)
-    where = _evaluated(subject)
+    where = evaluated(subject)
     slope, hessian = loss_gradient(where)[1].double(), Hessian(where)
     rows, scales = [], []
     for gradient in _gradients(subject, draws):
