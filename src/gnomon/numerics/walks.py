@@ -229,6 +229,18 @@ def _looped(subject: Subject, size: int, level: int) -> Gradient:
     return gradient
 
 
+def _trace(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+    """The operations of a function, to be called without the layers around them, and without those that change nothing."""
+    with chance.preserved():
+        traced = make_fx(function)(*example)
+    for node in list(traced.graph.nodes):
+        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
 def _traced(subject: Subject, runs: int, size: int, level: int) -> Gradient | None:
     block = subject.train.blocks[0]
     both = size if level == 1 else 2 * size
@@ -237,8 +249,7 @@ def _traced(subject: Subject, runs: int, size: int, level: int) -> Gradient | No
     inputs, targets = (subject.to_device(tree_map(lambda leaf: leaf[chosen], part)) for part in (block.inputs, block.targets))
     theta = {key: value + 0.01 * value.abs().mean() * chance.normal(runs, *value.shape, rng=rng, like=value) for key, value in subject.parameters.items()}
     try:
-        with chance.preserved():
-            graph = make_fx(vmap(grad(_batch_loss(subject, size, level))))(theta, inputs, targets)
+        graph = _trace(vmap(grad(_batch_loss(subject, size, level))), theta, inputs, targets)
         with torch.no_grad():
             found = graph(theta, inputs, targets)
     except Exception:
@@ -287,8 +298,7 @@ def _traced_losses(subject: Subject, parameters: Parts, block: Block) -> Losses 
 
     few = {key: value[:2] for key, value in parameters.items()}
     try:
-        with chance.preserved():
-            graph: Losses = make_fx(vmap(loss, in_dims=(0, None, None)))(parameters, block.inputs, block.targets)
+        graph: Losses = _trace(vmap(loss, in_dims=(0, None, None)), parameters, block.inputs, block.targets)
         found = graph(parameters, block.inputs, block.targets)[:2]
     except Exception:
         # as for the gradients: one run at a time always works
