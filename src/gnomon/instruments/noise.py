@@ -82,7 +82,9 @@ def hessian_noise_scale(subject: Subject, *, rng: Generator, groups: int = 16) -
     if n == population and not estimate.square > 0:
         raise OutOfScope(f"the loss does not curve upwards along its gradient: G'HG is {estimate.square:.3g}, so that no step length is the best")
     reading = noise_reading("hessian_noise_scale", subject, estimate)
-    return dataclasses.replace(reading, details={"noise_curvature": estimate.trace, "gradient_curvature": estimate.square, "groups": count, "examples": n, "population": population})
+    return dataclasses.replace(
+        reading, details={"noise_curvature": estimate.trace, "gradient_curvature": estimate.square, "groups": count, "examples": n, "population": population}
+    )
 
 
 def _table(subject: Subject, vectors: Tensor) -> Array:
@@ -143,7 +145,9 @@ def _noise_share(size: int, population: int | None, replacement: bool) -> float:
     if replacement:
         return (1 - 1 / population) / size
     if size > population:
-        raise InvalidInput(f"A batch of {size:,} cannot be drawn without replacement from {population:,} examples: take a smaller batch, or replacement=True if that is how it was drawn.")
+        raise InvalidInput(
+            f"A batch of {size:,} cannot be drawn without replacement from {population:,} examples: take a smaller batch, or replacement=True if that is how it was drawn."
+        )
     return 1 / size - 1 / population
 
 
