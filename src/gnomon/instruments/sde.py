@@ -14,10 +14,11 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Reading
 from gnomon.core.registry import Cost, instrument
+from gnomon.core.sgd import Sampling, Sgd
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.numerics.statistics import student_quantile
-from gnomon.numerics.walks import MEMORY, Ends, Rule, Sampling, noise_free, walks
+from gnomon.numerics.walks import MEMORY, Ends, noise_free, walks
 
 LI_2021 = Source("li2021")
 FEWEST_RUNS = 4
@@ -29,7 +30,7 @@ EVALUATED = 1024
 """Examples on which the loss is compared at the end of a run, at most."""
 
 
-def rule_of(subject: Subject) -> Rule:
+def steps_of(subject: Subject, sampling: Sampling) -> Sgd:
     """The steps that the subject was trained with.  Raises: OutOfScope for an optimizer without a known equation, and where lr or batch size are not known."""
     training = subject.training
     if training.optimizer not in ("sgd", "nesterov"):
@@ -39,12 +40,15 @@ def rule_of(subject: Subject) -> Rule:
     n = len(subject.train)
     if training.batch_size >= n:
         raise OutOfScope(f"a batch of {training.batch_size:,} holds all {n:,} examples at hand: its steps have no noise")
-    return Rule(training.lr, training.batch_size, training.momentum, training.optimizer == "nesterov", training.weight_decay)
+    return Sgd(
+        lr=training.lr, batch_size=training.batch_size, examples=n, sampling=sampling, momentum=training.momentum, nesterov=training.optimizer == "nesterov",
+        weight_decay=training.weight_decay, decay="coupled" if training.weight_decay else None,
+    )  # fmt: skip
 
 
 def expected_gap(subject: Subject) -> float:
     """The same at the fewest steps, from 2,048 runs."""
-    return float(svag(subject, rng=chance.generator(0, "truth"), runs=2048, steps=SHORTEST, levels=LEVELS, sampling="independent"))
+    return float(svag(subject, rng=chance.generator(0, "truth"), runs=2048, steps=SHORTEST, levels=LEVELS, sampling="without_replacement"))
 
 
 def _cost(subject: Subject, steps: int) -> Cost:
@@ -60,7 +64,7 @@ def svag_gap(subject: Subject, *, rng: Generator, steps: int = 16) -> Reading:
     Shapes: value ().   Units: none.   Error: as `svag`.   Assumes: as `svag`; batches are drawn without replacement, each step anew.   Cost: as `svag`.
     Raises: as `svag`.   Source: Li, Malladi & Arora 2021.
     """
-    found = svag(subject, rng=rng, runs=RUNS, steps=steps, levels=LEVELS, sampling="independent")
+    found = svag(subject, rng=rng, runs=RUNS, steps=steps, levels=LEVELS, sampling="without_replacement")
     return dataclasses.replace(found, name="svag_gap")
 
 
@@ -74,8 +78,8 @@ def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, l
     Error: standard error over runs and Student's t; that of the line, which ends at 1 / l = 0, is of order 1 / l^2 of the largest level.  `details` has the
     means at every level, the mean loss at the start and without noise, the mean cosine of updates that follow each other, and the steps at which runs diverged.
     Where SGD diverges the value is 1: its equation says nothing of that.
-    Assumes: the loss of eval mode, on the examples at hand; momentum as it is: the equation is then that of lr / (1 - b).  `sampling` has no default: "independent"
-    (without replacement, each step anew), "epochs" (shuffled, in turn) or "replacement"; the equation is that of independent batches.
+    Assumes: the loss of eval mode, on the examples at hand; momentum as it is: the equation is then that of lr / (1 - b).  `sampling` has no default:
+    "with_replacement" or "without_replacement", each batch anew: the equation is that of independent batches, not of shuffled epochs.
     Cost: runs * steps * (1 + 2 sum(levels)) batches, `steps` gradients, and a third of a gradient a run and level.
     Raises: OutOfScope for optimizers without such an equation, an unknown learning rate or batch size, a batch of all examples, or where runs of SVAG diverge;
     InvalidInput for fewer than 4 runs or levels that do not rise from above 1.
@@ -85,15 +89,15 @@ def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, l
         raise InvalidInput(f"runs must be at least {FEWEST_RUNS}, not {runs}: their spread is the error.")
     if not levels or any(b <= a for a, b in zip((1, *levels), levels, strict=False)):
         raise InvalidInput(f"levels must rise from above 1, as 2, 4, 8; {tuple(levels)} came.")
-    rule = rule_of(subject)
+    sgd = steps_of(subject, sampling)
     where = subject.once(f"svag/evaluated/{EVALUATED}", lambda: subject.sample(EVALUATED, rng=chance.generator(0, "svag/evaluated")))
     ends = [
-        walks(subject, rule, steps=steps, runs=runs, level=level, sampling=sampling, rng=chance.child(rng, f"level {level}"), evaluated=where) for level in (1, *levels)
+        walks(subject, sgd, steps=steps, runs=runs, level=level, rng=chance.child(rng, f"level {level}"), evaluated=where) for level in (1, *levels)
     ]  # fmt: skip
-    calm = subject.once(f"svag/noise free/{steps}", lambda: noise_free(subject, rule, steps=steps, evaluated=where))
+    calm = subject.once(f"svag/noise free/{steps}", lambda: noise_free(subject, sgd, steps=steps, evaluated=where))
     lost = [int((end.diverged >= 0).sum()) + int((~end.losses.isfinite() & (end.diverged < 0)).sum()) for end in ends]
-    details = _details(rule, steps, sampling, (1, *levels), ends, calm, lost)
-    common: dict[str, Any] = {"source": LI_2021, "assumes": _assumes(subject, rule, sampling, len(where.train)), "details": details}
+    details = _details(sgd, steps, (1, *levels), ends, calm, lost)
+    common: dict[str, Any] = {"source": LI_2021, "assumes": _assumes(subject, sgd, len(where.train)), "details": details}
     if lost[0]:
         return Reading("svag", 1.0, "", error=1e-12, error_kind="seed", n=runs, **common)
     if any(lost[1:]):
@@ -118,26 +122,27 @@ def _extrapolated(levels: Array, losses: Sequence[Array]) -> tuple[float, float]
     return float(b / (a + b)), math.sqrt(max(float(slope @ covariance @ slope), 0.0))
 
 
-def _details(rule: Rule, steps: int, sampling: str, levels: tuple[int, ...], ends: Sequence[Ends], calm: float, lost: list[int]) -> dict[str, Any]:
+def _details(sgd: Sgd, steps: int, levels: tuple[int, ...], ends: Sequence[Ends], calm: float, lost: list[int]) -> dict[str, Any]:
     finite = [end.losses[end.losses.isfinite()] for end in ends]
     at = [int(end.diverged[end.diverged >= 0].min()) if bool((end.diverged >= 0).any()) else None for end in ends]
     return {
         "levels": list(levels), "means": [float(part.mean()) if len(part) else math.inf for part in finite],
         "errors": [float(part.std() / math.sqrt(len(part))) if len(part) > 1 else math.inf for part in finite],
-        "losses": ends[0].losses.tolist(), "noise_free": calm, "steps": steps, "lr": rule.lr, "batch": rule.batch_size, "momentum": rule.momentum,
-        "nesterov": rule.nesterov, "weight_decay": rule.weight_decay, "sampling": sampling, "diverged": lost, "diverged_at_step": at,
+        "losses": ends[0].losses.tolist(), "noise_free": calm, "steps": steps, "lr": sgd.lr, "batch": sgd.batch_size, "momentum": sgd.momentum,
+        "nesterov": sgd.nesterov, "weight_decay": sgd.weight_decay, "sampling": sgd.sampling, "diverged": lost, "diverged_at_step": at,
         "update_cosine": float(ends[0].angles.mean()), "distance": float(ends[0].distances.mean()),
     }  # fmt: skip
 
 
-def _assumes(subject: Subject, rule: Rule, sampling: str, evaluated: int) -> tuple[str, ...]:
-    drawn = {"independent": "without replacement, each step anew", "epochs": "in turn from shuffled epochs", "replacement": "with replacement"}[sampling]
-    said = [f"runs go on from the network as it stands, in eval mode, on {len(subject.train):,} of {subject.train.population:,} examples; batches are drawn {drawn}"]
+def _assumes(subject: Subject, sgd: Sgd, evaluated: int) -> tuple[str, ...]:
+    said = [
+        f"runs go on from the network as it stands, in eval mode, on {len(subject.train):,} of {subject.train.population:,} examples; batches are drawn {sgd.sampling.replace('_', ' ')}, each anew"
+    ]
     if evaluated < len(subject.train):
         said.append(f"the loss at the end is that of {evaluated:,} examples")
-    if rule.momentum:
+    if sgd.momentum:
         said.append("with momentum b the equation is that of learning rate lr / (1 - b)")
-    if rule.weight_decay:
+    if sgd.weight_decay:
         said.append("weight decay is coupled: it is added to the gradient")
     return tuple(said)
 

@@ -163,9 +163,7 @@ class LeastSquaresChains:
         self._state, self._velocity = after
 
 
-def stationary_moment(
-    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, chains: int, relaxations: float, rng: Generator
-) -> Float[Tensor, "d d"]:
+def stationary_moment(inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, chains: int, relaxations: float, rng: Generator) -> Float[Tensor, "d d"]:
     """The mean of (theta - m)(theta - m)' about the minimum m over chains and steps, once they have settled.
 
     Chains begin at m and run for `relaxations` times 1 / (lr lambda_min) steps, in which the slowest direction forgets its start twice that many times over,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -16,28 +17,16 @@ from torch.utils._pytree import tree_map
 
 from gnomon.core import rng as chance
 from gnomon.core.dataset import Block
-from gnomon.core.errors import InvalidInput, OutOfScope, unknown
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.sgd import Sampling, Sgd, svag_weights
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.operators import loss_gradient
 
-Sampling = Literal["independent", "epochs", "replacement"]
-"""How batches are drawn: each anew without replacement, in turn from a shuffled epoch, or each example anew with replacement."""
 MEMORY = 1 << 28
 """Bytes that the parameters of the runs that go at once may take, with their gradients."""
 Parts = dict[str, Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Plain SGD as torch writes it: v <- b v + g + d theta,  theta <- theta - lr v  (Nesterov: - lr (g + d theta + b v))."""
-
-    lr: float
-    batch_size: int
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,17 +39,11 @@ class Ends:
     diverged: Int64[Tensor, "runs"]
 
 
-def svag_weights(level: int) -> tuple[float, float]:
-    """The weights of two independent batches in SVAG: (1 +- sqrt(2 l - 1)) / 2; their mean is that of one batch, their noise l times it."""
-    root = math.sqrt(2 * level - 1)
-    return (1 + root) / 2, (1 - root) / 2
-
-
-def walks(subject: Subject, rule: Rule, *, steps: int, runs: int, level: int = 1, sampling: Sampling, rng: Generator, evaluated: Subject | None = None) -> Ends:
+def walks(subject: Subject, sgd: Sgd, *, steps: int, runs: int, level: int = 1, rng: Generator, evaluated: Subject | None = None) -> Ends:
     """Run SGD (`level` 1) or SVAG of level l from the subject's parameters: l times as many steps of lr / l, noise made larger by sqrt(l).
 
     theta <- theta - (lr / l) ((1 + sqrt(2l - 1)) / 2 g_1 + (1 - sqrt(2l - 1)) / 2 g_2), with the gradients of two batches that are drawn independently.
-    With momentum each run starts with v = G / (1 - b), as if it had gone on for long; b stays as it is.
+    With momentum each run starts with v = G / (1 - b), as if it had gone on for long; b stays as it is at every level.
 
     Shapes: see `Ends`.   Units: loss; parameter.   Error: rounding; the runs are independent draws.
     Assumes: eval mode: dropout is off and batch norm uses its running statistics; data of one shape.   `evaluated` is the subject on whose data the loss at the
@@ -69,48 +52,46 @@ def walks(subject: Subject, rule: Rule, *, steps: int, runs: int, level: int = 1
     Raises: InvalidInput for an impossible setting, a batch larger than the data; OutOfScope for data of several shapes, or a batch that is all of them.
     Source: Li, Malladi & Arora 2021 (SVAG).
     """
-    _check(subject, rule, steps, runs, level, sampling)
+    _check(subject, sgd, steps, runs, level)
     at_once = max(MEMORY // (4 * subject.dimension * subject.state[subject.trainable[0]].element_size()), 1)
-    start = loss_gradient(subject)[1] / (1 - rule.momentum) if rule.momentum else None
+    start = loss_gradient(subject)[1] / (1 - sgd.momentum) if sgd.momentum else None
     found = []
     with measuring(subject):
         for number, first in enumerate(range(0, runs, at_once)):
             count = min(at_once, runs - first)
-            found.append(_Runs(subject, rule, count, level, start).go(steps, sampling, chance.child(rng, "runs", number), evaluated or subject))
+            found.append(_Runs(subject, sgd, count, level, start).go(steps, chance.child(rng, "runs", number), evaluated or subject))
     return Ends(*(torch.cat([getattr(part, field.name) for part in found]) for field in dataclasses.fields(Ends)))
 
 
-def noise_free(subject: Subject, rule: Rule, *, steps: int, evaluated: Subject | None = None) -> float:
+def noise_free(subject: Subject, sgd: Sgd, *, steps: int, evaluated: Subject | None = None) -> float:
     """The loss after the same number of steps on all examples: the path without noise.   Cost: `steps` gradients."""
     theta = derivatives.flatten(subject.parameters.values()).double()
     velocity = torch.zeros_like(theta)
     here = subject
     for step in range(steps):
-        g = loss_gradient(here)[1].double() + rule.weight_decay * theta
-        if step == 0 and rule.momentum:
-            velocity = (g - rule.weight_decay * theta) / (1 - rule.momentum)
-        velocity = rule.momentum * velocity + g
-        theta = theta - rule.lr * (g + rule.momentum * velocity if rule.nesterov else velocity)
+        g = loss_gradient(here)[1].double()
+        if step == 0 and sgd.momentum:
+            velocity = g / (1 - sgd.momentum)
+        g = g + sgd.weight_decay * theta if sgd.decay == "coupled" else g
+        velocity = sgd.momentum * velocity + g
+        theta = theta * (1 - sgd.lr * sgd.weight_decay if sgd.decay == "decoupled" else 1.0)
+        theta = theta - sgd.lr * (g + sgd.momentum * velocity if sgd.nesterov else velocity)
         parts = dict(zip(subject.trainable, derivatives.split(subject, theta.to(subject.dtype)), strict=True))
         here = dataclasses.replace(subject, state={**subject.state, **parts}, _shared={k: v for k, v in subject._shared.items() if k.startswith("numerics.total.")})
     where = evaluated or subject
     return float(_losses(where, {key: here.state[key][None] for key in subject.trainable})[0])
 
 
-def _check(subject: Subject, rule: Rule, steps: int, runs: int, level: int, sampling: str) -> None:
+def _check(subject: Subject, sgd: Sgd, steps: int, runs: int, level: int) -> None:
     n = len(subject.train)
-    if sampling not in get_args(Sampling):
-        raise unknown("sampling", sampling, get_args(Sampling))
-    for name, value in (("steps", steps), ("runs", runs), ("level", level), ("batch_size", rule.batch_size)):
+    for name, value in (("steps", steps), ("runs", runs), ("level", level)):
         if value < 1:
             raise InvalidInput(f"{name} must be at least 1, not {value}.")
-    if not (rule.lr > 0 and 0 <= rule.momentum < 1):
-        raise InvalidInput(f"lr must be above 0 and momentum in [0, 1), not {rule.lr} and {rule.momentum}.")
+    if sgd.examples != n or sgd.svag != 1:
+        raise InvalidInput(f"The steps must be said to be on the {n:,} examples at hand, with svag = 1 (the level is given apart), not on {sgd.examples:,} with svag = {sgd.svag}.")
     if len(subject.train.blocks) != 1:
         raise OutOfScope(f"runs are made on data of one shape; these come in {len(subject.train.blocks)} shapes")
-    if sampling != "replacement" and rule.batch_size > n:
-        raise InvalidInput(f"A batch of {rule.batch_size:,} cannot be drawn without replacement from {n:,} examples: take a smaller batch or more examples.")
-    if sampling != "replacement" and rule.batch_size == n:
+    if sgd.sampling == "without_replacement" and sgd.batch_size == n:
         raise OutOfScope(f"a batch holds all {n:,} examples: its steps have no noise")
 
 
@@ -120,16 +101,12 @@ def drawn_batches(n: int, size: int, runs: int, sampling: Sampling, *, rng: Gene
     Shapes: (runs, size).   Error: exact: without replacement every set of `size` examples is equally likely (numbers that came twice are drawn again, which treats
     all examples alike).
     """
-    if sampling == "epochs":
-        while True:
-            order = torch.stack([torch.randperm(n, generator=rng) for _ in range(runs)])
-            yield from order[:, : n - n % size].split(size, dim=1)
     while True:
-        if sampling == "independent" and 2 * size > n:
+        if sampling == "without_replacement" and 2 * size > n:
             yield torch.rand(runs, n, generator=rng, dtype=torch.float64).argsort(1)[:, :size]
             continue
         chosen = torch.randint(n, (runs, size), generator=rng)
-        while sampling == "independent":
+        while sampling == "without_replacement":
             ordered, place = torch.sort(chosen, dim=1, stable=True)
             twice = torch.zeros_like(chosen, dtype=torch.bool).scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
             if not bool(twice.any()):
@@ -141,25 +118,28 @@ def drawn_batches(n: int, size: int, runs: int, sampling: Sampling, *, rng: Gene
 class _Runs:
     """Runs that go in step."""
 
-    def __init__(self, subject: Subject, rule: Rule, runs: int, level: int, velocity: Tensor | None) -> None:
-        self.subject, self.rule, self.runs, self.level = subject, rule, runs, level
+    def __init__(self, subject: Subject, sgd: Sgd, runs: int, level: int, velocity: Tensor | None) -> None:
+        self.subject, self.sgd, self.runs, self.level = subject, sgd, runs, level
         self.theta = {key: value.expand(runs, *value.shape).clone() for key, value in subject.parameters.items()}
         parts = None if velocity is None else derivatives.split(subject, velocity)
         self.velocity = None if parts is None else {key: part.expand(runs, *part.shape).clone() for key, part in zip(self.theta, parts, strict=True)}
-        self.gradient = _gradients(subject, runs, rule.batch_size, level)
+        self.gradient = _gradients(subject, runs, sgd.batch_size, level)
 
-    def go(self, steps: int, sampling: Sampling, rng: Generator, evaluated: Subject) -> Ends:
+    def go(self, steps: int, rng: Generator, evaluated: Subject) -> Ends:
         """Make the steps."""
-        n, size = len(self.subject.train), self.rule.batch_size
-        streams = [drawn_batches(n, size, self.runs, sampling, rng=chance.child(rng, "batches", half)) for half in range(2 if self.level > 1 else 1)]
+        n, size = len(self.subject.train), self.sgd.batch_size
+        streams = [drawn_batches(n, size, self.runs, self.sgd.sampling, rng=chance.child(rng, "batches", half)) for half in range(2 if self.level > 1 else 1)]
         diverged = torch.full((self.runs,), -1, dtype=torch.int64)
         before: Parts | None = None
         angles, counted = torch.zeros(self.runs, dtype=torch.float64), 0
         for step in range(steps * self.level):
             chosen = torch.cat([next(stream) for stream in streams], 1)
             update = self.update(self.gradient(self.theta, *self.at(chosen)))
+            if self.sgd.decay == "decoupled":
+                for value in self.theta.values():
+                    value.mul_(1 - self.sgd.lr / self.level * self.sgd.weight_decay)
             for key, value in update.items():
-                self.theta[key].sub_(value, alpha=self.rule.lr / self.level)
+                self.theta[key].sub_(value, alpha=self.sgd.lr / self.level)
             if self.level == 1:
                 if before is not None:
                     angles += _cosine(before, update)
@@ -176,18 +156,18 @@ class _Runs:
 
     def update(self, gradient: Parts) -> Parts:
         """What is subtracted, over the learning rate."""
-        if self.rule.weight_decay:
-            gradient = {key: value + self.rule.weight_decay * self.theta[key] for key, value in gradient.items()}
+        if self.sgd.decay == "coupled":
+            gradient = {key: value + self.sgd.weight_decay * self.theta[key] for key, value in gradient.items()}
         if self.velocity is None:
             return gradient
         for key, value in self.velocity.items():
-            value.mul_(self.rule.momentum).add_(gradient[key])
-        return {key: gradient[key] + self.rule.momentum * value for key, value in self.velocity.items()} if self.rule.nesterov else self.velocity
+            value.mul_(self.sgd.momentum).add_(gradient[key])
+        return {key: gradient[key] + self.sgd.momentum * value for key, value in self.velocity.items()} if self.sgd.nesterov else self.velocity
 
     def at(self, chosen: Int64[Tensor, "runs size"]) -> tuple[Any, Any]:
         block = self.subject.train.blocks[0]
         # `to_device` knows tensors, tuples and dicts of inputs, and casts what is floating
-        return tuple(self.subject.to_device(tree_map(lambda leaf: leaf[chosen], part)) for part in (block.inputs, block.targets))  # type: ignore[return-value]
+        return tuple(self.subject.to_device(tree_map(lambda leaf: leaf[chosen], part)) for part in (block.inputs, block.targets))
 
 
 def _cosine(a: Parts, b: Parts) -> Float64[Tensor, "runs"]:
@@ -275,12 +255,16 @@ def _losses(subject: Subject, parameters: Parts) -> Float64[Tensor, "runs"]:
     total = torch.zeros(runs, dtype=torch.float64)
     with measuring(subject), torch.no_grad():
         for block, share in derivatives.scaled_blocks(subject):
-            of = subject.once(f"walks.losses.{runs}.{len(block)}", lambda block=block: _traced_losses(subject, parameters, block) or _looped_losses(subject))
+            of = subject.once(f"walks.losses.{runs}.{len(block)}", functools.partial(_losses_of, subject, parameters, block))
             total += share * of(parameters, block.inputs, block.targets).double().cpu()
     return total
 
 
 Losses = Callable[[Parts, Any, Any], Float[Tensor, "runs"]]
+
+
+def _losses_of(subject: Subject, parameters: Parts, block: Block) -> Losses:
+    return _traced_losses(subject, parameters, block) or _looped_losses(subject)
 
 
 def _looped_losses(subject: Subject) -> Losses:
