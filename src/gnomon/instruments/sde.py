@@ -128,7 +128,7 @@ def _details(sgd: Sgd, steps: int, levels: tuple[int, ...], ends: Sequence[Ends]
     return {
         "levels": list(levels), "means": [float(part.mean()) if len(part) else math.inf for part in finite],
         "errors": [float(part.std() / math.sqrt(len(part))) if len(part) > 1 else math.inf for part in finite],
-        "losses": ends[0].losses.tolist(), "noise_free": calm, "steps": steps, "lr": sgd.lr, "batch": sgd.batch_size, "momentum": sgd.momentum,
+        "losses": ends[0].losses.tolist(), "noise_free": calm, "steps": steps, "lr": sgd.lr, "batch": sgd.batch_size, "examples": sgd.examples, "momentum": sgd.momentum,
         "nesterov": sgd.nesterov, "weight_decay": sgd.weight_decay, "sampling": sgd.sampling, "diverged": lost, "diverged_at_step": at,
         "update_cosine": float(ends[0].angles.mean()), "distance": float(ends[0].distances.mean()),
     }  # fmt: skip
@@ -159,5 +159,5 @@ def noise_excess_loss(svag_reading: Reading) -> Reading:
         raise OutOfScope(f"{details['diverged'][0]} of {len(losses)} runs diverged, the first at step {details['diverged_at_step'][0]}: there is no loss to compare")
     return Reading.of_samples(
         "noise_excess_loss", losses.astype(np.float64) - details["noise_free"], unit="loss", error_kind="seed", source=LI_2021, assumes=svag_reading.assumes,
-        details={key: details[key] for key in ("steps", "lr", "batch", "momentum", "nesterov", "weight_decay", "sampling")},
+        details={key: details[key] for key in ("steps", "lr", "batch", "examples", "momentum", "nesterov", "weight_decay", "sampling")},
     )  # fmt: skip
