@@ -102,9 +102,11 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
         yield Row(TITLE_COST, measured=measured, words=share)
         return
     sgd, nodes, weights = _sgd(gap), np.asarray(noise.details["nodes"]), np.asarray(noise.details["weights"])
-    predicted = predictions.noise_excess_loss(nodes, weights, sgd, steps=steps)
+    known = readings.get("gradient_noise_scale")
+    trace = None if known is None else float(known.details["trace"])
+    predicted = predictions.noise_excess_loss(nodes, weights, sgd, steps=steps, trace=trace)
     try:
-        settled = predictions.stationary_excess_loss(nodes, weights, sgd)
+        settled = predictions.stationary_excess_loss(nodes, weights, sgd, trace=trace)
         when = settled.details["relaxation"]
         after = f"within some {format_number(when, 2)} steps" if np.isfinite(when) else "slowly"
         end = f"; it would settle at {format_number(float(settled), 2)} {after}"

@@ -17,13 +17,14 @@ MANDT_2017 = Source("mandt2017")
 LIU_2021 = Source("liu2021")
 
 
-def noise_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd, *, steps: int) -> Reading:
+def noise_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd, *, steps: int, trace: float | None = None) -> Reading:
     """What noise adds to the mean loss in so many steps, beyond the same steps without noise: tr(H C_k) / 2 with the covariance C_k of the steps.
 
     C_0 = 0,  C' = A C A' + f b Sigma b';  along each direction of curvature h the recursion is of second moments of (theta, v), so that
     tr(H C_k) / 2 = sum_m w_m h_m c_k(h_m) / 2 with the quadrature sum_m w_m F(h_m) = tr(F(H) Sigma).  Plain SGD: c_k = lr^2 f (1 - (1 - lr h)^2k) / (1 - (1 - lr h)^2).
 
-    Shapes: nodes, weights (probes, m), averaged over probes -> ().   Units: loss.   Sigma has divisor N - 1.
+    Shapes: nodes, weights (probes, m), averaged over probes -> ().   Units: loss.   Sigma has divisor N - 1; where its trace is known, `trace` takes the place of the
+    probes' own, and the ratio of the two means is taken.
     Error: probe, the spread over probes.
     Assumes: Hessian and noise stay what they are at the start; batches independent.   Cost: `steps` products of 2 x 2 matrices.
     Raises: InvalidInput for shapes that disagree or no step.
@@ -37,10 +38,10 @@ def noise_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array,
     c = np.zeros_like(a)
     for _ in range(steps):
         c = a @ c @ np.swapaxes(a, 1, 2) + noise
-    return _reading("noise_excess_loss", (w * h * c[:, 0, 0].reshape(h.shape) / 2).sum(1), MANDT_2017.at("section 3"), sgd, {"steps": steps})
+    return _reading("noise_excess_loss", (w * h * c[:, 0, 0].reshape(h.shape) / 2).sum(1), w, trace, MANDT_2017.at("section 3"), sgd, {"steps": steps})
 
 
-def stationary_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd) -> Reading:
+def stationary_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd, *, trace: float | None = None) -> Reading:
     """Where that ends after many steps: the stationary fluctuation of the loss, tr(H C) / 2 with C = A C A' + f b Sigma b'.
 
     Plain SGD: lr f / 2 sum_m w_m / (2 - lr h_m), near lr f tr Sigma / 4 for short steps.
@@ -64,7 +65,7 @@ def stationary_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[A
     counts = (cost > 0.01 * cost.sum()).ravel() & ~flat
     slowest = float(radius[counts].max()) if counts.any() else 1.0
     details = {"relaxation": -1 / math.log(slowest) if 0 < slowest < 1 else math.inf, "flat": float(w.ravel()[flat].sum() / w.sum())}
-    return _reading("stationary_excess_loss", cost.sum(1), LIU_2021, sgd, details)
+    return _reading("stationary_excess_loss", cost.sum(1), w, trace, LIU_2021, sgd, details)
 
 
 def short_step_excess_loss(trace: float, sgd: Sgd) -> float:
@@ -87,10 +88,14 @@ def _measure(nodes: Array, weights: Array) -> tuple[Array, Array]:
     return h, w
 
 
-def _reading(name: str, samples: Array, source: Source, sgd: Sgd, details: dict[str, float]) -> Reading:
-    n = len(samples)
-    error = float(samples.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+def _reading(name: str, samples: Array, weights: Array, trace: float | None, source: Source, sgd: Sgd, details: dict[str, float]) -> Reading:
+    n, value, rest = len(samples), float(samples.mean()), samples - samples.mean()
+    if trace is not None:
+        sizes = weights.sum(1)
+        scale = trace / float(sizes.mean())
+        rest, value = scale * (samples - value / float(sizes.mean()) * sizes), scale * value
+    error = float(rest.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     return Reading.predicted(
-        name, float(samples.mean()), unit="loss", error=error, error_kind="probe" if error else "exact", n=n, source=source,
+        name, value, unit="loss", error=error, error_kind="probe" if error else "exact", n=n, source=source,
         assumes=("Hessian and noise stay what they are at the start", f"batches of {sgd.batch_size:,} of {sgd.examples:,} examples, each drawn anew"), details=details,
     )  # fmt: skip
