@@ -78,7 +78,9 @@ def _larger_batch(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row
     if (sharpness := readings.get("sharpness")) is not None and float(sharpness) > 0:
         largest = landscape.largest_stable_lr(training, float(sharpness))
         limit = (
-            f"; the sharpness allows at most {format_number(largest, 2)}, so no more than that" if largest < lr * ratio else f" (the sharpness allows up to {format_number(largest, 2)})"
+            f"; the sharpness allows at most {format_number(largest, 2)}, so no more than that"
+            if largest < lr * ratio
+            else f" (the sharpness allows up to {format_number(largest, 2)})"
         )
     advice = f"Your learning rate can be raised by {raised}, to about {format_number(lr * ratio, 2)}, with batch {new:,}, {format_number(new / batch, 2)} times as large{limit}."
     yield Row(title, measured=noise, words=f"batch {new:,} may have {raised} the learning rate; {format_number(new / batch, 2)} times under linear scaling", advice=advice)
@@ -121,9 +123,7 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
         part = float(measured) / (calm + float(measured))
         if part < 0.1 or measured.ends()[0] <= 0:
             return None
-        return (
-            f"Noise makes {format_number(100 * part, 2)} % of your training loss; a smaller learning rate at the end of training takes it away in proportion (half the rate, about half of it)."
-        )
+        return f"Noise makes {format_number(100 * part, 2)} % of your training loss; a smaller learning rate at the end of training takes it away in proportion (half the rate, about half of it)."
 
     because = "Hessian and noise are taken at the start of the run: a quarter is allowed for their drift, our choice, and the error of their probes"
     yield Row(TITLE_COST, predicted, measured, "equal", DRIFT * abs(float(predicted)), because=because, words=words, advice=advice, headline=True)
