@@ -62,7 +62,9 @@ def _catapult(document: Mapping[str, Any], losses: Reading, sharpness: Reading, 
 
 
 def gap_notes(document: Mapping[str, Any]) -> list[str]:
-    """Where records are missing, in words: intervals more than twice the usual one."""
+    """Where a watched training has no records, in words: intervals more than twice the usual one.  Checkpoints are as far apart as their owner wanted."""
+    if document["kind"] != "watch":
+        return []
     axis = str(document["settings"].get("axis", "step"))
     missing = gaps([float(record["step"]) for record in document["records"]])
     if not missing:

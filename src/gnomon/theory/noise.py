@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Reading
@@ -17,7 +17,7 @@ MANDT_2017 = Source("mandt2017")
 LIU_2021 = Source("liu2021")
 
 
-def noise_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd, *, steps: int, trace: float | None = None) -> Reading:
+def noise_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, steps: int, trace: float | None = None) -> Reading:
     """What noise adds to the mean loss in so many steps, beyond the same steps without noise: tr(H C_k) / 2 with the covariance C_k of the steps.
 
     C_0 = 0,  C' = A C A' + f b Sigma b';  along each direction of curvature h the recursion is of second moments of (theta, v), so that
@@ -41,7 +41,7 @@ def noise_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array,
     return _reading("noise_excess_loss", (w * h * c[:, 0, 0].reshape(h.shape) / 2).sum(1), w, trace, MANDT_2017.at("section 3"), sgd, {"steps": steps})
 
 
-def stationary_excess_loss(nodes: Float64[Array, "probes m"], weights: Float64[Array, "probes m"], sgd: Sgd, *, trace: float | None = None) -> Reading:
+def stationary_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, trace: float | None = None) -> Reading:
     """Where that ends after many steps: the stationary fluctuation of the loss, tr(H C) / 2 with C = A C A' + f b Sigma b'.
 
     Plain SGD: lr f / 2 sum_m w_m / (2 - lr h_m), near lr f tr Sigma / 4 for short steps.
@@ -81,7 +81,7 @@ def _factor(sgd: Sgd) -> float:
     return sgd.noise_factor * (sgd.examples - 1) / sgd.examples
 
 
-def _measure(nodes: Array, weights: Array) -> tuple[Array, Array]:
+def _measure(nodes: ArrayLike, weights: ArrayLike) -> tuple[Array, Array]:
     h, w = np.atleast_2d(np.asarray(nodes, dtype=np.float64)), np.atleast_2d(np.asarray(weights, dtype=np.float64))
     if h.shape != w.shape or h.ndim != 2 or not w.sum() > 0:
         raise InvalidInput(f"nodes and weights must have one shape (probes, m) and weigh something; {h.shape} and {w.shape} came.")
