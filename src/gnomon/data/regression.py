@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from gnomon.core import rng as chance
 
 
-def regression(examples: int, dimension: int, *, condition: float = 10.0, noise: float = 1.0, rng: Generator) -> tuple[Float64[Tensor, "N d"], Float64[Tensor, "N"]]:
+def regression(examples: int, dimension: int, condition: float, *, noise: float = 1.0, rng: Generator) -> tuple[Float64[Tensor, "N d"], Float64[Tensor, "N"]]:
     """Inputs whose second moment X'X / N has eigenvalues from 1 down to 1 / condition, equal ratios apart, in random directions, and y = x . w + noise.
 
     Shapes: (N, d), (N,).   Units: none; noise in those of y.   Error: the eigenvalues are exact: the inputs are whitened before they are stretched.

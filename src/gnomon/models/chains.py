@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Generator, Tensor
 
 from gnomon.core.errors import InvalidInput
+from gnomon.core.reading import Array
 from gnomon.core.sgd import Sampling, Sgd, svag_weights
 
 BLOCK = 64
@@ -177,3 +179,40 @@ def stationary_moment(inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"],
     made = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum)
     made.run(steps)
     return made.second_moment(steps, about=minimum, every=2)
+
+
+def sharpest_variances(
+    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, lrs: Sequence[float], *, chains: int, relaxations: float, rng: Generator
+) -> Float64[Array, "lrs"]:
+    """The variance along the sharpest direction u where each learning rate settles, over lr / (2 B) u' S u / lambda_max, S the covariance of gradients at the minimum.
+
+    Shapes: (N, d), (N,) -> (lrs,).   Units: none.   Cost, Raises: as `stationary_moment`, a learning rate.
+    """
+    curvatures, directions = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
+    top, residuals = directions[:, -1], inputs @ torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0] - targets
+    unit = float((residuals * (inputs @ top)).square().mean() / curvatures[-1]) / (2 * sgd.batch_size)
+    settled = [stationary_moment(inputs, targets, sgd.replace(lr=lr), chains=chains, relaxations=relaxations, rng=rng) for lr in lrs]
+    return np.array([float(top @ c @ top) / (lr * unit) for c, lr in zip(settled, lrs, strict=True)])
+
+
+def stationary_losses(
+    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], rules: Sequence[Sgd], *, chains: int, relaxations: float, rng: Generator
+) -> Float64[Array, "rules"]:
+    """The mean excess loss tr(H C) / 2 where each rule settles.   Shapes: (N, d), (N,) -> (rules,).   Units: loss.   Cost, Raises: as `stationary_moment`, a rule."""
+    hessian = inputs.T @ inputs / len(inputs)
+    settled = [stationary_moment(inputs, targets, rule, chains=chains, relaxations=relaxations, rng=rng) for rule in rules]
+    return np.array([float((hessian * c).sum()) / 2 for c in settled])
+
+
+def falling_steps(
+    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, schedule: Callable[[int], float], *, steps: int, averaged: bool, chains: int, rng: Generator
+) -> float:
+    """Excess loss of the last iterate, or of the average of all, after so many steps whose learning rates fall, from the minimum on, averaged over chains.
+
+    Shapes: (N, d), (N,) -> ().   Units: loss.   Cost: `steps` steps.   Raises: as `LeastSquaresChains`.
+    """
+    minimum = torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0]
+    made = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum)
+    made.run(steps, schedule=schedule, averaged=averaged)
+    away = (made.mean if averaged else made.theta) - minimum
+    return float((away @ inputs.T).square().sum(1).mean()) / len(inputs) / 2

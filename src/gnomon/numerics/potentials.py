@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 Potential = Callable[[Float[Tensor, "*n d"]], Float[Tensor, "*n"]]
 """An energy of points, the last dimension holding their coordinates."""
@@ -20,7 +21,10 @@ def double_well(height: float = 1.0, tilt: float = 0.0) -> Potential:
 
     def potential(points: Tensor) -> Tensor:
         x, others = points[..., 0], points[..., 1:]
-        return height * (x.square() - 1).square() + tilt * x + height * others.square().sum(-1)
+        energy = (x.square() - 1).square() * height
+        if tilt:
+            energy = energy + tilt * x
+        return energy + height * others.square().sum(-1) if others.shape[-1] else energy
 
     return potential
 
@@ -35,6 +39,24 @@ def force(potential: Potential, points: Float[Tensor, "*n d"]) -> Float[Tensor, 
     at = points.detach().requires_grad_()
     with torch.enable_grad():
         return -torch.autograd.grad(potential(at).sum(), at)[0]
+
+
+def traced_slope(potential: Potential, points: Float[Tensor, "n d"]) -> Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]:
+    """The gradient at points of this shape as the bare products and sums that it consists of, without the bookkeeping of autograd.
+
+    Shapes: (n, d) -> (n, d).   Assumes: a potential that makes no decision by the values of its points.   Cost: less than half of `force`, for few points.
+    """
+
+    def whole(at: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        return potential(at).sum()
+
+    graph = make_fx(torch.func.grad(whole))(points)
+
+    def slope(at: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        with torch.no_grad():
+            return graph(at)
+
+    return slope
 
 
 def curvature(potential: Potential, point: Float[Tensor, "d"]) -> Float[Tensor, "d d"]:

@@ -45,6 +45,7 @@ from gnomon.theory.stochastic.stationary import excess_loss as excess_loss
 from gnomon.theory.stochastic.stationary import ou_covariance as ou_covariance
 from gnomon.theory.stochastic.stationary import sde_covariance as sde_covariance
 from gnomon.theory.stochastic.stationary import stationary_covariances as stationary_covariances
+from gnomon.theory.stochastic.stationary import variance_over_ou as variance_over_ou
 
 MCCANDLISH_2018 = Source("mccandlish2018")
 GOYAL_2017 = Source("goyal2017")

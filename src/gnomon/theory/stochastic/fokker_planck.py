@@ -14,13 +14,13 @@ from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.numerics.potentials import Potential
-from gnomon.theory.stochastic.langevin import axes_of, grid_of
+from gnomon.theory.stochastic.langevin import Edges, axes_of, grid_of
 
 SCHARFETTER_1969 = Source("scharfetter1969")
 RISKEN_1989 = Source("risken1989")
 
 
-def fokker_planck_generator(potential: Potential, *edges: Sequence[float], temperature: float) -> tuple[sparse.csc_matrix, Array]:
+def fokker_planck_generator(potential: Potential, *edges: Edges, temperature: float) -> tuple[sparse.csc_matrix, Array]:
     """The matrix Q of dp/dt = Q p for the shares p of the cells of a grid, and the energies of the cells' middles; no flux leaves the grid.
 
     d p / dt = div (p grad U + T grad p).   From cell i to its neighbour j at the distance D the rate is T / D^2 B((U_j - U_i) / T), B(x) = x / (e^x - 1):
@@ -52,7 +52,7 @@ def fokker_planck_generator(potential: Potential, *edges: Sequence[float], tempe
     return sparse.csc_matrix((np.concatenate(rates), (np.concatenate(rows), np.concatenate(columns))), shape=shape), energies.ravel()
 
 
-def fokker_planck(potential: Potential, *edges: Sequence[float], temperature: float, start: Array, times: Sequence[float]) -> Reading:
+def fokker_planck(potential: Potential, *edges: Edges, temperature: float, start: Array, times: Sequence[float]) -> Reading:
     """The shares of the cells of a grid at these times, from `start`.
 
     Shapes: start (cells,) or (cells, cells), value (times, *cells).   Units: none.   Error: of second order in the spacing; of the integrator 1e-8.
@@ -72,7 +72,7 @@ def fokker_planck(potential: Potential, *edges: Sequence[float], temperature: fl
     return Reading.predicted("density", found.y.T.reshape(-1, *cells), unit="", axes=axes, source=RISKEN_1989.at("chapter 4"), assumes=("no flux leaves the grid",))
 
 
-def relaxation_rate(potential: Potential, *edges: Sequence[float], temperature: float) -> Reading:
+def relaxation_rate(potential: Potential, *edges: Edges, temperature: float) -> Reading:
     """The slowest rate at which a density forgets where it began: the least eigenvalue but 0 of -Q.  For two wells it is the sum of both rates of escape.
 
     Shapes: value ().   Units: 1 / time.   Error: of second order in the spacing.   Assumes: as `fokker_planck_generator`.   Cost: one sparse factorisation.

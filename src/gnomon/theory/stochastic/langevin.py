@@ -15,9 +15,11 @@ from gnomon.numerics.potentials import Potential
 
 WELLING_2011 = Source("welling2011")
 ZYGALAKIS_2011 = Source("zygalakis2011")
+Edges = Sequence[float] | Array
+"""Where the cells of a grid end, along one dimension."""
 
 
-def gibbs_density(potential: Potential, *edges: Sequence[float], temperature: float) -> Reading:
+def gibbs_density(potential: Potential, *edges: Edges, temperature: float) -> Reading:
     """The stationary density exp(-U / T) / Z of dX = -grad U dt + sqrt(2 T) dW, as the share of each cell of a grid in one or two dimensions.
 
     Shapes: `edges` (cells + 1,) a dimension; value (cells,) or (cells, cells), which add up to 1.   Units: none.
@@ -26,11 +28,23 @@ def gibbs_density(potential: Potential, *edges: Sequence[float], temperature: fl
     Raises: InvalidInput for edges that do not grow, more than two dimensions or a temperature that is not positive.
     Source: Welling & Teh 2011 (SGLD samples it as the step goes to 0).
     """
-    return _shares(lambda x: potential(x) / temperature, edges, temperature, "gibbs_density", WELLING_2011, ())
+    if temperature <= 0:
+        raise InvalidInput(f"The temperature must be above 0, not {temperature:g}.")
+    grid = grid_of(edges)
+    volume = np.diff(grid[0]) if len(grid) == 1 else np.outer(np.diff(grid[0]), np.diff(grid[1]))
+    found = []
+    for order in (3, 4):
+        points, weights = cell_points(grid, order)
+        energies = potential(torch.from_numpy(points)).detach().numpy() / temperature
+        share = (np.exp(energies.min() - energies) @ weights) * volume
+        found.append(share / share.sum())
+    return Reading.predicted("gibbs_density", found[1], unit="", error=np.abs(found[1] - found[0]), error_kind="bound", axes=axes_of(grid), source=WELLING_2011)
 
 
-def sgld_density(potential: Potential, edges: Sequence[float], *, temperature: float, lr: float, gradient_noise: float = 0.0) -> Reading:
-    """The stationary density of x <- x - lr U' + sqrt(2 lr T) xi in one dimension to first order in lr: that of the potential U - lr U'^2 / 4 + lr T U'' / 2.
+def sgld_density(potential: Potential, edges: Edges, *, temperature: float, lr: float, gradient_noise: float = 0.0) -> Reading:
+    """The stationary density of x <- x - lr U' + sqrt(2 lr T) xi in one dimension to first order in lr, that of U - lr U'^2 / 4 + lr T U'' / 2.
+
+    p = exp(-U / T) / Z (1 + lr (d - <d>)),   d = U'^2 / (4 T) - U'' / 2
 
     From the modified equation of the Euler scheme, drift -U' - lr U' U'' / 2 + lr T U''' / 2 and noise sqrt(2 T)(1 + lr U'' / 2).  Noise of the gradient of
     standard deviation s raises T by lr s^2 / 2.  Averages are off Gibbs' in proportion to lr: half the step, half the bias.
@@ -42,22 +56,25 @@ def sgld_density(potential: Potential, edges: Sequence[float], *, temperature: f
     """
     if lr <= 0 or gradient_noise < 0:
         raise InvalidInput(f"lr must be above 0 and gradient_noise at least 0, not {lr:g} and {gradient_noise:g}.")
-    raised = temperature + lr * gradient_noise**2 / 2
-
-    def exponent(x: torch.Tensor) -> torch.Tensor:
-        at = x.detach().requires_grad_()
-        value = potential(at)
-        (first,) = torch.autograd.grad(value.sum(), at, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), at, allow_unused=True, materialize_grads=True)
-        return (value - lr * first[..., 0].square() / 4 + lr * raised * second[..., 0] / 2).detach() / raised
-
-    gibbs = gibbs_density(potential, edges, temperature=temperature).value
-    found = _shares(exponent, (edges,), temperature, "sgld_density", ZYGALAKIS_2011, (f"lr U'' << 1 (lr = {lr:g})",))
-    change = np.abs(found.value - gibbs) / np.maximum(gibbs, 1e-300)
-    weight = float((change * gibbs).sum())
-    if weight > 0.5:
-        raise OutOfScope(f"lr = {lr:g} changes the density by {weight:.2g} of itself: an expansion in lr says nothing. Take a smaller step.")
-    return found.replace(error=gibbs * np.minimum(change, 1.0) ** 2 + found.error, error_kind="truncation", details={"gibbs": gibbs})
+    raised, grid = temperature + lr * gradient_noise**2 / 2, grid_of((edges,))
+    gibbs = gibbs_density(potential, edges, temperature=temperature)
+    points, weights = cell_points(grid, 4)
+    at = torch.from_numpy(points).requires_grad_()
+    energies = potential(at)
+    (first,) = torch.autograd.grad(energies.sum(), at, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), at, allow_unused=True, materialize_grads=True)
+    energy, slope, bend = (part.detach().numpy() for part in (energies, first[..., 0], second[..., 0]))
+    density = np.exp((energy.min() - energy) / raised) * weights * np.diff(grid[0])[:, None]
+    change = lr * (slope**2 / (4 * raised) - bend / 2)
+    density /= density.sum()
+    change -= float((density * change).sum())
+    size = float((density * np.abs(change)).sum())
+    if size > 0.5:
+        raise OutOfScope(f"lr = {lr:g} changes the density by {size:.2g} of itself: an expansion in lr says nothing. Take a smaller step.")
+    return Reading.predicted(
+        "sgld_density", (density * (1 + change)).sum(1), unit="", error=(density * change**2).sum(1) + gibbs.error, error_kind="truncation", axes=axes_of(grid),
+        source=ZYGALAKIS_2011, assumes=(f"lr U'' << 1 (lr = {lr:g})",), details={"gibbs": gibbs.value},
+    )  # fmt: skip
 
 
 def sgld_variance(curvature: float, *, temperature: float, lr: float, gradient_noise: float = 0.0) -> Reading:
@@ -86,7 +103,7 @@ def cell_points(edges: Sequence[Array], order: int) -> tuple[Float64[Array, "*ce
     return grid.reshape(len(x), len(y), order * order, 2), np.outer(weights, weights).ravel() / 4
 
 
-def grid_of(edges: Sequence[Sequence[float]]) -> list[Float64[Array, "k"]]:
+def grid_of(edges: Sequence[Edges]) -> list[Float64[Array, "k"]]:
     """Edges as arrays.  Raises: InvalidInput for edges that do not grow, and for no or more than two dimensions."""
     arrays = [np.asarray(e, dtype=np.float64) for e in edges]
     if not 1 <= len(arrays) <= 2 or any(e.ndim != 1 or len(e) < 3 or not (np.diff(e) > 0).all() for e in arrays):
@@ -97,17 +114,3 @@ def grid_of(edges: Sequence[Sequence[float]]) -> list[Float64[Array, "k"]]:
 def axes_of(edges: Sequence[Float64[Array, "k"]]) -> tuple[Axis, ...]:
     """The middles of the cells as axes."""
     return tuple(Axis(name, tuple(((e[:-1] + e[1:]) / 2).tolist())) for name, e in zip("xy", edges, strict=False))
-
-
-def _shares(exponent: Potential, edges: Sequence[Sequence[float]], temperature: float, name: str, source: Source, assumes: tuple[str, ...]) -> Reading:
-    if temperature <= 0:
-        raise InvalidInput(f"The temperature must be above 0, not {temperature:g}.")
-    grid = grid_of(edges)
-    volume = np.diff(grid[0]) if len(grid) == 1 else np.outer(np.diff(grid[0]), np.diff(grid[1]))
-    found = []
-    for order in (3, 4):
-        points, weights = cell_points(grid, order)
-        energies = exponent(torch.from_numpy(points)).detach().numpy()
-        share = (np.exp(energies.min() - energies) @ weights) * volume
-        found.append(share / share.sum())
-    return Reading.predicted(name, found[1], unit="", error=np.abs(found[1] - found[0]), error_kind="bound", axes=axes_of(grid), source=source, assumes=assumes)

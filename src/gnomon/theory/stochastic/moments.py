@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.linalg import solve_continuous_lyapunov
 
@@ -21,7 +22,7 @@ LI_2017, LI_2019 = Source("li2017"), Source("li2019")
 POLYAK_1992 = Source("polyak1992")
 
 
-def step_losses(problem: Quadratic, sgd: Sgd, *, start: Array, steps: Sequence[int]) -> Reading:
+def step_losses(problem: Quadratic, sgd: Sgd, *, start: ArrayLike, steps: Sequence[int]) -> Reading:
     """Expected excess loss after these numbers of steps of SGD from one start: m <- (1 - lr H) m,  M <- (1 - lr H) M (1 - lr H) + lr^2 f Sigma(m, M).
 
     m and M are mean and second moment of theta - minimum, Sigma the noise there, averaged: on least squares exact.
@@ -40,7 +41,7 @@ def step_losses(problem: Quadratic, sgd: Sgd, *, start: Array, steps: Sequence[i
     return _losses(losses, times, DIEULEVEUT_2020)
 
 
-def sde_losses(problem: Quadratic, sgd: Sgd, *, order: Literal[1, 2], start: Array, steps: Sequence[int]) -> Reading:
+def sde_losses(problem: Quadratic, sgd: Sgd, *, order: Literal[1, 2], start: ArrayLike, steps: Sequence[int]) -> Reading:
     """Expected excess loss of the stochastic modified equation at the times of these steps, t = step x lr.
 
     Order 1: dX = -grad L dt + sqrt(lr f Sigma) dW.   Order 2: dX = -grad (L + lr/4 |grad L|^2) dt + sqrt(lr f Sigma) dW.

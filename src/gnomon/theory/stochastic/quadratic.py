@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Reading
@@ -24,7 +25,7 @@ class Quadratic:
 
     examples: int | None = None
 
-    def __init__(self, hessian: Array, noise: Array, minimum: Array | None = None) -> None:
+    def __init__(self, hessian: ArrayLike, noise: ArrayLike, minimum: ArrayLike | None = None) -> None:
         self.hessian, self.noise = _covariance("hessian", hessian), _covariance("noise", noise)
         if self.hessian.shape != self.noise.shape:
             raise InvalidInput(f"hessian and noise must be of one size; their shapes are {self.hessian.shape} and {self.noise.shape}.")
@@ -59,7 +60,7 @@ class LeastSquares(Quadratic):
     Shapes: inputs (N, d), targets (N,).   Units: those of targets squared.   Raises: InvalidInput for other shapes or fewer than two examples.
     """
 
-    def __init__(self, inputs: Array, targets: Array, *, about: Array | None = None) -> None:
+    def __init__(self, inputs: ArrayLike, targets: ArrayLike, *, about: Array | None = None) -> None:
         self.inputs, self.targets = np.asarray(inputs, dtype=np.float64), np.asarray(targets, dtype=np.float64)
         if self.inputs.ndim != 2 or self.targets.shape != self.inputs.shape[:1] or len(self.inputs) < 2:
             raise InvalidInput(f"Least squares takes inputs (N, d) and targets (N,) of at least two examples, not shapes {self.inputs.shape} and {self.targets.shape}.")
@@ -207,7 +208,7 @@ def _bisect(inside: object, *, start: float, rounds: int = 60) -> float:
     return low
 
 
-def _covariance(name: str, matrix: Array) -> Matrix:
+def _covariance(name: str, matrix: ArrayLike) -> Matrix:
     out = np.asarray(matrix, dtype=np.float64)
     if out.ndim != 2 or out.shape[0] != out.shape[1] or not np.isfinite(out).all():
         raise InvalidInput(f"{name} must be a square matrix of finite numbers, not of shape {out.shape}.")

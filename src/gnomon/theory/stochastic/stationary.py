@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
@@ -112,6 +114,29 @@ def stationary_covariances(problem: Quadratic, sgd: Sgd) -> Reading:
     return Reading.predicted("stationary_covariance", np.stack(each), unit=UNIT, axes=axes, source=MANDT_2017, details=details)
 
 
+def variance_over_ou(problem: Quadratic, sgd: Sgd, lrs: Sequence[float], *, departure: float = 0.125) -> Reading:
+    """Variance along the sharpest direction by the exact recursion, over that of the Ornstein-Uhlenbeck process, at each learning rate.
+
+    1 / (1 - lr lambda_max / 2) and more: the process is what is left for lr lambda_max << 1.  `assumes` says from which lr lambda_max on it is off by `departure`,
+    and where the variance diverges.
+
+    Shapes: value (lrs,).   Units: none.   Error: exact on least squares.   Assumes: as `exact_covariance`.   Cost: that of it, a learning rate.
+    Raises: as `exact_covariance`.   Source: Dieuleveut, Durmus & Bach 2020; Mandt, Hoffman & Blei 2017.
+    """
+    top, values = problem.directions[:, -1], []
+    for lr in lrs:
+        simple, exact = (made(problem, sgd.replace(lr=lr)).value for made in (ou_covariance, exact_covariance))
+        values.append(float(top @ exact @ top) / float(top @ simple @ top))
+    sharpness = tuple(float(lr) * problem.sharpness / sgd.svag for lr in lrs)
+    beyond = [step for step, value in zip(sharpness, values, strict=True) if abs(value - 1) > departure]
+    limit = float(mean_square_limit(problem, sgd)) * problem.sharpness / sgd.svag
+    assumes: tuple[str, ...] = (f"lr × sharpness below {limit:.3f}, where the variance diverges",)
+    if beyond:
+        first = float(np.interp(1 + departure, values, sharpness)) if len(beyond) < len(values) else beyond[0]
+        assumes += (f"an Ornstein-Uhlenbeck process is off by more than {departure:g} of itself above lr × sharpness = {first:.2f}",)
+    return Reading.predicted("variance_over_ou", values, unit="", axes=(Axis("lr × sharpness", sharpness),), source=DIEULEVEUT_2020, assumes=assumes)
+
+
 def excess_loss(covariance: Array | Reading, hessian: Array) -> Reading:
     """What fluctuations of this covariance cost in loss: tr(H C) / 2.
 
@@ -125,8 +150,9 @@ def excess_loss(covariance: Array | Reading, hessian: Array) -> Reading:
 def effective_temperature(covariance: Array | Reading, hessian: Array) -> Reading:
     """The temperature at which equipartition would give each direction the energy that it has on average: T = tr(H C) / d.
 
-    The stationary density is exp(-L / T) only where C = T H^-1, that is where noise is in proportion to curvature; `details` has h_i C_ii along each
-    eigenvector of the Hessian, which are then equal.  For the Ornstein-Uhlenbeck process without momentum T = lr f tr S / (2 d).
+    The stationary density is exp(-L / T) only where C = T H^-1, that is (for small steps) where the noise is the same in all directions; `details` has h_i C_ii
+    along each eigenvector of the Hessian, which are then equal.  Noise in proportion to curvature, as it is near a minimum that fits, gives C the same in all
+    directions instead, and sharp ones are hotter.  For the Ornstein-Uhlenbeck process without momentum T = lr f tr S / (2 d).
 
     Shapes: (d, d), (d, d) -> ().   Units: loss.   Error: exact for a quadratic loss.   Cost: d^3.   Raises: InvalidInput for other shapes.
     Source: Mandt, Hoffman & Blei 2017, section 3.
