@@ -88,6 +88,7 @@ class Plan:
     output: str
     variances: dict[str, tuple[float, float, str]]
     own: bool
+    positions: int
     graph_module: fx.GraphModule
     data: dict[fx.Node, Layer | None]
 
@@ -139,7 +140,7 @@ class Reader:
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         own = self._layouts(self.names[output])
-        return Plan(self.entries, self.steps, self.names[output], self.variances, own, self.graph_module, self.data)
+        return Plan(self.entries, self.steps, self.names[output], self.variances, own, math.prod(self._of(output).positions), self.graph_module, self.data)
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +21,23 @@ NEAR = 1e-3
 """1 - |correlation| below which n - k comes from differences of the examples."""
 
 
-class Tiles:
-    """One call of a kernel: what every entry of the plan reads, and the matrix that comes of it.
+class Cost(NamedTuple):
+    """What a block of a kernel takes: covariances worked on (over pairs, positions and layers), bytes of the result, and bytes held beside it at most."""
 
-    Shapes: x1 (n1, ...), x2 (n2, ...) or None for x1 with itself, of which each pair is worked on once.
+    covariances: int
+    result: int
+    working: int
+
+    @property
+    def bytes(self) -> int:
+        """All that is held at once."""
+        return self.result + self.working
+
+
+class Tiles:
+    """The kernel of two sets of examples, block by block: what every entry of the plan reads is read once, blocks are made when asked for.
+
+    Shapes: x1 (n1, ...), x2 (n2, ...) or None for x1 with itself, of which each pair within a block on the diagonal is worked on once.
     """
 
     def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...], *, memory: int) -> None:
@@ -38,49 +52,62 @@ class Tiles:
             one, self.diagonal = _own(plan, self.first, ntk=ntk and x2 is None)
             self.own = (one, one if x2 is None else _own(plan, self.second, ntk=False)[0])
 
-    def _sizes(self) -> tuple[int, int, int]:
-        """How many examples there are on either side, and the covariances of one pair at the data, the most that there are at a layer."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many examples there are on either side."""
         n1, n2 = (len(next(iter(side.values()))) for side in (self.first, self.second))
-        return n1, n2, max(math.prod(self.first[step.name].shape[1:-1]) ** (2 if step.full else 1) for step in self.plan.steps if step.rule is None)
+        return n1, n2
+
+    def _each(self) -> int:
+        """The covariances of one pair at the data, the most that there are at a layer."""
+        return max(math.prod(self.first[step.name].shape[1:-1]) ** (2 if step.full else 1) for step in self.plan.steps if step.rule is None)
+
+    def cost(self, rows: slice | None = None, columns: slice | None = None) -> Cost:
+        """What a block takes, said before anything is computed.  Cost: none."""
+        (n1, n2), size = self._lengths(rows, columns), next(iter(self.first.values())).element_size()
+        each, layers = self._each(), sum(step.rule is not None for step in self.plan.steps)
+        pairs = n1 * (n1 + 1) // 2 if self.symmetric and _bounds(rows, n1) == _bounds(columns, n1) else n1 * n2
+        working = HELD * size * max(each, min(TILE // size, n1 * n2 * each))
+        return Cost(pairs * each * layers, n1 * n2 * self.plan.positions * len(self.kinds) * size, working)
+
+    def _lengths(self, rows: slice | None, columns: slice | None) -> tuple[int, int]:
+        (a, b), (c, d) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
+        return b - a, d - c
 
     def _check(self, memory: int) -> None:
         """Refuse what would not fit, before it is made."""
-        n1, n2, each = self._sizes()
-        size = next(iter(self.first.values())).element_size()
-        pair, whole = HELD * each * size, n1 * n2 * len(self.kinds) * size
-        if pair + whole > memory:
+        (n1, n2), each, cost = self.shape, self._each(), self.cost()
+        pair = HELD * each * next(iter(self.first.values())).element_size()
+        if pair + cost.result > memory:
             raise NotEnoughMemory(
-                f"The kernel of {n1} x {n2} examples takes {whole / 1e9:.3g} GB, and one pair of them {pair / 1e9:.3g} GB while it is worked on ({each:,} covariances a layer, of all pairs of "
+                f"The kernel of {n1} x {n2} examples takes {cost.result / 1e9:.3g} GB, and one pair of them {pair / 1e9:.3g} GB while it is worked on ({each:,} covariances a layer, of all pairs of "
                 f"positions where a pooling follows); {memory / 1e9:.3g} GB are allowed. Give fewer examples or smaller ones, a network that flattens in place of pooling, or more `memory`."
             )
 
-    def run(self) -> dict[str, Tensor]:
-        """The kernels by kind."""
-        n1, n2, each = self._sizes()
-        tile = TILE // next(iter(self.first.values())).element_size()
-        columns = n2 if n2 * each <= tile else max(1, tile // each)
-        rows = max(1, tile // (columns * each))
+    @torch.no_grad()
+    def block(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Tensor, ...]:
+        """The kernels, one a kind, of some rows and columns (None: all of them).  Shapes: (rows, columns, *positions) each."""
+        (top, bottom), (left, right) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
+        halved = self.symmetric and (top, bottom) == (left, right)
+        each, tile = self._each(), TILE // next(iter(self.first.values())).element_size()
+        wide = right - left if (right - left) * each <= tile else max(1, tile // each)
+        high = max(1, tile // (wide * each))
         out: dict[str, Tensor] = {}
-        for i in range(0, n1, rows):
-            for j in range(i if self.symmetric else 0, n2, columns):
-                here, there = slice(i, min(i + rows, n1)), slice(j, min(j + columns, n2))
+        for i in range(top, bottom, high):
+            for j in range(i if halved else left, right, wide):
+                here, there = slice(i, min(i + high, bottom)), slice(j, min(j + wide, right))
                 made = self.tile(here, there)
                 for name, part in (("nngp", made.cov), ("ntk", made.ntk)):
                     if part is None or name not in self.kinds:
                         continue
                     if name not in out:
-                        out[name] = part.new_empty(n1, n2, *part.shape[2:])
-                    out[name][here, there] = part
-                    if self.symmetric:
-                        out[name][there, here] = part.transpose(0, 1)
-                        if j == i:
-                            low, high = torch.tril_indices(len(part), len(part), -1, device=part.device) + i
-                            out[name][low, high] = out[name][high, low]
+                        out[name] = part.new_empty(bottom - top, right - left, *part.shape[2:])
+                    _place(out[name], part, here.start - top, there.start - left, mirrored=halved)
         for name, values in self.diagonal.items() if self.symmetric else ():
             if name in out:
-                each_one = torch.arange(n1, device=values.device)
-                out[name][each_one, each_one] = values
-        return out
+                same = torch.arange(max(top, left), min(bottom, right), device=values.device)
+                out[name][same - top, same - left] = values[same]
+        return tuple(out[name] for name in self.kinds)
 
     def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None) -> Pair:
         """The output's pair for some rows and columns; one example with itself leaves the variances of poolings in `found`."""
@@ -101,6 +128,24 @@ class Tiles:
                 found[step.name] = result.first
             made[step.name] = result if step.full else result.diagonal()
         return made[self.plan.output].diagonal()
+
+
+def _bounds(part: slice | None, length: int) -> tuple[int, int]:
+    start, stop, step = (part or slice(None)).indices(length)
+    if step != 1 or stop <= start:
+        raise InvalidInput(f"A block is a contiguous range of at least one of the {length} examples, not {part}.")
+    return start, stop
+
+
+def _place(out: Tensor, part: Tensor, i: int, j: int, *, mirrored: bool) -> None:
+    """Write a tile into a block, and where the block is symmetric its mirror image, the upper half standing for both."""
+    here, there = slice(i, i + part.shape[0]), slice(j, j + part.shape[1])
+    out[here, there] = part
+    if mirrored:
+        out[there, here] = part.transpose(0, 1)
+        if i == j:
+            low, high = torch.tril_indices(len(part), len(part), -1, device=part.device) + i
+            out[low, high] = out[high, low]
 
 
 def _read(plan: Plan, x: Tensor) -> dict[str, Tensor]:
