@@ -64,15 +64,12 @@ class Tiles:
 
     def cost(self, rows: slice | None = None, columns: slice | None = None) -> Cost:
         """What a block takes, said before anything is computed.  Cost: none."""
-        (n1, n2), size = self._lengths(rows, columns), next(iter(self.first.values())).element_size()
+        across, down = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
+        n1, n2, size = across[1] - across[0], down[1] - down[0], next(iter(self.first.values())).element_size()
         each, layers = self._each(), sum(step.rule is not None for step in self.plan.steps)
-        pairs = n1 * (n1 + 1) // 2 if self.symmetric and _bounds(rows, n1) == _bounds(columns, n1) else n1 * n2
+        pairs = n1 * (n1 + 1) // 2 if self.symmetric and across == down else n1 * n2
         working = HELD * size * max(each, min(TILE // size, n1 * n2 * each))
         return Cost(pairs * each * layers, n1 * n2 * self.plan.positions * len(self.kinds) * size, working)
-
-    def _lengths(self, rows: slice | None, columns: slice | None) -> tuple[int, int]:
-        (a, b), (c, d) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
-        return b - a, d - c
 
     def _check(self, memory: int) -> None:
         """Refuse what would not fit, before it is made."""
