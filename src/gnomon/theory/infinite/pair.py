@@ -140,26 +140,26 @@ def _half(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apart(one: Tensor, two: Tensor, *, full: bool, sign: int = -1) -> Tensor:
-    """|u - v|^2 / 2 of unit vectors (|u + v|^2 / 2 with `sign` 1).  Shapes: (n1, P, K), (n2, P, K) -> (n1, n2, P), or (n1, n2, P, P) where `full`.
+    """|u - v|^2 / 2 of unit vectors (|u + v|^2 / 2 with `sign` 1).  Shapes: (K, n1, P), (K, n2, P) -> (n1, n2, P), or (K, n1, P), (K, n2, Q) -> (n1, n2, P, Q) where `full`.
 
     Error: rounding of each difference; with many components, where a product takes the place of differences, 1e-15 absolute, mended by differences where it is small but for `full`.
     """
-    n1, count, n2 = len(one), one.shape[1], len(two)
-    if one.shape[-1] <= FEW or (count > 1 and not full):
+    (components, n1, count), (_, n2, other) = one.shape, two.shape
+    if components <= FEW or (count > 1 and not full):
         made = None
-        for a, b in zip(one.unbind(-1), two.unbind(-1), strict=True):
+        for a, b in zip(one, two, strict=True):
             difference = torch.add(*spread(a, b, full=full), alpha=sign)
             made = difference.square_() if made is None else made.addcmul_(difference, difference)
         assert made is not None
         return made.mul_(0.5)
-    a, b = one.double().flatten(0, -2), two.double().flatten(0, -2)
-    product = torch.addmm(a.new_ones(()), a, b.T, alpha=sign)
+    a, b = one.double().flatten(1), two.double().flatten(1)
+    product = torch.addmm(a.new_ones(()), a.T, b, alpha=sign)
     if full:
-        return torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True).reshape(n1, count, n2, count).transpose(1, 2).to(one).contiguous()
+        return torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True).reshape(n1, count, n2, other).transpose(1, 2).to(one).contiguous()
     near = product < NEAR
-    for at in near.nonzero().split(max(1, GATHERED // one.shape[-1])) if bool(near.any()) else ():
+    for at in near.nonzero().split(max(1, GATHERED // components)) if bool(near.any()) else ():
         i, j = at.unbind(1)
-        product[i, j] = (a[i] + sign * b[j]).square().sum(-1) / 2
+        product[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
     return product.to(one)[..., None]
 
 
@@ -189,7 +189,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
 
     (first, u), (second, v) = own(0, x.first), own(1, x.second)
     if asked.rows is not None:
-        first, u = first[:, asked.rows], None if u is None else u[:, asked.rows]
+        first, u = first[:, asked.rows], None if u is None else u[:, :, asked.rows]
     cov, gap, total, ntk = x.each(mean)
     made = Pair(first, second, None, None, None, None, x.full)
     if gap is None:
@@ -201,7 +201,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     one, two = made.deviations
     more: Tensor | None = None
     if u is not None and v is not None:
-        more = apart(u.flatten(1, -2), v.flatten(1, -2), full=x.full).to(gap).reshape(gap.shape).mul_(one).mul_(two)
+        more = apart(u.flatten(2), v.flatten(2), full=x.full).to(gap).reshape(gap.shape).mul_(one).mul_(two)
     elif bias:
         (a1, a2), floor = x.spread((weight * x.first).sqrt(), (weight * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
         more = _excess((a1, floor), (a2, floor))
@@ -217,7 +217,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
 
 
 def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
-    """A linear layer's variances for one side, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (n, *S, K)."""
+    """A linear layer's variances for one side, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
     made, views = q, [(each * q).sqrt()]
     for axis, window in enumerate(windows):
         made = window.summed(made, (1 + axis,))
@@ -225,9 +225,9 @@ def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, pat
     made = each * made + bias
     if not patch:
         return made, None
-    vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views, -1)
+    vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views)
     vectors = vectors.double() if full else vectors
-    return made, vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+    return made, vectors / vectors.square().sum(0).sqrt_().clamp_min(torch.finfo(q.dtype).tiny)
 
 
 def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
@@ -299,9 +299,9 @@ def flattened(x: Pair) -> Pair:
     if gap is None:
         return made
     count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
-    u, v = (q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None] for q, mean in ((x.first, first), (x.second, second)))
+    u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None]).T[..., None] for q, mean in ((x.first, first), (x.second, second)))
     one, two = made.deviations
-    more = apart(u[:, None], v[:, None], full=False)[..., 0].mul_(one).mul_(two)
+    more = apart(u, v, full=False)[..., 0].mul_(one).mul_(two)
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
 

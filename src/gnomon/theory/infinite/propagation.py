@@ -177,7 +177,7 @@ def _covariances(a: Tensor, b: Tensor, full: bool, gap: bool, ntk: bool) -> Pair
     a, b = a.reshape(n1, -1, channels), b.reshape(n2, -1, channels)
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if gap:
-        u, v = (x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b))
+        u, v = ((x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).movedim(-1, 0).contiguous() for x in (a, b))
         one, two = out.deviations
         near = apart(u, v, full=full).reshape(doubled).mul_(one).mul_(two)
         some = float(a.min()) < 0 or float(b.min()) < 0

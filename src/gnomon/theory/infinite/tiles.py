@@ -83,8 +83,8 @@ class Tiles:
         (top, bottom), (left, right) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
         halved = self.symmetric and (top, bottom) == (left, right)
         each, tile = self._each(), TILE // next(iter(self.first.values())).element_size()
-        wide = right - left if (right - left) * each <= tile else max(1, tile // each)
-        high = max(1, tile // (wide * each))
+        wide = min(right - left, max(1, math.isqrt(tile // each)))
+        high = wide if halved else max(1, tile // (wide * each))
         out: dict[str, Tensor] = {}
         for i in range(top, bottom, high):
             for j in range(i if halved else left, right, wide):
