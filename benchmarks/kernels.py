@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,10 @@ class Peer:
 
     def __init__(self, python, folder):
         script = Path(__file__).with_name("neural_tangents_peer.py")
-        self.folder, self.process = Path(folder), subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        self.folder, self.process = (
+            Path(folder),
+            subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}),
+        )
         self.versions = json.loads(self.process.stdout.readline())
 
     def __call__(self, case, x):
@@ -92,7 +94,8 @@ def main():
             x, pictures = vectors.to(dtype), images[:100].to(dtype)
             row("perceptron", "perceptron", perceptron(), x, peer, 0.25)
             row("flat", "flatten", convolutional(nn.Flatten(), nn.Linear(64 * 784, 1)), pictures[:100], peer, 0.5)
-        if peer: peer.close()
+        if peer:
+            peer.close()
 
 
 if __name__ == "__main__":

@@ -186,8 +186,8 @@ def test_duals_are_those_of_quadrature_in_50_digits(name, sign, distance):
         numbers = [
             torch.tensor(float(v), dtype=torch.float64) for v in (Q1, Q2, n * cosine, n * (1 - cosine) if sign < 0 else n * small, n * small if sign < 0 else n * (1 + cosine))
         ]
-        image = dual.image(Arguments(*(v.reshape(1) for v in numbers), slope=True, wanted=False))
-        for made, f, order in ((image.cov, function, degree), (image.slope, derivative, None if degree is None else degree - 1)):
+        image = dual.image(Arguments(*(v.reshape(1) for v in numbers), tangent=torch.ones(1, dtype=torch.float64), wanted=False))
+        for made, f, order in ((image.factor * image.cov, function, degree), (image.factor * image.tangent, derivative, None if degree is None else degree - 1)):
             if f is None:
                 assert float(made) == 0  # the derivative of sign, as autograd takes it
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,23 +17,27 @@ TERMS = 11
 
 
 class Image(NamedTuple):
-    """E s(x) s(y) or, where asked for, n - k of it (one of them may be None), E s'(x) s'(y) (None where nobody asked), and n + k of it where it is known better than by a sum."""
+    """E s(x) s(y) or, where asked for, n - k of it (one of them may be None), the tangent E s'(x) s'(y) Theta (None where nobody asked), and n + k of it where it is known better than by a sum.
+
+    All are still to be multiplied by `factor`, by which then the variances are multiplied too.
+    """
 
     cov: Tensor | None
     gap: Tensor | None
-    slope: Tensor | None
+    tangent: Tensor | None
     total: Tensor | None = None
+    factor: float = 1.0
 
 
 class Arguments(NamedTuple):
-    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, and whether the slope and the image's n - k are asked for.  Shapes: broadcast together."""
+    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, and whether the image's n - k is.  Shapes: broadcast together."""
 
     first: Tensor
     second: Tensor
     cov: Tensor | None
     gap: Tensor | None
     total: Tensor | None
-    slope: bool
+    tangent: Tensor | None
     wanted: bool = True
 
     @property
@@ -54,7 +59,13 @@ class Arguments(NamedTuple):
         gap = torch.addcmul(-self.covariance, one, two).clamp_min_(0) if self.gap is None else self.gap
         if self.total is not None:
             return gap, self.total
-        return gap, torch.addcmul(gap, one, two, value=-2).neg_() if self.cov is None else torch.addcmul(self.cov, one, two)
+        if self.cov is None:
+            return gap, torch.addcmul(gap, one, two, value=-2).neg_()
+        return gap, torch.addcmul(self.cov, one, two) if self.gap is None else torch.add(gap, self.cov, alpha=2)
+
+    def times(self, slope: Callable[[], Tensor]) -> Tensor | None:
+        """E s'(x) s'(y) Theta where it is asked for."""
+        return None if self.tangent is None else slope() * self.tangent
 
     @property
     def alive(self) -> bool:
@@ -126,49 +137,43 @@ class PiecewiseLinear:
         """The formulas above, theta = 2 arctan sqrt((n - k)/(n + k))."""
         mean, bend = (self.low**2 + self.high**2) / 2, (self.high - self.low) ** 2 / (2 * math.pi)
         if not bend:
-            known = at.gap if at.cov is None else at.cov
-            assert known is not None
-            slope = torch.full_like(known, mean) if at.slope else None
             cov, gap, total = (None if part is None else mean * part for part in (at.cov, at.gap, at.total))
-            return Image(cov, gap, slope, total)
+            return Image(cov, gap, None if at.tangent is None else mean * at.tangent, total)
         gap, total = at.sides()
+        k = torch.sub(total, gap).mul_(0.5) if at.cov is None else at.cov
         sure = at.total is None and at.alive  # then n + k is not 0
         root = torch.div(gap, total if sure else total.clamp_min(torch.finfo(gap.dtype).tiny)).sqrt_()
         sine = torch.mul(root, total) if sure else torch.mul(gap, total).sqrt_()
-        half = root.atan_()
-        both = torch.sub(total, gap)  # 2 k
-        turn = sine.addcmul_(half, both, value=-1)
-        slope = torch.add(half.new_tensor(mean), half, alpha=-2 * bend) if at.slope else None
-        image = both.mul_(mean / 2).add_(turn, alpha=bend) if not at.wanted or at.gap is None else None
-        near = torch.mul(gap, mean).sub_(turn, alpha=bend).clamp_min_(0) if image is None else None
-        sum_ = None if at.total is None or self.low * self.high <= 0 else torch.add(mean * at.total, turn, alpha=bend)
-        if self.low * self.high == 0 and at.total is not None:
-            self._opposite(at, image, slope)
-        return Image(image, near, None if slope is None else self._dead(at, slope), sum_)
+        half, rate = root.atan_(), bend / mean
+        turn = sine.addcmul_(half, k, value=-2)
+        image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate)
+        near = torch.sub(gap, turn, alpha=rate).clamp_min_(0) if image is None else None
+        both = None if at.total is None or self.low * self.high <= 0 else torch.add(total, turn, alpha=rate)
+        tangent = None if at.tangent is None else torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate)
+        if tangent is not None and not (sure or at.alive):
+            tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)).mul_(at.tangent)
+        if at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2:
+            self._opposite(at, half, image, tangent)
+        return Image(image, near, tangent, both, mean)
 
-    def _opposite(self, at: Arguments, cov: Tensor | None, slope: Tensor | None) -> None:
+    def _opposite(self, at: Arguments, half: Tensor, cov: Tensor | None, tangent: Tensor | None) -> None:
         """For ReLU near -1: n (sin p - p cos p) with p = pi - theta by its series, in place."""
         gap, total = at.sides()
-        near = total < math.tan(SMALL / 2) ** 2 * gap
-        if not bool(near.any()):
-            return
-        scale = (self.high - self.low) ** 2 / (2 * math.pi)
+        near = half > (math.pi - SMALL) / 2
         p = 2 * torch.atan((total[near] / gap[near]).sqrt_())
         if cov is not None:
-            cov[near] = scale * at.norm.expand_as(cov)[near] * _opposite_series(1, p)
-        if slope is not None:
-            slope[near] = scale * p
+            cov[near] = at.norm.expand_as(cov)[near] * _opposite_series(1, p) / math.pi
+        if tangent is not None and at.tangent is not None:
+            tangent[near] = p / math.pi * at.tangent[near]
 
     def _dead(self, at: Arguments, slope: Tensor) -> Tensor:
-        """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side."""
-        if at.alive:
-            return slope
+        """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side; `slope` in units of `factor`."""
         alive = [(q > 0).to(q) for q in (at.first, at.second)]
         slope.mul_(alive[0]).mul_(alive[1])
         if self.at_zero:
-            middle = (self.low + self.high) / 2
+            unit, middle = (self.low**2 + self.high**2) / 2, (self.low + self.high) / 2
             one, two = (torch.where(q > 0, middle, self.at_zero) for q in (at.first, at.second))
-            slope.addcmul_(one, two).addcmul_(middle * alive[0], middle * alive[1], value=-1)
+            slope.addcmul_(one, two, value=1 / unit).addcmul_(middle * alive[0], middle * alive[1], value=-1 / unit)
         return slope
 
 
@@ -195,8 +200,8 @@ class RectifiedPower:
         sine, n = at.sine(), at.norm
         rest = torch.atan2(sine, -k)
         cov = self.scale**2 * _arc_cosine(self.power, sine, k, n, rest)
-        slope = (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, k, n, rest) if at.slope else None
-        return Image(cov, gap_of(self, at, cov), slope)
+        tangent = at.times(lambda: (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, k, n, rest))
+        return Image(cov, gap_of(self, at, cov), tangent)
 
 
 def _arc_cosine(power: int, sine: Tensor, cov: Tensor, n: Tensor, rest: Tensor) -> Tensor:
@@ -238,7 +243,7 @@ class Erf:
         k = at.covariance
         root = at.determinant(2.0).sqrt()
         cov = 2 / math.pi * torch.atan2(2 * k, root)
-        return Image(cov, gap_of(self, at, cov), 4 / math.pi / root if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: 4 / math.pi / root))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +270,8 @@ class Gelu:
         root, product, above = det.sqrt(), at.first * at.second, (1 + at.first) * (1 + at.second)
         angle = torch.atan2(k, root)
         cov = k / 4 + (k * angle + (k**2 + product * det) / (above * root)) / (2 * math.pi)
-        slope = 0.25 + (angle + (1 / det + (1 - product) / above + 1) * k / root) / (2 * math.pi) if at.slope else None
-        return Image(cov, gap_of(self, at, cov), slope)
+        tangent = at.times(lambda: 0.25 + (angle + (1 / det + (1 - product) / above + 1) * k / root) / (2 * math.pi))
+        return Image(cov, gap_of(self, at, cov), tangent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +293,7 @@ class Wave:
         sine = torch.sign(k) * peak * -torch.expm1(twice) / 2
         cosine = peak * (1 + torch.exp(twice)) / 2
         cov, slope = (sine, cosine) if self.odd else (cosine, sine)
-        return Image(cov, gap_of(self, at, cov), slope if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: slope))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +312,7 @@ class Gaussian:
         k = at.covariance
         det = at.determinant(2 * self.rate)
         cov = det.rsqrt()
-        return Image(cov, gap_of(self, at, cov), 4 * self.rate**2 * k * det**-1.5 if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: 4 * self.rate**2 * k * det**-1.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +331,7 @@ class Monomial:
         k = at.covariance
         product = at.first * at.second
         cov = _isserlis(self.power, product, k)
-        return Image(cov, gap_of(self, at, cov), self.power**2 * _isserlis(self.power - 1, product, k) if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: self.power**2 * _isserlis(self.power - 1, product, k)))
 
 
 def _isserlis(power: int, product: Tensor, cov: Tensor) -> Tensor:
@@ -354,4 +359,4 @@ class Sign:
         alive = (at.first > 0) & (at.second > 0)
         cov = torch.where(alive, 2 / math.pi * torch.atan2(k, sine), 0.0)
         gap = None if at.gap is None else torch.where(alive, 2 / math.pi * torch.atan2(sine, k), 0.0)
-        return Image(cov, gap, torch.zeros_like(cov) if at.slope else None)
+        return Image(cov, gap, at.times(lambda: torch.zeros_like(cov)))

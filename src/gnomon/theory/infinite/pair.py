@@ -18,6 +18,8 @@ FEW = 4
 """Components of two vectors up to which their distance is a sum of squared differences also where a matrix product could give it."""
 NEAR = 1e-5
 """Half the squared distance of unit vectors below which a product's rounding is mended by differences."""
+FAR = -0.75
+"""The correlation above which n + k is as well known from n - k."""
 ROUNDING = 1e-15
 """Half the squared distance of unit vectors that a product in float64 cannot tell from 0."""
 GATHERED = 1 << 16
@@ -30,7 +32,7 @@ class Pair:
 
     `first` and `second` are the variances and n the product of the two standard deviations, `cov` the covariance k, `ntk` the tangent kernel (a number where it is the same everywhere).
     `gap` is n - k, carried in place of k where an activation with a kink follows: it vanishes at a correlation of 1, where k cannot tell it from 0; `total` is n + k,
-    carried beside it where correlations may be near -1.
+    carried beside it where correlations may be near -1.  All of them and the variances are still to be multiplied by `factor`.
 
     Shapes: first (n1, *S), second (n2, *S); the others (n1, n2, *S), or (n1, n2, *S, *S) where `full`.   Units: those of the squared activations.
     """
@@ -42,6 +44,7 @@ class Pair:
     total: Float[Tensor, "n1 n2 ..."] | None
     ntk: Float[Tensor, "..."] | None
     full: bool
+    factor: float = 1.0
 
     @property
     def dimensions(self) -> int:
@@ -74,6 +77,11 @@ class Pair:
 
     def scaled(self, by: float) -> Pair:
         """What it is after a multiplication of the layer by a constant whose square is `by`."""
+        return dataclasses.replace(self, factor=by * self.factor)
+
+    def resolved(self) -> Pair:
+        """The same, multiplied by its factor."""
+        by = self.factor
         if by == 1:
             return self
         made = Pair(by * self.first, by * self.second, *self.each(lambda x: by * x), self.full)
@@ -88,11 +96,12 @@ class Pair:
         if not self.full:
             return self
         shape, count = self.first.shape[1:], math.prod(self.first.shape[1:])
-        return Pair(self.first, self.second, *self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape)), full=False)
+        parts = self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape))
+        return Pair(self.first, self.second, *parts, full=False, factor=self.factor)
 
     def narrowed(self, rows: slice) -> Pair:
         """Some positions of the first side, along their first dimension.  Shapes: as if `full`."""
-        return Pair(self.first[:, rows], self.second, *self.each(lambda x: x[:, :, rows]), self.full)
+        return Pair(self.first[:, rows], self.second, *self.each(lambda x: x[:, :, rows]), self.full, self.factor)
 
 
 class Asked(NamedTuple):
@@ -139,28 +148,47 @@ def _half(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return scale * angle.sin(), scale * angle.cos()
 
 
-def apart(one: Tensor, two: Tensor, *, full: bool, sign: int = -1) -> Tensor:
-    """|u - v|^2 / 2 of unit vectors (|u + v|^2 / 2 with `sign` 1).  Shapes: (K, n1, P), (K, n2, P) -> (n1, n2, P), or (K, n1, P), (K, n2, Q) -> (n1, n2, P, Q) where `full`.
+def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
+    """|u - v|^2 / 2 of unit vectors, and where `total` |u + v|^2 / 2 if some are nearly opposite.
 
-    Error: rounding of each difference; with many components, where a product takes the place of differences, 1e-15 absolute, mended by differences where it is small but for `full`.
+    Shapes: (K, n1, P), (K, n2, P) -> (n1, n2, P), or (K, n1, P), (K, n2, Q) -> (n1, n2, P, Q) where `full`.
+    Error: rounding of each difference; with many components, where a product takes the place of differences, 1e-15 absolute, mended by differences where it is small if `mend`.
     """
     (components, n1, count), (_, n2, other) = one.shape, two.shape
     if components <= FEW or (count > 1 and not full):
-        made = None
-        for a, b in zip(one, two, strict=True):
-            difference = torch.add(*spread(a, b, full=full), alpha=sign)
-            made = difference.square_() if made is None else made.addcmul_(difference, difference)
-        assert made is not None
-        return made.mul_(0.5)
+        return _distance(one, two, full, -1), _distance(one, two, full, 1) if total else None
     a, b = one.double().flatten(1), two.double().flatten(1)
-    product = torch.addmm(a.new_ones(()), a.T, b, alpha=sign)
-    if full:
-        return torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True).reshape(n1, count, n2, other).transpose(1, 2).to(one).contiguous()
-    near = product < NEAR
-    for at in near.nonzero().split(max(1, GATHERED // components)) if bool(near.any()) else ():
-        i, j = at.unbind(1)
-        product[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
-    return product.to(one)[..., None]
+
+    def shaped(square: Tensor) -> Tensor:
+        return square.reshape(n1, count, n2, other).transpose(1, 2).contiguous() if full else square[..., None]
+
+    if not (mend or total):  # 1 - u v in one product
+        ones = [a.new_ones(1, side.shape[1]) for side in (a, b)]
+        product = torch.mm(torch.cat([ones[0], -a]).T, torch.cat([ones[1], b]))
+        return shaped(torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True)), None
+    product = torch.mm(a.T, b)
+    least, most = product.aminmax()
+    far = 1 + product if total and float(least) < FAR else None
+    near = torch.add(product.new_ones(()), product, alpha=-1, out=product)
+    for square, sign, close in ((near, -1, float(most) > 1 - NEAR), (far, 1, float(least) < NEAR - 1)):
+        if square is None or not close:
+            continue
+        if not mend:
+            torch.nn.functional.threshold(square, ROUNDING, 0.0, inplace=True)
+            continue
+        for at in (square < NEAR).nonzero().split(max(1, GATHERED // components)):
+            i, j = at.unbind(1)
+            square[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
+    return shaped(near), None if far is None else shaped(far)
+
+
+def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
+    made: Tensor | None = None
+    for a, b in zip(one, two, strict=True):
+        difference = torch.add(*spread(a, b, full=full), alpha=sign)
+        made = difference.square_() if made is None else made.addcmul_(difference, difference)
+    assert made is not None
+    return made.mul_(0.5)
 
 
 def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
@@ -171,7 +199,9 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta; Novak et al. 2019 and Arora et al. 2019 for convolutions.
     """
     size, d = math.prod(window.size for window in windows), x.dimensions
-    each = weight / size
+    each = weight * x.factor / size
+    if x.gap is not None:
+        x = dataclasses.replace(x, cov=None)
     if weight == 0 and x.gap is not None:  # the same number everywhere
         made = linear(x.without_gap(), windows, asked, weight=weight, bias=bias, ntk_weight=ntk_weight, ntk_bias=ntk_bias)
         return dataclasses.replace(made, cov=None, gap=torch.zeros_like(made.covariance))
@@ -196,24 +226,24 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
         assert cov is not None
         if ntk is not None:
             ntk = torch.add(cov.new_tensor(ntk_bias), ntk, alpha=each)
-            ntk = ntk.add_(cov, alpha=ntk_weight / size) if ntk.ndim else torch.add(ntk, cov, alpha=ntk_weight / size)
+            ntk = ntk.add_(cov, alpha=ntk_weight * x.factor / size) if ntk.ndim else torch.add(ntk, cov, alpha=ntk_weight * x.factor / size)
         return dataclasses.replace(made, cov=torch.add(cov.new_tensor(bias), cov, alpha=each), ntk=ntk)
     one, two = made.deviations
     more: Tensor | None = None
     if u is not None and v is not None:
-        more = apart(u.flatten(2), v.flatten(2), full=x.full).to(gap).reshape(gap.shape).mul_(one).mul_(two)
+        more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
     elif bias:
-        (a1, a2), floor = x.spread((weight * x.first).sqrt(), (weight * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
+        (a1, a2), floor = x.spread((each * x.first).sqrt(), (each * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
         more = _excess((a1, floor), (a2, floor))
     if total is not None:
         total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)
     gap = each * gap if more is None else more.add_(gap, alpha=each)
+    cov = torch.mul(one, two).sub_(gap)
     if ntk is not None:
         rate = ntk_weight / weight
         ntk = torch.add(gap.new_tensor(ntk_bias - rate * bias), ntk, alpha=each)
-        ntk = ntk.sub_(gap, alpha=rate) if ntk.ndim else torch.sub(ntk, gap, alpha=rate)
-        ntk.addcmul_(one, two, value=rate)
-    return dataclasses.replace(made, gap=gap, total=total, ntk=ntk)
+        ntk = ntk.add_(cov, alpha=rate) if ntk.ndim else torch.add(ntk, cov, alpha=rate)
+    return dataclasses.replace(made, cov=cov, gap=gap, total=total, ntk=ntk)
 
 
 def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
@@ -282,9 +312,9 @@ def normalised(x: Pair, eps: float, *, scale: bool, shift: bool) -> Pair:
 def concatenated(parts: Sequence[tuple[Pair, int]]) -> Pair:
     """Branches side by side, with so many channels each: the mean over channels.  Shapes: equal positions."""
     total = sum(count for _, count in parts)
-    out = parts[0][0].scaled(parts[0][1] / total)
+    out = parts[0][0].scaled(parts[0][1] / total).resolved()
     for part, count in parts[1:]:
-        out = add(out, part.scaled(count / total))
+        out = add(out, part.scaled(count / total).resolved())
     return out
 
 
@@ -301,7 +331,7 @@ def flattened(x: Pair) -> Pair:
     count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
     u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None]).T[..., None] for q, mean in ((x.first, first), (x.second, second)))
     one, two = made.deviations
-    more = apart(u, v, full=False)[..., 0].mul_(one).mul_(two)
+    more = apart(u, v, full=False, mend=True)[0][..., 0].mul_(one).mul_(two)
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
 

@@ -61,7 +61,7 @@ Reads = Literal["same", "near", "all"]
 class Step:
     """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k.
 
-    `reads`: the same position, those near it, or all; `positions`: the shape of its own; `readers`: how many steps read it.
+    `reads`: the same position, those near it, or all; `folds`: its rule takes a pair's factor into account; `positions`: the shape of its own; `readers`: how many steps read it.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Step:
     positions: tuple[int, ...] = ()
     pools: bool = False
     keeps: bool = True
+    folds: bool = False
     full: bool = False
     source_full: bool = False
     kinked: bool = False
@@ -205,7 +206,7 @@ class Reader:
         if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
             self.refuse(layer, "it joins data and random features in a way that is not covered")
         if layer.kind == "identity":
-            self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]))
+            self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]), folds=True)
         elif layer.kind == "activation":
             self._activation(layer, sources[0], node)
         elif layer.kind == "flatten":
@@ -224,8 +225,10 @@ class Reader:
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
 
-    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", kinked: bool = False) -> None:
-        self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools=layer.kind == "pool", keeps=layer.kind != "flatten" or reads == "same", kinked=kinked))
+    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, kinked: bool = False) -> None:
+        self.steps.append(
+            Step(layer.name, names, rule, reads, known.positions, pools=layer.kind == "pool", keeps=layer.kind != "flatten" or reads == "same", folds=folds, kinked=kinked)
+        )
         self.known[layer.name] = known
 
     def _enter(self, node: fx.Node, kind: str, last: bool) -> str:
@@ -258,7 +261,7 @@ class Reader:
         windows = [
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
-        self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same")
+        self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
 
     def _variances(self, layer: Layer, child: nn.Module) -> tuple[float, float, str]:
         def given(what: Variance, name: str) -> float | None:
@@ -282,7 +285,7 @@ class Reader:
                 self.refuse(layer, "a constant divided by random features")
             chain = (*before.chain, layer) if before.chain else ()
             square = by**2
-            self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain))
+            self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain), folds=True)
             return
         chain, base = (*before.chain, layer), before.base or self.names[source]
         if not (before.gaussian or before.chain):
@@ -297,7 +300,7 @@ class Reader:
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)
         if layer.input_shape == layer.output_shape:
-            self._emit(layer, (self.names[source],), lambda given, _: given[0], before)
+            self._emit(layer, (self.names[source],), lambda given, _: given[0], before, folds=True)
             return
         if len(layer.output_shape) != 1:
             self.refuse(layer, "a reshape other than one of all positions into features")
@@ -421,12 +424,9 @@ class Reader:
 
 def _apply(applied: Dual, x: Pair, name: str, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk is not None, asked.gap))
-    ntk = None
-    if x.ntk is not None:
-        assert image.slope is not None
-        ntk = image.slope.mul_(x.ntk)
-    out = Pair(applied.variance(x.first), applied.variance(x.second), image.cov, image.gap, image.total, ntk, x.full)
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap))
+    variances = (x.first, x.second) if image.factor != 1 else (applied.variance(x.first), applied.variance(x.second))
+    out = Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
     pairs.finite(out, name)
     return out
 

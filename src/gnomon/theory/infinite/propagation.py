@@ -40,7 +40,7 @@ class Propagation:
             if head.rule is None:
                 made[head.name] = self._entry(head, here, there)
                 continue
-            given = [_as_asked(head, made[name] if head.source_full else made[name].diagonal()) for name in head.sources]
+            given = [made[name] if head.source_full else made[name].diagonal() for name in head.sources]
             for name in head.sources:
                 left[name] -= 1
                 if not left[name]:
@@ -51,7 +51,7 @@ class Propagation:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first
             made[last.name] = result if last.full else result.diagonal()
-        return made[self.plan.output].diagonal().without_gap()
+        return made[self.plan.output].diagonal().without_gap().resolved()
 
     def _entry(self, step: Step, here: slice, there: slice) -> Pair:
         a, b = self.first[step.name][here], self.second[step.name][there]
@@ -76,12 +76,10 @@ class Propagation:
         return Asked(step.gap, known, None, once)
 
     def _run(self, group: list[Step], given: list[Pair], asked: list[Asked]) -> Pair:
-        result = given[0]
         for step, what in zip(group, asked, strict=True):
             assert step.rule is not None
-            result = step.rule(given, what)
-            given = [result]
-        return result
+            given = [step.rule([_as_asked(step, one) for one in given], what)]
+        return given[0]
 
     def _slabs(self, group: list[Step], given: list[Pair], asked: list[Asked]) -> Pair:
         """The group on a few positions of the first side at a time, so that its chain of operations stays in the caches."""
@@ -108,13 +106,15 @@ class Propagation:
 
 
 def _as_asked(step: Step, x: Pair) -> Pair:
-    return x if step.gap or step.kinked else x.without_gap()
+    """What a step's rule can take."""
+    x = x if step.gap or step.kinked else x.without_gap()
+    return x if step.folds else x.resolved()
 
 
 def _blank(x: Pair, length: int) -> Pair:
     """Room for all positions of the first side."""
     parts = x.each(lambda part: part.new_empty(*part.shape[:2], length, *part.shape[3:]))
-    return Pair(x.first.new_empty(len(x.first), length, *x.first.shape[2:]), x.second, *parts, x.full)
+    return Pair(x.first.new_empty(len(x.first), length, *x.first.shape[2:]), x.second, *parts, x.full, x.factor)
 
 
 def read(plan: Plan, x: Tensor) -> dict[str, Tensor]:
@@ -178,11 +178,12 @@ def _covariances(a: Tensor, b: Tensor, full: bool, gap: bool, ntk: bool) -> Pair
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if gap:
         u, v = ((x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).movedim(-1, 0).contiguous() for x in (a, b))
-        one, two = out.deviations
-        near = apart(u, v, full=full).reshape(doubled).mul_(one).mul_(two)
-        some = float(a.min()) < 0 or float(b.min()) < 0
-        total = apart(u, v, full=full, sign=1).reshape(doubled).mul_(one).mul_(two) if some else None
-        return dataclasses.replace(out, gap=near.to(a), total=None if total is None else total.to(a))
+        some, (one, two) = float(a.min()) < 0 or float(b.min()) < 0, out.deviations
+        near, far = (
+            None if part is None else part.to(first).reshape(doubled).mul_(one).mul_(two)
+            for part in apart(u, v, full=full, mend=not full and first.dtype == torch.float64, total=some)
+        )
+        return dataclasses.replace(out, gap=near, total=far)
     if full:
         cov = (a.reshape(-1, channels) @ b.reshape(-1, channels).T / channels).reshape(n1, a.shape[1], n2, a.shape[1]).transpose(1, 2).contiguous()
     elif a.shape[1] == 1:

@@ -113,9 +113,9 @@ def _bounds(part: slice | None, length: int) -> tuple[int, int]:
 def _place(out: Tensor, part: Tensor, i: int, j: int, *, mirrored: bool) -> None:
     """Write a tile into a block, and where the block is symmetric its mirror image, the upper half standing for both."""
     here, there = slice(i, i + part.shape[0]), slice(j, j + part.shape[1])
+    if mirrored and i == j:
+        upper = torch.ones(part.shape[:2], dtype=torch.bool, device=part.device).triu_().reshape(*part.shape[:2], *(1,) * (part.ndim - 2))
+        part = torch.where(upper, part, part.transpose(0, 1))
+    elif mirrored:
+        out[there, here] = part.transpose(0, 1).contiguous()
     out[here, there] = part
-    if mirrored:
-        out[there, here] = part.transpose(0, 1)
-        if i == j:
-            low, high = torch.tril_indices(len(part), len(part), -1, device=part.device) + i
-            out[low, high] = out[high, low]
