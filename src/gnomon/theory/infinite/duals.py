@@ -55,13 +55,16 @@ class Arguments(NamedTuple):
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """n - k and n + k."""
+        if self.gap is not None and self.total is not None:
+            return self.gap, self.total
+        if self.gap is not None and self.cov is not None:
+            return self.gap, torch.add(self.gap, self.cov, alpha=2)
         one, two = self.first.sqrt(), self.second.sqrt()
-        gap = torch.addcmul(-self.covariance, one, two).clamp_min_(0) if self.gap is None else self.gap
-        if self.total is not None:
-            return gap, self.total
-        if self.cov is None:
-            return gap, torch.addcmul(gap, one, two, value=-2).neg_()
-        return gap, torch.addcmul(self.cov, one, two) if self.gap is None else torch.add(gap, self.cov, alpha=2)
+        if self.gap is not None:
+            return self.gap, torch.addcmul(self.gap, one, two, value=-2).neg_()
+        k = self.covariance
+        gap = torch.addcmul(k, one, two, value=-1).neg_().clamp_min_(0)
+        return gap, torch.addcmul(k, one, two) if self.total is None else self.total
 
     def times(self, slope: Callable[[], Tensor]) -> Tensor | None:
         """E s'(x) s'(y) Theta where it is asked for."""
@@ -149,8 +152,10 @@ class PiecewiseLinear:
         image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate)
         near = torch.sub(gap, turn, alpha=rate).clamp_min_(0) if image is None else None
         both = None if at.total is None or self.low * self.high <= 0 else torch.add(total, turn, alpha=rate)
-        tangent = None if at.tangent is None else torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate)
-        if tangent is not None and not (sure or at.alive):
+        tangent: Tensor | None = None
+        if at.tangent is not None and (sure or at.alive):
+            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate)
+        elif at.tangent is not None:
             tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)).mul_(at.tangent)
         if at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2:
             self._opposite(at, half, image, tangent)

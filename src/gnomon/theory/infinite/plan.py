@@ -72,6 +72,7 @@ class Step:
     pools: bool = False
     keeps: bool = True
     folds: bool = False
+    nonlinear: bool = False
     full: bool = False
     source_full: bool = False
     kinked: bool = False
@@ -225,10 +226,10 @@ class Reader:
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
 
-    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, kinked: bool = False) -> None:
-        self.steps.append(
-            Step(layer.name, names, rule, reads, known.positions, pools=layer.kind == "pool", keeps=layer.kind != "flatten" or reads == "same", folds=folds, kinked=kinked)
-        )
+    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, nonlinear: Dual | None = None) -> None:
+        pools, keeps = layer.kind == "pool", layer.kind != "flatten" or reads == "same"
+        kinked = nonlinear is not None and nonlinear.kinked
+        self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools, keeps, folds, nonlinear is not None, kinked=kinked))
         self.known[layer.name] = known
 
     def _enter(self, node: fx.Node, kind: str, last: bool) -> str:
@@ -295,7 +296,7 @@ class Reader:
             )
         applied = dual(chain, self.options.tolerance)
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
-        self._emit(layer, (base,), lambda given, asked: _apply(applied, given[0], layer.name, asked), known, kinked=applied.kinked)
+        self._emit(layer, (base,), lambda given, asked: _apply(applied, given[0], asked), known, nonlinear=applied)
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)
@@ -422,13 +423,11 @@ class Reader:
         return nonlinear
 
 
-def _apply(applied: Dual, x: Pair, name: str, asked: Asked) -> Pair:
+def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
     image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap))
     variances = (x.first, x.second) if image.factor != 1 else (applied.variance(x.first), applied.variance(x.second))
-    out = Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
-    pairs.finite(out, name)
-    return out
+    return Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
 
 
 def _squeezed(x: Pair, axes: list[int]) -> Pair:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
-from gnomon.theory.infinite.pair import Asked, Pair, apart, spread, with_gap
+from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
 from gnomon.theory.infinite.plan import Plan, Step
 
 TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
+SLAB = 1 << 20
+"""Bytes of covariances of one layer worked on at a time where they are more than that for one pair of examples."""
 KEPT = 1 << 26
 """Bytes kept of what one side alone gives."""
 
@@ -47,6 +49,8 @@ class Propagation:
                     del made[name]
             asked = [self._asked(step, here, there, found) for step in group]
             result = self._slabs(group, given, asked) if head.reads != "all" and head.full else self._run(group, given, asked)
+            if last.nonlinear:
+                finite(result, last.name)
             if head.pools and found is not None:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first
@@ -86,7 +90,7 @@ class Propagation:
         head, x = group[0], given[0]
         length = head.positions[0]
         row = len(x.first) * len(x.second) * math.prod(head.positions) * math.prod(head.positions[1:])
-        height = max(1, TILE // (row * x.first.element_size()))
+        height = max(1, SLAB // (row * x.first.element_size()))
         if height >= length:
             return self._run(group, given, asked)
         out: Pair | None = None

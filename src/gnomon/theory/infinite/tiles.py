@@ -83,12 +83,14 @@ class Tiles:
         (top, bottom), (left, right) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
         halved = self.symmetric and (top, bottom) == (left, right)
         each, tile = self._each(), TILE // next(iter(self.first.values())).element_size()
-        wide = min(right - left, max(1, math.isqrt(tile // each)))
-        high = wide if halved else max(1, tile // (wide * each))
+        side = max(1, math.isqrt(tile // each))
+        count = -(-(bottom - top) // side) if halved else 1
+        side = -(-(bottom - top) // count) if halved else min(side, right - left)
+        high = side if halved else max(1, tile // (side * each))
         out: dict[str, Tensor] = {}
         for i in range(top, bottom, high):
-            for j in range(i if halved else left, right, wide):
-                here, there = slice(i, min(i + high, bottom)), slice(j, min(j + wide, right))
+            for j in range(i if halved else left, right, side):
+                here, there = slice(i, min(i + high, bottom)), slice(j, min(j + side, right))
                 made = self.propagation.tile(here, there)
                 for name, part in (("nngp", made.covariance), ("ntk", made.ntk)):
                     if part is None or name not in self.kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -35,27 +36,25 @@ class Window:
             for dim, part in zip(dims, wanted, strict=True):
                 x = self._padded(x, dim, part)
             return dataclasses.replace(self, before=0, after=0).summed(x, dims)
-        lengths = [x.shape[dim] for dim in dims]
-        bounds = [(0, self.length(length)) if part is None else (part.start, part.stop) for length, part in zip(lengths, wanted, strict=True)]
         shape = list(x.shape)
+        lengths = tuple(shape[dim] for dim in dims)
+        bounds = tuple((0, self.length(length)) if part is None else (part.start, part.stop) for length, part in zip(lengths, wanted, strict=True))
         for dim, (low, high) in zip(dims, bounds, strict=True):
             shape[dim] = high - low
         made: Tensor | None = None
-        for place in sorted(range(self.size), key=lambda p: abs(2 * p - self.size + 1)):  # the middle first, which reaches everywhere if any does
-            offset = place * self.dilation - self.before
-            view, into = x, [slice(None)] * x.ndim
-            for dim, length, (low, high) in zip(dims, lengths, bounds, strict=True):
-                a, b = max(low, -(offset // self.stride)), min(high, (length - 1 - offset) // self.stride + 1)
-                into[dim], b = slice(a - low, max(a, b) - low), max(a, b)
-                start = a * self.stride + offset
-                view = view[(slice(None),) * dim + (slice(start, start + (b - a - 1) * self.stride + 1 if b > a else start, self.stride),)]
-            if made is None and list(view.shape) == shape:
+        for whole, ranges in _places(self, lengths, bounds):
+            view = x
+            for dim, (_, start, count) in zip(dims, ranges, strict=True):
+                view = view.narrow(dim, start, (count - 1) * self.stride + 1)
+                view = view if self.stride == 1 else view[(slice(None),) * dim + (slice(None, None, self.stride),)]
+            if made is None and whole:
                 made = view.clone(memory_format=torch.contiguous_format)
                 continue
-            made = x.new_zeros(shape) if made is None else made
-            made[tuple(into)].add_(view)
-        assert made is not None
-        return made
+            made = into = x.new_zeros(shape) if made is None else made
+            for dim, (at, _, count) in zip(dims, ranges, strict=True):
+                into = into.narrow(dim, at, count)
+            into.add_(view)
+        return x.new_zeros(shape) if made is None else made
 
     def views(self, x: Tensor, dim: int) -> list[Tensor]:
         """The shifted views of a tensor, one for each place in the window.  Shapes: x any."""
@@ -83,3 +82,18 @@ class Window:
         if rows is not None:
             at = at[rows.start * self.stride : (rows.stop - 1) * self.stride + self.dilation * (self.size - 1) + 1]
         return x.index_select(dim, at)
+
+
+@functools.lru_cache(maxsize=4096)
+def _places(window: Window, lengths: tuple[int, ...], bounds: tuple[tuple[int, int], ...]) -> tuple[tuple[bool, tuple[tuple[int, int, int], ...]], ...]:
+    """For every place of a window that reaches into the data: whether it does so everywhere, and along each dimension where its terms go, where they start, and how many there are."""
+    found = []
+    for place in sorted(range(window.size), key=lambda p: abs(2 * p - window.size + 1)):  # the middle first, which reaches everywhere if any does
+        offset, ranges, whole = place * window.dilation - window.before, [], True
+        for length, (low, high) in zip(lengths, bounds, strict=True):
+            a, b = max(low, -(offset // window.stride)), min(high, (length - 1 - offset) // window.stride + 1)
+            ranges.append((a - low, a * window.stride + offset, b - a))
+            whole = whole and (a, b) == (low, high)
+        if all(count > 0 for _, _, count in ranges):
+            found.append((whole, tuple(ranges)))
+    return tuple(found)
