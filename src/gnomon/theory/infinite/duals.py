@@ -146,19 +146,21 @@ class PiecewiseLinear:
         k = torch.sub(total, gap).mul_(0.5) if at.cov is None else at.cov
         sure = at.total is None and at.alive  # then n + k is not 0
         root = torch.div(gap, total if sure else total.clamp_min(torch.finfo(gap.dtype).tiny)).sqrt_()
-        sine = torch.mul(root, total) if sure else torch.mul(gap, total).sqrt_()
+        sine = total.mul_(root) if sure else torch.mul(gap, total).sqrt_()
         half, rate = root.atan_(), bend / mean
         turn = sine.addcmul_(half, k, value=-2)
-        image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate)
-        near = torch.sub(gap, turn, alpha=rate).clamp_min_(0) if image is None else None
-        both = None if at.total is None or self.low * self.high <= 0 else torch.add(total, turn, alpha=rate)
+        both = None if at.total is None or self.low * self.high <= 0 else torch.add(at.total, turn, alpha=rate)
+        far = at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
+        far_half = half.clone() if far else half
+        image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate, out=turn)
+        near = torch.sub(gap, turn, alpha=rate, out=turn).clamp_min_(0) if image is None else None
         tangent: Tensor | None = None
-        if at.tangent is not None and (sure or at.alive):
-            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate)
+        if at.tangent is not None and (sure or at.alive) and at.tangent.shape == half.shape:
+            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate, out=half)
         elif at.tangent is not None:
-            tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)).mul_(at.tangent)
-        if at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2:
-            self._opposite(at, half, image, tangent)
+            tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)) * at.tangent
+        if far:
+            self._opposite(at, far_half, image, tangent)
         return Image(image, near, tangent, both, mean)
 
     def _opposite(self, at: Arguments, half: Tensor, cov: Tensor | None, tangent: Tensor | None) -> None:
@@ -173,6 +175,8 @@ class PiecewiseLinear:
 
     def _dead(self, at: Arguments, slope: Tensor) -> Tensor:
         """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side; `slope` in units of `factor`."""
+        if at.alive:
+            return slope
         alive = [(q > 0).to(q) for q in (at.first, at.second)]
         slope.mul_(alive[0]).mul_(alive[1])
         if self.at_zero:
