@@ -21,7 +21,8 @@ State = dict[str, Tensor]
 class Taylorised(nn.Module):
     """f(w_0) + J(w_0) d, and + d^T H(w_0) d / 2 for order 2: the Taylor expansion of a network in its trainable parameters, whose own parameters are the displacement d.
 
-    It takes what the network takes and returns its output tensor.  The parameters start at 0; a learning rate and weight decay act on d as on w - w_0.
+    It takes what the network takes and returns its output tensor.  The parameters start at 0; a learning rate and weight decay act on d as on w - w_0.  `bend` multiplies the second
+    order: 1, unless it is set otherwise for a control.
 
     Shapes: those of the network.   Error: rounding: derivatives are taken in forward mode, never by differences.
     Assumes: the network in eval mode (dropout off, batch normalisation by its running statistics), frozen parameters and buffers as they are; tied parameters move together.
@@ -35,7 +36,7 @@ class Taylorised(nn.Module):
         if order not in (1, 2):
             raise InvalidInput(f"A Taylor expansion of order 1 or 2 can be trained, not of order {order}.")
         module = copy.deepcopy(unwrap(model)).eval()
-        self.order = order
+        self.order, self.bend = order, 1.0
         self._moved = tuple(key for key, value in module.named_parameters() if value.requires_grad)
         if not self._moved:
             raise InvalidInput("The network has no parameter with requires_grad=True: there is nothing to expand in.")
@@ -65,7 +66,7 @@ class Taylorised(nn.Module):
                     return value + first
                 with by_parts():
                     (value, first), (_, second) = cast(tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], jvp(slope, (start,), (step,)))
-                return value + first + second / 2
+                return value + first + self.bend / 2 * second
         except FAILURES as error:
             if "forward AD" not in str(error) and "forward-mode" not in str(error) and "jvp" not in str(error):
                 raise

@@ -28,7 +28,7 @@ class WideNetworks(nn.Module):
 
     def __init__(
         self, sizes: Sequence[int], *, members: int, activation: Callable[[Tensor], Tensor] = torch.tanh, weight_variance: float = 1.0, bias_variance: float = 0.0, scale: float = 1.0,
-        dtype: torch.dtype = torch.float64, rng: Generator,
+        dtype: torch.dtype = torch.float32, rng: Generator,
     ) -> None:  # fmt: skip
         super().__init__()
         self.activation, self.scale, self.bias = activation, scale, math.sqrt(bias_variance)
@@ -81,7 +81,7 @@ def descend(network: nn.Module, inputs: Float[Tensor, "N features"], targets: Fl
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= lr * gradient
+                parameter.sub_(gradient, alpha=lr)
     last = float(loss.detach())
     if not math.isfinite(last):
         raise InvalidInput(f"The loss is {last} after {steps} steps at lr = {lr:g}: training diverged; take a smaller learning rate.")
@@ -109,10 +109,20 @@ def regression() -> Regression:
     return Regression(x, torch.sin(2 * x[:POINTS, :1]), 0.04, 50)
 
 
-def trained(width: int, *, members: int, scale: float = 1.0, rng: Generator) -> tuple[WideNetworks, WideNetworks, float]:
-    """Tanh networks with two hidden layers at the start and at the end of training on `regression`, and the learning rate, lr / scale^2.   Cost: 50 gradients."""
+def trained(width: int, *, members: int, scale: float = 1.0, centred: float = 0.0, rng: Generator) -> tuple[WideNetworks, WideNetworks, float]:
+    """Tanh networks with two hidden layers at the start and at the end of training on `regression`, and the learning rate, lr / scale^2.
+
+    With `centred` 1 they are to be what they are at the start and the targets more, as if that were taken off their output; with less a part of it.   Cost: 50 gradients.
+    """
     data = regression()
-    start = WideNetworks((FEATURES, width, width, 1), members=members, weight_variance=VARIANCE, scale=scale, dtype=torch.float32, rng=rng)
+    start = WideNetworks((FEATURES, width, width, 1), members=members, weight_variance=VARIANCE, scale=scale, rng=rng)
     end, lr = copy.deepcopy(start), data.lr / scale**2
-    descend(end, data.inputs[:POINTS], data.targets, lr=lr, steps=data.steps)
+    aims = data.targets + centred * start(data.inputs[:POINTS]).detach() if centred else data.targets
+    descend(end, data.inputs[:POINTS], aims, lr=lr, steps=data.steps)
     return start, end, lr
+
+
+def distance(start: WideNetworks, end: WideNetworks) -> Float[Tensor, "members"]:
+    """How far the parameters of every network moved.   Shapes: (members,)."""
+    squares = [(a - b).detach().square().flatten(1).sum(1) for a, b in zip(start.parameters(), end.parameters(), strict=True)]
+    return torch.stack(squares).sum(0).sqrt()
