@@ -38,7 +38,7 @@ def taylor_errors(
             optimizer.step()
         with torch.no_grad():
             ends.append(model(inputs))
-        if not bool(torch.isfinite(ends[-1]).all()):
+        if not bool(torch.isfinite(ends[-1].norm())):
             raise InvalidInput(f"A network or one of its expansions diverged in {steps} steps at lr = {lr:g}; take a smaller learning rate.")
     with torch.no_grad():
         went = (ends[0] - first(inputs)).norm()

@@ -50,7 +50,7 @@ CLAIM = Claim(
     version=1, entry="B3", source=Source("lee2019", "section 2"), relation="exponent", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 2 * LAYERS / min(s.widths), because="next order: twice depth / width at the smallest width"),
     scales={
-        "smoke": Settings((24, 48, 96), members=60, replicates=4), "standard": Settings((48, 96, 192), members=100, replicates=8),
+        "smoke": Settings((24, 48, 96), members=60, replicates=4), "standard": Settings((48, 96, 192), members=100, replicates=16),
         "paper": Settings((60, 120, 240, 480, 960), members=100, replicates=40),
     }, sabotage=Sabotage("the mean-field parametrisation, in which features move at any width", mean_field=1.0),
 )  # fmt: skip
