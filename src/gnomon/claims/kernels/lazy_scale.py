@@ -8,6 +8,7 @@ less.  If the output at the start is left in, there is as much to unlearn as the
 
 from dataclasses import dataclass
 
+import torch
 from torch import Generator
 
 from gnomon.core.claim import Claim, Sabotage, Tolerance
@@ -36,8 +37,8 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
     """One block of networks, the same at every scale: the mean distance of their weights from the start."""
     found = []
     for scale in s.scales:
-        start, end, _ = trained(s.width, members=s.members, scale=scale, centred=1 - s.left, rng=rng)
-        found.append(float(distance(start, end).mean()))
+        parts = [distance(start, end) for start, end, _ in trained(s.width, members=s.members, scale=scale, centred=1 - s.left, rng=rng)]
+        found.append(float(torch.cat(parts).mean()))
     return Reading("distance", found, "", axes=(Axis("scale", s.scales, scale="log"),))
 
 

@@ -8,6 +8,7 @@ theorem of Lee et al. bounds it by $O(n^{-1/2})$, and their figure 1 sees the fa
 
 from dataclasses import dataclass
 
+import torch
 from torch import Generator
 
 from gnomon.core import rng as chance
@@ -36,9 +37,11 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
     """One block of networks at every width: the root of the mean square of the relative change."""
     found, inputs = [], regression().inputs
     for width in s.widths:
-        start, end, _ = trained(width, members=s.members, scale=width ** (-s.mean_field / 2), rng=chance.child(rng, "width", width))
-        before, after = (networks.tangent_kernels(inputs) for networks in (start, end))
-        found.append(float(((after - before).square().sum((1, 2)) / before.square().sum((1, 2))).mean().sqrt()))
+        changes = []
+        for start, end, _ in trained(width, members=s.members, scale=width ** (-s.mean_field / 2), rng=chance.child(rng, "width", width)):
+            (_, before), (_, after) = start.outputs_and_ntk(inputs), end.outputs_and_ntk(inputs)
+            changes.append((after - before).square().sum((1, 2)) / before.square().sum((1, 2)))
+        found.append(float(torch.cat(changes).mean().sqrt()))
     return Reading("ntk_movement", found, "", axes=(Axis("width", tuple(map(float, s.widths)), scale="log"),))
 
 

@@ -14,7 +14,7 @@ from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage, Tolerance
 from gnomon.core.reading import Array, Reading
 from gnomon.core.source import Source
-from gnomon.models.wide import LAYERS, WideNetworks, descend
+from gnomon.models.wide import LAYERS, descended, tanh_networks
 from gnomon.theory.kernels import gradient_flow, infinite_width
 
 TRAIN, NEW = (torch.nn.functional.normalize(chance.normal(8, 3, rng=chance.generator(4, "dynamics"))) * 3**0.5).split((6, 2))
@@ -45,16 +45,16 @@ def predict(s: Settings) -> Reading:
 
 def measure(s: Settings, *, rng: Generator) -> Array:
     """Mean and variance over one block of networks."""
-    networks, found = WideNetworks((3, s.width, s.width, 1), members=s.members, weight_variance=C_W * (1 - s.shift / s.width), rng=rng), []
+    (networks,), moments = tanh_networks(3, s.width, members=s.members, weight_variance=C_W * (1 - s.shift / s.width), rng=rng), []
     for _ in TIMES:
-        descend(networks, TRAIN.float(), Y.float(), lr=LR, steps=round(TIMES[0] / LR))
-        found.append(torch.stack(torch.var_mean(networks(NEW.float()).detach().double()[..., 0], 0)[::-1]))
-    return torch.stack(found).numpy()
+        networks = descended(networks, TRAIN, Y, lr=LR, steps=round(TIMES[0] / LR))
+        moments.append(torch.stack(torch.var_mean(networks.outputs(NEW).double()[..., 0], 0)[::-1]))
+    return torch.stack(moments).numpy()
 
 
 CLAIM = Claim(
     version=1, entry="B3", source=Source("lee2019", "section 2"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 2 * LAYERS / s.width * flow(0.0)[1].numpy() ** [[0.5], [1.0]], because="next order: twice depth / width of deviation and variance at the start"),
-    scales={"smoke": Settings(48, members=100, replicates=24), "standard": Settings(96, members=100, replicates=80), "paper": Settings(512, members=200, replicates=400)},
+    scales={"smoke": Settings(48, members=200, replicates=12), "standard": Settings(96, members=200, replicates=40), "paper": Settings(512, members=200, replicates=400)},
     sabotage=Sabotage("weights too small in variance, by 12 / width of it", shift=12.0),
 )  # fmt: skip
