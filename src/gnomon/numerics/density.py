@@ -132,33 +132,23 @@ def spectral_density(
 
 
 def quadrature(
-<<<<<<< HEAD
-    product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor, keep: Callable[[Basis], None] | None = None, state: State | None = None
-) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:
-    """Nodes and weights of the Gauss quadrature of v^T f(A) v for a random unit vector v, ascending; fewer where v spans an invariant subspace.
-=======
     product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor, start: Float[Tensor, "P"] | None = None,
+    keep: Callable[[Basis], None] | None = None, state: State | None = None,
 ) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:  # fmt: skip
     """Nodes and weights of the Gauss quadrature of v^T f(A) v for the unit vector v along `start`, or a random one, ascending; fewer where v spans an invariant subspace.
->>>>>>> main
 
     `keep` is called with the basis before each product; `state` is one that was kept.
 
     Shapes: (m,), (m,), m <= steps; weights sum to 1.   Cost: m products.   Source: Golub & Welsch 1969.
     """
     basis = Basis(product, dimension, steps, like, rng)
-<<<<<<< HEAD
     if state is None:
-        basis.begin(chance.normal(dimension, rng=rng, like=like))
+        basis.begin(chance.normal(dimension, rng=rng, like=like) if start is None else start)
     else:
         basis.restore(state)
     while basis.filled < steps and not (basis.filled and basis.beta == 0):
         if keep is not None and basis.filled:
             keep(basis)
-=======
-    basis.begin(chance.normal(dimension, rng=rng, like=like) if start is None else start)
-    while basis.filled < steps:
->>>>>>> main
         basis.step()
     nodes, rows = torch.linalg.eigh(basis.matrix[: basis.filled, : basis.filled])
     return nodes, rows[0] ** 2
