@@ -20,10 +20,10 @@ BALANCED = 1e-6
 """Largest |W_{j+1}' W_{j+1} - W_j W_j'|, relative to the weights' squared norms, that counts as balanced."""
 
 
-def mode_strengths(singular: Sequence[float] | Tensor, initial: Sequence[float] | Tensor, times: Sequence[float], *, depth: int = 2) -> Reading:
+def mode_strengths(singular: Sequence[float] | Tensor, initial: Sequence[float] | Tensor | float, times: Sequence[float], *, depth: int = 2) -> Reading:
     """How strongly the network has learnt each singular mode of the input-output correlation, whose strength in the data is s, from the strength u_0.
 
-    du/dt = depth u^(2 - 2 / depth) (s - u);   two layers:  u(t) = s e^(2 s t) / (e^(2 s t) - 1 + s / u_0),   one:  u(t) = s + (u_0 - s) e^(-s t) at s = 1
+    du/dt = depth u^(2 - 2 / depth) (s - u);   two layers:  u(t) = s e^(2 s t) / (e^(2 s t) - 1 + s / u_0),   one:  u(t) = s + (u_0 - s) e^(-t)
 
     The sigmoid of two layers is learnt at about t = log(s / u_0 - 1) / (2 s): strong modes first.  Gradient descent with the rate lr makes t = lr x steps.
     Shapes: singular (k,), initial (k,) or a number for all, times (T,) -> value (T, k).   Units: those of the correlation.
@@ -91,7 +91,7 @@ def mode_loss(singular: Sequence[float] | Tensor, strengths: Reading, *, rest: f
     return strengths.replace(name="loss", value=(gaps**2).sum(1) / 2 + rest, unit="loss", error=error, axes=strengths.axes[:1])
 
 
-def two_layer_maps(first: Float[Tensor, "h d"], second: Float[Tensor, "c h"], correlation: Float[Tensor, "c d"], times: Sequence[float]) -> Reading:
+def two_layer_maps(first: Float[Tensor, "h d"], second: Float[Tensor, "c k"], correlation: Float[Tensor, "e f"], times: Sequence[float]) -> Reading:
     """W_2 W_1 of a two-layer linear network at these times, from any balanced weights, aligned with the data or not.
 
     Q = (W_1, W_2')' (d + c, h),   F = ((0, S'), (S, 0)),   d(Q Q')/dt = F Q Q' + Q Q' F - (Q Q')^2 where W_2' W_2 = W_1 W_1':
