@@ -48,7 +48,11 @@ def test_data_that_are_not_separable_are_refused_with_the_examples_in_the_way():
 
 @pytest.mark.parametrize(
     ("x", "y", "said"),
-    [(torch.ones(3, 2), torch.ones(3), "two classes"), (torch.ones(3, 1, 2), torch.tensor([0, 1, 1]), "flatten"), (torch.full((2, 1), torch.nan), torch.tensor([0, 1]), "not finite")],
+    [
+        (torch.ones(3, 2), torch.ones(3), "two classes"),
+        (torch.ones(3, 1, 2), torch.tensor([0, 1, 1]), "flatten"),
+        (torch.full((2, 1), torch.nan), torch.tensor([0, 1]), "not finite"),
+    ],
 )
 def test_bad_input(x, y, said):
     with pytest.raises(InvalidInput, match=said):

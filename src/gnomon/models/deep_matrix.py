@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,7 +68,7 @@ def descend(factors: Factors, slope: Callable[[Product], Product], *, lr: float,
     Shapes: factors as in `product`; slope maps (starts, m, n) to itself -> (records, starts, m, n).   Cost: 3 depth products of matrices a step.
     Raises: InvalidInput for a step that is not positive or records that fall, and, with the step, where the product overflows.
     """
-    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in zip(records[:-1], records[1:], strict=True)):
+    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
         raise InvalidInput(f"A descent needs lr above 0 and records that do not fall, not {lr:g} and {list(records)}.")
     layers, kept, done = [factor.clone() for factor in factors], [], 0
     for record in records:
@@ -92,6 +93,13 @@ def descend(factors: Factors, slope: Callable[[Product], Product], *, lr: float,
     return torch.stack(kept)
 
 
+def completion_path(
+    target: Float[Tensor, "m n"], seen: Float[Tensor, "m n"], start: Float[Tensor, "1 m n"], *, depth: int, skew: float, lr: float, steps: int, every: int
+) -> Float[Tensor, "records m n"]:
+    """The product, at the start and after each `every` steps, as it completes a matrix from balanced factors, made unbalanced by `skew`.  Raises: as `descend`."""
+    return descend(skewed(balanced_factors(start, depth), skew), squared_slope(target, seen), lr=lr, records=range(0, steps + 1, every))[:, 0]
+
+
 def squared_slope(target: Float[Tensor, "*starts m n"], observed: Tensor | float = 1.0) -> Callable[[Product], Product]:
     """The gradient of |observed * (W - M)|^2 / 2, `observed` being 1 where an entry counts and 0 elsewhere: observed * (W - M)."""
     return lambda made: observed * (made - target)
@@ -111,6 +119,27 @@ def whitened(inputs: Float[Tensor, "n d"], *, kept: float = 0.0) -> Float[Tensor
 def correlation(inputs: Float[Tensor, "n d"], targets: Float[Tensor, "n c"]) -> Float[Tensor, "c d"]:
     """Y' X / n."""
     return targets.T @ inputs / len(inputs)
+
+
+def modes(inputs: Float[Tensor, "n d"], targets: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "c k"], Float[Tensor, "k"], Float[Tensor, "k d"]]:
+    """The singular value decomposition of the correlation of the whitened inputs with the targets."""
+    left, singular, right = torch.linalg.svd(correlation(whitened(inputs), targets), full_matrices=False)
+    return left, singular, right
+
+
+def mode_path(
+    inputs: Float[Tensor, "n d"], targets: Float[Tensor, "n c"], *, depth: int, start: float, lr: float, records: Sequence[int], kept: float = 0.0
+) -> Float[Tensor, "records k"]:
+    """Train a deep linear network on inputs whitened but for `kept`, and give the strength of each of the `modes` over its singular value.
+
+    Weights begin balanced and aligned, with strengths of `start`; lr is in units of one over the strongest mode.   Raises: as `descend`.
+    """
+    left, singular, right = modes(inputs, targets)
+    seen = whitened(inputs, kept=kept)
+    moment, aim = correlation(seen, seen), correlation(seen, targets)
+    factors = balanced_factors((left * singular * start @ right)[None], depth)
+    path = descend(factors, lambda made: made @ moment - aim, lr=lr / float(singular[0]), records=records)[:, 0]
+    return (left.T @ path @ right.T).diagonal(dim1=-2, dim2=-1) / singular
 
 
 def effective_rank(made: Float[Tensor, "*starts m n"]) -> Float[Tensor, "*starts"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,19 +26,18 @@ def dense(vectors: Vectors) -> Dense:
     return torch.einsum(",".join(f"zr{letter}" for letter in letters) + "->z" + letters, *vectors)
 
 
-def normal_components(modes: Sequence[int], *, components: int, size: float, starts: int, balanced: bool = True, rng: Generator) -> list[Float[Tensor, "starts r _"]]:
-    """Normal vectors whose components have the norm `size` on average; with `balanced` all vectors of a component have one norm.
+def normal_components(modes: Sequence[int], *, components: int, size: float, starts: int, skew: float = 1.0, rng: Generator) -> list[Float[Tensor, "starts r _"]]:
+    """Normal vectors, those of a component scaled to one norm, so that the components' norms are about `size`; then the first vector times `skew`, the last over it.
 
     Shapes: modes (d_1, ..., d_N) -> N tensors (starts, components, d_n), float64.
     Raises: InvalidInput for an order below 2 or above 16, and numbers that are not positive.
     """
-    if not 2 <= len(modes) <= 16 or min(*modes, components, starts) < 1 or size <= 0:
+    if not 2 <= len(modes) <= 16 or min(*modes, components, starts) < 1 or min(size, skew) <= 0:
         raise InvalidInput(f"A tensor factorisation takes 2 to 16 modes, and components, starts and a size above 0, not {tuple(modes)}, {components}, {starts} and {size:g}.")
     drawn = [chance.normal(starts, components, d, rng=chance.child(rng, "mode", n)) * (size ** (1 / len(modes)) / d**0.5) for n, d in enumerate(modes)]
-    if not balanced:
-        return drawn
     norms = torch.stack([part.norm(dim=-1, keepdim=True) for part in drawn])
-    return [part / norm * norms.log().mean(0).exp() for part, norm in zip(drawn, norms, strict=True)]
+    first, *middle, last = [part / norm * norms.log().mean(0).exp() for part, norm in zip(drawn, norms, strict=True)]
+    return [first * skew, *middle, last / skew]
 
 
 def component_norms(vectors: Vectors) -> Float[Tensor, "starts r"]:
@@ -60,7 +60,7 @@ def descend(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float, rec
     Cost: N + 1 contractions of the dense tensor with the components a step.
     Raises: InvalidInput for a step that is not positive or records that fall, and, with the step, where the tensor overflows.
     """
-    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in zip(records[:-1], records[1:], strict=True)):
+    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
         raise InvalidInput(f"A descent needs lr above 0 and records that do not fall, not {lr:g} and {list(records)}.")
     parts, kept, done = [part.clone() for part in vectors], [], 0
     for record in records:
@@ -99,3 +99,30 @@ def squared_slope(target: Float[Tensor, "*modes"], observed: Tensor | float = 1.
 def effective_components(norms: Float[Tensor, "*starts r"]) -> Float[Tensor, "*starts"]:
     """exp of the entropy of the norms' shares: between 1 and the number of components."""
     return torch.special.entr(norms / norms.sum(-1, keepdim=True).clamp_min(1e-300)).sum(-1).exp()
+
+
+def completion(modes: Sequence[int], *, rank: int, share: float, rng: Generator) -> Callable[[Dense], Dense]:
+    """The slope of the completion of a sum of `rank` normal components of norm 1, of whose entries this share is seen.  Raises: as `normal_components`."""
+    parts = normal_components(modes, components=rank, size=1.0, starts=1, rng=chance.child(rng, "tensor"))
+    target = dense([part / part.norm(dim=-1, keepdim=True) for part in parts])[0]
+    seen = torch.zeros(target.numel(), dtype=torch.float64)
+    seen[chance.permutation(target.numel(), rng=chance.child(rng, "seen"))[: round(share * target.numel())]] = 1.0
+    return squared_slope(target, seen.reshape(target.shape))
+
+
+def growth_exponent(start: Vectors, slope: Callable[[Dense], Dense], *, lr: float, steps: int, times: int = 20) -> float:
+    """The slope of log(velocity / pull) of components against the log of their norms, over all of them at `times` moments of a descent.
+
+    Velocities are central differences of the norms over two steps; components that are pulled less than a tenth of the most pulled are left out.
+    Raises: as `descend`.
+    """
+    moments = [steps * (k + 1) // times for k in range(times)]
+    path = descend(start, slope, lr=lr, records=[step + shift for step in moments for shift in (-1, 0, 1)])
+    logs = []
+    for before, here, after in zip(path[::3], path[1::3], path[2::3], strict=True):
+        velocity = (component_norms(after) - component_norms(before)) / (2 * lr)
+        pulls = component_pulls(here, slope(dense(here)))
+        kept = (pulls.abs() > 0.1 * pulls.abs().max()) & (velocity * pulls > 0)
+        logs.append(torch.stack([component_norms(here)[kept], (velocity / pulls)[kept]]).log())
+    x, y = torch.cat(logs, 1)
+    return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())

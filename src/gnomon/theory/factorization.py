@@ -57,7 +57,7 @@ def _check_distinct(singular: Float[Tensor, "k"]) -> None:
         raise InvalidInput(f"The singular values must be distinct, not {singular.tolist()}: for equal ones the critical points are not isolated subsets.")
 
 
-def singular_value_velocities(product: Float[Tensor, "*starts m n"], gradient: Float[Tensor, "*starts m n"], depth: int) -> Reading:
+def singular_value_velocities(product: Float[Tensor, "*starts m n"], gradient: Float[Tensor, "*same p q"], depth: int) -> Reading:
     """How fast gradient flow on N balanced factors moves the singular values of their product W, G being the gradient of the loss in W.
 
     d sigma_r / dt = -N sigma_r^(2 - 2/N) <G, u_r v_r'>
@@ -74,6 +74,18 @@ def singular_value_velocities(product: Float[Tensor, "*starts m n"], gradient: F
     left, singular, right = torch.linalg.svd(product, full_matrices=False)
     along = (left.mT @ gradient @ right.mT).diagonal(dim1=-2, dim2=-1)
     return Reading.predicted("singular_value_velocity", -depth * singular ** (2 - 2 / depth) * along, unit="", source=ARORA_2019.at("theorem 3"), assumes=BALANCED_FLOW)
+
+
+def singular_values_along(path: Float[Tensor, "times m n"], gradients: Float[Tensor, "times m n"], depth: int, *, spacing: float) -> Reading:
+    """The singular values at each moment of a path, from those at its start and `singular_value_velocities`, integrated.
+
+    Shapes: (T, m, n) twice -> (T, k).   Units: those of W.   Error: that of the trapezoidal rule at this spacing in time, and of the path.
+    Assumes: as `singular_value_velocities`.   Cost: T singular value decompositions.   Raises: as `singular_value_velocities`.
+    Source: Arora, Cohen, Hu & Luo 2019, theorem 3.
+    """
+    rates = singular_value_velocities(path, gradients, depth)
+    gained = integrate.cumulative_trapezoid(rates.value, dx=spacing, axis=0, initial=0)
+    return rates.replace(name="singular_values", value=torch.linalg.svdvals(path[0]).cpu().numpy() + gained)
 
 
 def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tensor], times: Sequence[float], *, depth: int) -> Reading:
@@ -97,7 +109,7 @@ def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tenso
         made = torch.from_numpy(flat).reshape(first.shape)
         left, singular, right = torch.linalg.svd(made)
         a, b = (torch.nn.functional.pad(singular, (0, side - len(singular))) for side in first.shape)
-        weights = sum(a[:, None] ** ((j - 1) / depth) * b[None] ** ((depth - j) / depth) for j in range(1, depth + 1))
+        weights = sum(a[:, None] ** (2 * (j - 1) / depth) * b[None] ** (2 * (depth - j) / depth) for j in range(1, depth + 1))
         moved: Tensor = -left @ (weights * (left.T @ slope(made) @ right.T)) @ right
         return np.asarray(moved.reshape(-1).numpy())
 
@@ -129,7 +141,7 @@ def two_by_two_completion(losses: Sequence[float]) -> Reading:
     return Reading("completion_bounds", np.stack([(1 - root) ** 2 / root, root], 1), "", role="bound", axes=axes, source=RAZIN_2020.at("theorem 1"), assumes=assumes)
 
 
-def component_velocities(norms: Float[Tensor, "*starts r"], pulls: Float[Tensor, "*starts r"], order: int) -> Reading:
+def component_velocities(norms: Float[Tensor, "*starts r"], pulls: Float[Tensor, "*same p"], order: int) -> Reading:
     """How fast gradient flow on W = sum_r w_r^1 x ... x w_r^N moves the norms of its components.
 
     d|w_r| / dt = N |w_r|^(2 - 2/N) <-G, w_r / |w_r|>,   w_r being the whole component w_r^1 x ... x w_r^N
@@ -144,6 +156,12 @@ def component_velocities(norms: Float[Tensor, "*starts r"], pulls: Float[Tensor,
         raise InvalidInput(f"Norms, not negative, and pulls have one shape (..., r); {tuple(norms.shape)} and {tuple(pulls.shape)} came, the least norm {float(norms.min()):g}.")
     assumes = ("components whose vectors have equal norms", "gradient flow: lr × sharpness << 1")
     return Reading.predicted("component_velocity", order * norms ** (2 - 2 / order) * pulls, unit="", source=RAZIN_2021.at("theorem 1"), assumes=assumes)
+
+
+def component_exponent(order: int) -> float:
+    """The power of its norm with which a component of a tensor of this order grows, 2 - 2 / N: as `component_velocities`."""
+    _check_depth(order)
+    return 2 - 2 / order
 
 
 def _check_depth(depth: int) -> None:

@@ -3,7 +3,7 @@ r"""A deep linear network learns the singular modes of the data one by one, each
 $u(t) = \frac{s e^{2 s t}}{e^{2 s t} - 1 + s / u_0}$
 
 That is for two layers; for more, $\dot u = d\, u^{2 - 2/d} (s - u)$ is integrated.  The strengths $s$ are the singular values of the correlation of whitened images with
-their labels.  With inputs that are not whitened the modes mix, and nothing of this is exact.
+their labels.  With inputs that are not whitened the modes mix.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,16 @@ from gnomon.core.claim import Claim, Sabotage
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
 from gnomon.data.load import pooled
-from gnomon.models.deep_matrix import balanced_factors, correlation, descend, whitened
+from gnomon.models.deep_matrix import mode_path, modes
 from gnomon.theory import deep_linear
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Images of side x side pixels, layers, the first strength over each mode's own, times in units of one over the strongest; powers of the second moments kept."""
+    """Images and their side in pixels, layers, the first strength over each mode's own, times in units of one over the strongest; powers of the second moments kept."""
 
     data: str
-    examples: int
-    side: int
+    images: tuple[int, int]
     depths: tuple[int, ...]
     start: float
     times: tuple[float, ...]
@@ -34,46 +33,28 @@ class Settings:
     kept: float = 0.0
 
 
-Moments = tuple[Tensor, Tensor]
-
-
-def prepare(s: Settings, *, rng: Generator) -> Moments:
+def prepare(s: Settings, *, rng: Generator) -> tuple[Tensor, ...]:
     """Images and labels."""
-    inputs, targets = pooled(s.data, examples=s.examples, side=s.side)
-    return inputs.double(), targets.double()
+    return tuple(part.double() for part in pooled(s.data, examples=s.images[0], side=s.images[1]))
 
 
-def modes(shared: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of the correlation of whitened images with their labels."""
-    left, singular, right = torch.linalg.svd(correlation(whitened(shared[0]), shared[1]), full_matrices=False)
-    return left, singular, right
-
-
-def predict(s: Settings, shared: Moments) -> Reading:
+def predict(s: Settings, shared: tuple[Tensor, ...]) -> Reading:
     """The strengths over the singular values; steps come too late by a share lr of the time, which moves a curve by its slope."""
-    singular, t = modes(shared)[1], np.array(s.times)[:, None]
-    top = float(singular[0])
-    curves = [deep_linear.mode_strengths(singular, s.start * singular, [time / top for time in s.times], depth=depth) for depth in s.depths]
+    singular, t = modes(*shared)[1], np.array(s.times)[:, None]
+    curves = [deep_linear.mode_strengths(singular, s.start * singular, [time / float(singular[0]) for time in s.times], depth=depth) for depth in s.depths]
     value = np.stack([curve.value / singular.numpy() for curve in curves])
     axes = (Axis("layers", s.depths), Axis("time × strongest", s.times), curves[0].axes[1])
     error = s.lr * value * (1 + np.array(s.depths)[:, None, None] / 2 * t * (1 - value))
     return curves[0].replace(value=value, error=error, error_kind="truncation", axes=axes)
 
 
-def measure(s: Settings, shared: Moments, *, rng: Generator) -> Tensor:
+def measure(s: Settings, shared: tuple[Tensor, ...], *, rng: Generator) -> Tensor:
     """Gradient descent on the weights of all layers."""
-    left, singular, right = modes(shared)
-    inputs, lr = whitened(shared[0], kept=s.kept), s.lr / float(singular[0])
-    moment, aim = correlation(inputs, inputs), correlation(inputs, shared[1])
-    records, start = [round(time / s.lr) for time in s.times], (left * singular * s.start @ right)[None]
-    paths = [descend(balanced_factors(start, depth), lambda made: made @ moment - aim, lr=lr, records=records)[:, 0] for depth in s.depths]
-    return (left.T @ torch.stack(paths) @ right.T).diagonal(dim1=-2, dim2=-1) / singular
+    records = [round(time / s.lr) for time in s.times]
+    return torch.stack([mode_path(*shared, depth=depth, start=s.start, lr=s.lr, records=records, kept=s.kept) for depth in s.depths])
 
 
 CLAIM = Claim(
     version=1, entry="A5", source=Source("saxe2014", "section 1.2"), relation="equal", predict=predict, measure=measure, prepare=prepare,
-    scales={
-        "smoke": Settings("digits", 500, 4, (2, 3), 0.01, (1.0, 2.0, 4.0, 8.0), lr=0.02), "standard": Settings("digits", 1_437, 8, (2, 3, 4), 0.01, (1.0, 2.0, 4.0, 8.0, 16.0), lr=0.005),
-        "paper": Settings("mnist", 60_000, 14, (2, 3, 4, 5), 0.001, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), lr=0.001),
-    }, sabotage=Sabotage("inputs that are not quite whitened: the modes mix", kept=0.1),
+    sabotage=Sabotage("inputs that are not quite whitened: the modes mix", kept=0.1), scales={"smoke": Settings("digits", (500, 4), (2, 3), 0.01, (1.0, 2.0, 4.0, 8.0), lr=0.02), "standard": Settings("digits", (1_437, 8), (2, 3, 4), 0.01, (1.0, 2.0, 4.0, 8.0, 16.0), lr=0.005), "paper": Settings("mnist", (60_000, 14), (2, 3, 4, 5), 0.001, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), lr=0.001)},
 )  # fmt: skip

@@ -9,25 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import integrate
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage, Tolerance
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
-from gnomon.models.deep_matrix import balanced_factors, descend, skewed, squared_slope
+from gnomon.models.deep_matrix import completion_path, squared_slope
 from gnomon.models.factorization import observed, of_rank
 from gnomon.theory import factorization
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A square matrix of this rank, the share of its entries seen, numbers of factors, the first product's entries; steps; W_1 times `skew`, W_N over it."""
+    """Side, rank and seen share of a matrix, numbers of factors, the first product's entries; steps; W_1 times `skew`, W_N over it."""
 
-    side: int
-    rank: int
-    share: float
+    matrix: tuple[int, int, float]
     depths: tuple[int, ...]
     start: float
     lr: float
@@ -35,44 +32,29 @@ class Settings:
     skew: float = 1.0
 
 
-Shared = tuple[Tensor, Tensor, Tensor]
-TIMES = 5
-
-
-def prepare(s: Settings, *, rng: Generator) -> Shared:
+def prepare(s: Settings, *, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix, what is seen of it, and the first product."""
-    return of_rank(s.side, s.rank, rng=rng), observed(s.side, s.share, rng=rng), s.start * chance.normal(1, s.side, s.side, rng=chance.child(rng, "start"))
+    start = s.start * chance.normal(1, s.matrix[0], s.matrix[0], rng=chance.child(rng, "start"))
+    return of_rank(*s.matrix[:2], rng=rng), observed(s.matrix[0], s.matrix[2], rng=rng), start
 
 
-def path(s: Settings, shared: Shared, depth: int, every: int) -> Tensor:
-    """The product after each `every` steps."""
-    factors = skewed(balanced_factors(shared[2], depth), s.skew)
-    return descend(factors, squared_slope(*shared[:2]), lr=s.lr, records=range(0, s.steps + 1, every))[:, 0]
+def predict(s: Settings, shared: tuple[Tensor, Tensor, Tensor]) -> Reading:
+    """Those at the start, and their velocities along the path, integrated."""
+    slope, every = squared_slope(*shared[:2]), s.steps // 400
+    paths = [completion_path(*shared, depth=depth, skew=1.0, lr=s.lr, steps=s.steps, every=every) for depth in s.depths]
+    made = [factorization.singular_values_along(path, slope(path), depth, spacing=every * s.lr) for path, depth in zip(paths, s.depths, strict=True)]
+    axes = Axis("factors", s.depths), Axis("time", tuple(s.lr * s.steps * k / 5 for k in range(1, 6))), Axis("place", tuple(range(1, 1 + s.matrix[0])))
+    return made[0].replace(value=np.stack([each.value[400 // 5 :: 400 // 5] for each in made]), axes=axes)
 
 
-def predict(s: Settings, shared: Shared) -> Reading:
-    """The singular values at the start, and their velocities along the path, integrated."""
-    slope, every, made = squared_slope(*shared[:2]), s.steps // 400, []
-    for depth in s.depths:
-        way = path(s, shared, depth, every)
-        rates = factorization.singular_value_velocities(way, slope(way), depth).value
-        gained = integrate.cumulative_trapezoid(rates, dx=every * s.lr, axis=0)
-        made.append((torch.linalg.svdvals(way[0]).numpy() + gained)[400 // TIMES - 1 :: 400 // TIMES])
-    times = tuple(s.lr * s.steps * k / TIMES for k in range(1, TIMES + 1))
-    axes = (Axis("factors", s.depths), Axis("time", times), Axis("singular value", tuple(float(k) for k in range(1, s.side + 1))))
-    return Reading.predicted("singular_values", np.stack(made), unit="", axes=axes, source=CLAIM.source, assumes=factorization.BALANCED_FLOW)
-
-
-def measure(s: Settings, shared: Shared, *, rng: Generator) -> Tensor:
+def measure(s: Settings, shared: tuple[Tensor, Tensor, Tensor], *, rng: Generator) -> Tensor:
     """Those of the product itself."""
-    return torch.stack([torch.linalg.svdvals(path(s, shared, depth, s.steps // TIMES)[1:]) for depth in s.depths])
+    paths = [completion_path(*shared, depth=depth, skew=s.skew, lr=s.lr, steps=s.steps, every=s.steps // 5)[1:] for depth in s.depths]
+    return torch.linalg.svdvals(torch.stack(paths))
 
 
 CLAIM = Claim(
     version=1, entry="D2", source=Source("arora2019", "theorem 3"), relation="equal", predict=predict, measure=measure, prepare=prepare, scale=1.0,
     tolerance=Tolerance(lambda s: max(s.depths) * s.lr, because="a step is lr x sharpness away from the flow, and the sharpness at a matrix of norm 1 is the number of factors"),
-    scales={
-        "smoke": Settings(6, 2, 0.6, (2, 3), 0.05, lr=0.01, steps=2_800), "standard": Settings(12, 3, 0.5, (2, 3, 4), 0.03, lr=0.01, steps=12_000),
-        "paper": Settings(100, 5, 0.2, (2, 3, 4), 0.01, lr=0.002, steps=100_000),
-    }, sabotage=Sabotage("factors that are not balanced: the same product, moving faster", skew=1.6),
+    scales={"smoke": Settings((6, 2, 0.6), (2, 3), 0.05, lr=0.01, steps=2_800), "standard": Settings((12, 3, 0.5), (2, 3, 4), 0.03, lr=0.01, steps=12_000), "paper": Settings((100, 5, 0.2), (2, 3, 4), 0.01, lr=0.002, steps=100_000)}, sabotage=Sabotage("factors that are not balanced: the same product, moving faster", skew=1.6),
 )  # fmt: skip
