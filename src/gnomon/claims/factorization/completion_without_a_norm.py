@@ -56,5 +56,5 @@ def measure(s: Settings, *, rng: Generator) -> Tensor:
 CLAIM = Claim(
     version=1, entry="D2", source=Source("razin2020", "theorem 1"), relation="at_least", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 0.2, because="the bounds are those of the flow; a step is lr x sharpness from it, which grows to about a fifth with the free entry"),
-    scales={"smoke": Settings((3, 4), 8, 0.2, 0.02, (500, 1_000, 2_000)), "standard": Settings((3, 4, 5), 64, 0.2, 0.01, (2_000, 10_000, 40_000)), "paper": Settings((3, 4, 5), 1_000, 0.2, 0.005, (10_000, 100_000, 1_000_000))}, sabotage=Sabotage("a start of negative determinant: the free entry stays small", sign=-1),
+    scales={"smoke": Settings((3, 4), 8, 0.2, 0.02, (500, 1_000, 2_000)), "standard": Settings((3, 4, 5), 32, 0.2, 0.01, (10_000, 20_000, 30_000)), "paper": Settings((3, 4, 5), 1_000, 0.2, 0.005, (10_000, 100_000, 1_000_000))}, sabotage=Sabotage("a start of negative determinant: the free entry stays small", sign=-1),
 )  # fmt: skip

@@ -54,7 +54,7 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="D2", source=Source("arora2019", "section 2"), relation="monotone", predict=predict, measure=measure,
     scales={
-        "smoke": Settings(8, 2, 0.5, (2, 3, 4), 0.05, lr=0.1, time=50.0, starts=6, replicates=4), "standard": Settings(16, 3, 0.4, (2, 3, 4), 0.03, lr=0.1, time=300.0, starts=16, replicates=10),
+        "smoke": Settings(8, 2, 0.5, (2, 3, 4), 0.05, lr=0.1, time=50.0, starts=6, replicates=4), "standard": Settings(12, 3, 0.5, (2, 3, 4), 0.03, lr=0.1, time=100.0, starts=8, replicates=4),
         "paper": Settings(100, 5, 0.2, (2, 3, 4), 0.01, lr=0.05, time=3_000.0, starts=10, replicates=10),
     }, sabotage=Sabotage("deeper products that begin larger: what they began with is still in them", growth=10.0),
 )  # fmt: skip

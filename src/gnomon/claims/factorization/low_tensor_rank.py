@@ -49,7 +49,7 @@ CLAIM = Claim(
     version=1, entry="D3", source=Source("razin2021", "section 5"), relation="at_most", predict=predict, measure=measure, scale=1.0,
     tolerance=Tolerance(lambda s: 1 / (2 * s.rank), because="one of the R may be split between two of one direction, half of 1 / R each, which count apart"),
     scales={
-        "smoke": Settings((6, 6, 6), 2, 0.6, 10, lr=0.1, steps=1_500, starts=3, replicates=4), "standard": Settings((8, 8, 8), 2, 0.5, 20, lr=0.1, steps=6_000, starts=4, replicates=10),
+        "smoke": Settings((6, 6, 6), 2, 0.6, 10, lr=0.1, steps=1_500, starts=3, replicates=4), "standard": Settings((8, 8, 8), 2, 0.5, 20, lr=0.1, steps=4_000, starts=4, replicates=6),
         "paper": Settings((20, 20, 20), 3, 0.3, 50, lr=0.05, steps=50_000, starts=10, replicates=10),
     }, sabotage=Sabotage("components that begin as large as the tensor's own", size=1.0),
 )  # fmt: skip

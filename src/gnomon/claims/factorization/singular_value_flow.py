@@ -44,7 +44,7 @@ def predict(s: Settings, shared: tuple[Tensor, Tensor, Tensor]) -> Reading:
     paths = [completion_path(*shared, depth=depth, skew=1.0, lr=s.lr, steps=s.steps, every=every) for depth in s.depths]
     made = [factorization.singular_values_along(path, slope(path), depth, spacing=every * s.lr) for path, depth in zip(paths, s.depths, strict=True)]
     axes = Axis("factors", s.depths), Axis("time", tuple(s.lr * s.steps * k / 5 for k in range(1, 6))), Axis("place", tuple(range(1, 1 + s.matrix[0])))
-    return made[0].replace(value=np.stack([each.value[400 // 5 :: 400 // 5] for each in made]), axes=axes)
+    return made[0].replace(value=np.stack([each.value[400 // 5 :: 400 // 5] for each in made]), error=0.0, axes=axes)
 
 
 def measure(s: Settings, shared: tuple[Tensor, Tensor, Tensor], *, rng: Generator) -> Tensor:

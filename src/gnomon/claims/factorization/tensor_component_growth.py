@@ -55,6 +55,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="D3", source=Source("razin2021", "theorem 1"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 2 * s.lr, because="steps of lr: velocities are those of the flow up to lr x sharpness, and so are the slopes"),
-    scales={"smoke": Settings((2, 3, 4), 4, 2, 0.5, 10, 0.01, lr=0.02, steps=600, starts=3, replicates=3), "standard": Settings((2, 3, 4), 7, 3, 0.4, 20, 0.01, lr=0.01, steps=3_000, starts=4, replicates=5), "paper": Settings((2, 3, 4, 5), 8, 5, 0.3, 50, 0.001, lr=0.005, steps=50_000, starts=10, replicates=10)},
+    scales={"smoke": Settings((2, 3, 4), 4, 2, 0.5, 10, 0.01, lr=0.02, steps=600, starts=3, replicates=3), "standard": Settings((2, 3, 4), 6, 3, 0.4, 15, 0.01, lr=0.01, steps=1_500, starts=4, replicates=4), "paper": Settings((2, 3, 4, 5), 8, 5, 0.3, 50, 0.001, lr=0.005, steps=50_000, starts=10, replicates=10)},
     sabotage=Sabotage("vectors of unequal norms: a component's velocity then is no function of its norm", skew=3.0),
 )  # fmt: skip
