@@ -7,8 +7,8 @@ from sklearn.svm import SVC
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
-from gnomon.models.separable import exponential_flow, separable
-from gnomon.theory.margin import growth, max_margin
+from gnomon.models.separable import exponential_flow, normalised_flows, separable
+from gnomon.theory.margin import growth, max_margin, normalised_direction
 
 
 def data(n=80, d=5, gap=0.5, sets=1, seed=0):
@@ -84,3 +84,26 @@ def test_a_logistic_loss_has_the_same_limit():
     x, y = data(20, 3, sets=2)
     both = [exponential_flow(x, y, times=[1e10], logistic=logistic) for logistic in (False, True)]
     assert torch.allclose(both[0][0], both[1][0], atol=1e-2)
+
+
+@pytest.mark.parametrize("norm", [0.5, 5.0, 50.0])
+def test_at_a_norm_the_direction_is_critical_and_nears_the_margin(norm):
+    (x,), (y,) = data(30, 4)
+    found = torch.from_numpy(normalised_direction(x, y, norm=norm).value)
+    v = found.clone().requires_grad_()
+    slope = torch.autograd.grad((-norm * (y[:, None] * x) @ v).logsumexp(0), v)[0]
+    tangent = slope - (found @ slope) * found
+    assert tangent.norm() < 1e-7 * slope.norm()
+    assert slope @ found < 0, "along the direction the loss falls"
+    assert (normalised_flows(x, y, norm=norm, steps=3_000) - found).abs().max() < 1e-7
+    assert np.linalg.norm(found.numpy() - max_margin(x, y).direction) < 4 / norm
+
+
+def test_a_norm_must_be_positive():
+    (x,), (y,) = data(30, 4)
+    with pytest.raises(InvalidInput, match="above 0"):
+        normalised_direction(x, y, norm=0.0)
+    with pytest.raises(InvalidInput, match="above 0"):
+        normalised_flows(x, y, norm=0.0, steps=1)
+    with pytest.raises(InvalidInput, match="grow"):
+        exponential_flow(x[None], y[None], times=[10.0, 1.0])

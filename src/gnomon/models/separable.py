@@ -78,3 +78,24 @@ def local_slopes(
     losses, weights = exponential_flow(inputs, labels, times=[t for time in times for t in (time / window, time)], rate=rate)
     both = torch.stack([losses, weights.norm(dim=2)], -1)
     return ((both[1::2] - both[::2]) / math.log(window)).transpose(0, 1)
+
+
+def normalised_flows(inputs: Float[Tensor, "n d"], labels: Float[Tensor, "n"], *, norm: float, steps: int) -> Float[Tensor, "3 d"]:
+    """Directions that three normalised descents on the exponential loss of a predictor of this norm reach: with a multiplier, weight normalisation, and projection.
+
+    v' = -(g - (v . g) v);   v = u / |u|, u' = -dL/du;   v <- (v - h g) / |v - h g|;   g = grad log L(norm v), which is that of L over L: the same critical points
+
+    Shapes: (n, d), (n,) -> (3, d).   Cost: 3 `steps` gradients.   Raises: InvalidInput for a norm or steps that are not positive.
+    """
+    if norm <= 0 or steps < 1:
+        raise InvalidInput(f"norm and steps must be above 0, not {norm:g} and {steps}.")
+    z = norm * labels[:, None] * inputs
+    h = 1.0 / float(z.square().sum(1).max())
+    v = torch.nn.functional.normalize(z.mean(0), dim=0).repeat(3, 1)
+    for _ in range(steps):
+        direction = v / v.norm(dim=1, keepdim=True)
+        g = -(-direction @ z.T).softmax(1) @ z
+        tangent = g - (direction * g).sum(1, keepdim=True) * direction
+        projected = torch.nn.functional.normalize(direction[2:] - h * g[2:], dim=1)
+        v = torch.cat([v[:1] - h * tangent[:1], v[1:2] - h * tangent[1:2] / v[1:2].norm(), projected])
+    return v / v.norm(dim=1, keepdim=True)
