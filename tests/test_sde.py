@@ -50,9 +50,9 @@ def test_runs_have_the_exact_mean_loss_at_every_level(sampling):
     subject = mean_of()
     sgd = Sgd(lr=0.2, batch_size=4, examples=40, sampling=sampling)
     for level in (1, 2, 8):
-        ends = walks.walks(subject, sgd, steps=5, runs=4000, level=level, rng=chance.generator(0, sampling, level))
+        ends = walks.walks(subject, sgd, steps=5, runs=2000, level=level, rng=chance.generator(0, sampling, level))
         gap = float(ends.losses.mean()) - expected_loss(subject, level, 5, factor_of(40, 4, sampling))
-        assert abs(gap) < 4 * float(ends.losses.std()) / 4000**0.5
+        assert abs(gap) < 4 * float(ends.losses.std()) / 2000**0.5
     y = next(subject.train.chunks(100)).targets
     assert walks.noise_free(subject, sgd, steps=5) == pytest.approx(float(y.var(correction=0)) + 0.25 * 0.6**10, rel=1e-12)
 
@@ -104,7 +104,7 @@ def test_batches_without_replacement_are_sets_each_as_likely(n, size):
 def test_the_gap_is_what_the_equation_lacks():
     """lr x curvature = .8: SGD's noise is larger than that of its equation by 1 / (1 - .4), and the levels say so within their errors."""
     subject = mean_of(lr=0.4, start=0.0)
-    reading = sde.svag(subject, rng=chance.generator(2), runs=4000, steps=6, levels=(4, 16), sampling="without_replacement")
+    reading = sde.svag(subject, rng=chance.generator(2), runs=2000, steps=6, levels=(4, 16), sampling="without_replacement")
     factor = factor_of(40, 4, "without_replacement")
     for level, mean, error in zip(reading.details["levels"], reading.details["means"], reading.details["errors"], strict=True):
         assert abs(mean - expected_loss(subject, level, 6, factor)) < 4 * error
