@@ -85,11 +85,19 @@ def test_runs_at_once_are_runs_one_by_one(build, monkeypatch):
     sgd = Sgd(lr=0.01, batch_size=3, examples=8, sampling="without_replacement")
     subject = build(n=8)
     fast = walks.walks(subject, sgd, steps=2, runs=2, level=2, rng=chance.generator(1))
-    monkeypatch.setattr(walks, "_traced", lambda *args: None)
-    monkeypatch.setattr(walks, "_traced_losses", lambda *args: None)
+    monkeypatch.setattr(walks, "_at_once", lambda *args: None)
+    monkeypatch.setattr(walks, "_losses_at_once", lambda *args: None)
     slow = walks.walks(build(n=8), sgd, steps=2, runs=2, level=2, rng=chance.generator(1))
     assert fast.losses.numpy() == pytest.approx(slow.losses.numpy(), rel=1e-9)
     assert fast.distances.numpy() == pytest.approx(slow.distances.numpy(), rel=1e-9)
+
+
+def test_the_traced_operations_are_the_same_to_the_bit(monkeypatch):
+    found = []
+    for after in (1, 1000):
+        monkeypatch.setattr(walks, "TRACED_AFTER", after)
+        found.append(sde.svag_gap(images(batch_size=8, chunk=64), rng=chance.generator(0), steps=3).to_json())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 4)])

@@ -26,7 +26,7 @@ LEVELS = (2, 4)
 """Levels of SVAG beside SGD, which is level 1."""
 GAP_LEVELS = (4,)
 """The same where `examine` asks: the farthest level alone gives the smallest error for the work."""
-RUNS, SHORTEST = 32, 2
+RUNS, SHORTEST = 32, 1
 """Runs at each level, and their fewest steps, where `examine` asks."""
 EVALUATED = 1024
 """Examples on which the loss is compared at the end of a run, at most."""
