@@ -14,8 +14,9 @@ from torch import nn
 
 from gnomon.core import rng as chance
 from gnomon.core.sgd import Sgd
+from gnomon.core.subject import Subject
 from gnomon.models.chains import LeastSquaresChains
-from gnomon.models.network_chains import NetworkChains
+from gnomon.numerics.walks import walks
 
 CHAINS, STEPS, DIMENSION, BATCH, REPEATS = 400, 20_000, 10, 8, 5
 SEEDS, NETWORK_BATCH, NETWORK_STEPS, AMPLIFIED = 50, 32, 200, (1, 4, 16)
@@ -39,12 +40,11 @@ def network(l):  # noqa: E741
     inputs, labels = chance.normal(2_000, 784, rng=rng).float(), chance.integers(10, 2_000, rng=rng)
     with chance.scoped(rng):
         module = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    subject = Subject.freeze(module, "cross_entropy", (inputs, labels))
+    sgd = Sgd(lr=0.05, batch_size=NETWORK_BATCH, examples=2_000, sampling="without_replacement")
     start = time.process_time()
-    chains = NetworkChains(
-        module, nn.functional.cross_entropy, inputs, labels, Sgd(lr=0.05, batch_size=NETWORK_BATCH, examples=2_000, sampling="without_replacement", svag=l), chains=SEEDS, rng=rng
-    )
-    chains.run(NETWORK_STEPS * l)
-    assert all(bool(torch.isfinite(value).all()) for value in chains.parameters.values())
+    ends = walks(subject, sgd, steps=NETWORK_STEPS, runs=SEEDS, level=l, rng=rng)
+    assert bool(torch.isfinite(ends.losses).all())
     return time.process_time() - start
 
 

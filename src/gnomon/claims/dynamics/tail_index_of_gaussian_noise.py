@@ -15,6 +15,7 @@ from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage, Tolerance
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
+from gnomon.instruments.noise_spectrum import tail_index_estimate
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def measure(s: Settings, *, rng: Generator) -> float:
     """The estimate from one gradient's worth of Gaussian noise."""
     scales = (s.spread * chance.normal(s.coordinates, rng=chance.child(rng, "scales"))).exp()
     noise = scales * chance.normal(s.coordinates, rng=chance.child(rng, "noise"))
-    sums = noise[: s.coordinates // s.group * s.group].view(-1, s.group).sum(1)
-    return math.log(s.group) / float(sums.abs().log().mean() - noise.abs().log().mean())
+    return float(tail_index_estimate(noise.numpy(), s.group))
 
 
 CLAIM = Claim(
