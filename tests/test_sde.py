@@ -121,14 +121,17 @@ def test_the_gap_is_what_the_equation_lacks():
     assert reading.ends()[0] > 0
 
 
-def test_what_noise_costs_is_predicted_from_its_spectrum():
-    subject = mean_of(lr=0.4, start=0.0)
+@pytest.mark.parametrize("change", [{}, {"momentum": 0.6}, {"optimizer": "nesterov", "momentum": 0.6}, {"momentum": 0.6, "weight_decay": 0.3}])
+def test_what_noise_costs_is_predicted_from_its_spectrum(change):
+    subject = mean_of(lr=0.2, start=0.0, **change)
     measured = sde.noise_excess_loss(sde.svag(subject, rng=chance.generator(3), runs=2000, steps=6, levels=(2,), sampling="without_replacement"))
     seen = noise_spectrum.noise_curvature(subject, rng=chance.generator(0), probes=32)
     y = next(subject.train.chunks(100)).targets
     predicted = theory.noise_excess_loss(seen.details["nodes"], seen.details["weights"], sde.steps_of(subject, "without_replacement"), steps=6, trace=4 * float(y.var()))
     assert abs(float(measured) - float(predicted)) < 4 * float(measured.error)
-    assert float(predicted) == pytest.approx(expected_loss(subject, 1, 6, factor_of(40, 4, "without_replacement")) - float(y.var(correction=0)), rel=1e-9)
+    assert float(measured.error) < 0.05 * float(predicted)
+    if not change:
+        assert float(predicted) == pytest.approx(expected_loss(subject, 1, 6, factor_of(40, 4, "without_replacement")) - float(y.var(correction=0)), rel=1e-9)
 
 
 def test_a_run_that_diverges_is_kept_with_its_step():
