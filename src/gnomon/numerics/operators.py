@@ -18,7 +18,7 @@ from gnomon.core import rng as chance
 from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
-from gnomon.numerics import derivatives
+from gnomon.numerics import chain, derivatives
 from gnomon.numerics.algebra import Columns, Operator, check_block, restrict
 from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
 from gnomon.numerics.measuring import measuring
@@ -196,7 +196,7 @@ class Hessian(_Curvature):
     Source: Pearlmutter 1994.
     """
 
-    of_chunk = staticmethod(derivatives.hessian_map)
+    of_chunk = staticmethod(chain.hessian_map)
 
 
 class GaussNewton(_Curvature):
@@ -207,7 +207,7 @@ class GaussNewton(_Curvature):
     Source: Schraudolph 2002.
     """
 
-    of_chunk = staticmethod(derivatives.gauss_newton_map)
+    of_chunk = staticmethod(chain.gauss_newton_map)
 
 
 class ParameterJacobian:
