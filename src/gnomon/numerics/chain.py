@@ -24,13 +24,13 @@ from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
 from gnomon.numerics.derivatives import LinearMap, Middle, Route, Tensors, gradients, output_of
 
-Units = Float[Tensor, "units rows"]
+Units = Float[Tensor, "_ rows"]
 ASKED = frozenset(("shape", "dtype", "device", "requires_grad", "ndim", "is_cuda", "layout", "size", "dim", "numel", "__len__", "is_floating_point"))
 """What may be asked of an array that derivatives go through."""
 
 
-class _Other(Exception):
-    """The network does something that is no part of a chain."""
+class _Other(BaseException):
+    """The network does something that is no part of a chain; no `except Exception` of its own stops this."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,7 +51,7 @@ class _Recorder(TorchFunctionMode):
         self.links: list[_Link] = []
         self.inside: list[Units] = []  # W x + b
         self.entry: Tensor | None = None
-        self.last: tuple[Tensor | None, Any] = (None, None)
+        self.last: tuple[Any, Any] = (None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -72,7 +72,7 @@ class _Recorder(TorchFunctionMode):
         self.last = result, result.grad_fn
         return result
 
-    def ends(self, tensor: Any) -> bool:
+    def ends(self, tensor: Tensor) -> bool:
         """Whether a tensor is what the chain has come to; what was done to it unseen leaves it another node."""
         return tensor is self.last[0] and tensor.grad_fn is self.last[1]
 
@@ -93,10 +93,10 @@ class _Recorder(TorchFunctionMode):
     def _take_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: int) -> None:
         if not (self.links and args and self.ends(args[0])):
             raise _Other
-        kind = layers.of_operation("", func, args[1:], kwargs, tensors).kind
-        if kind == "activation":
+        layer = layers.of_operation("", func, args[1:], kwargs, tensors)
+        if layer.kind == "activation" and layer.activation != "rrelu":  # which may be drawn anew at every call
             self.links[-1].functions.append(lambda z: func(z, *args[1:], **kwargs))
-        elif kind not in ("identity", "flatten"):
+        elif layer.kind not in ("identity", "flatten"):
             raise _Other
 
 
@@ -212,7 +212,7 @@ def read(subject: Subject, block: Block) -> tuple[Chain, Tensor] | None:
     try:
         with torch.enable_grad(), recorder:
             output = output_of(subject, parameters, block.inputs)
-    except _Other:
+    except (_Other, *derivatives.FAILURES):
         return None
     if recorder.entry is None or not recorder.ends(output):
         return None

@@ -152,15 +152,14 @@ def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> O
     for d in range(spatial):
         reach = (int(layer.kernel_size[d]) - 1) * int(layer.dilation[d]) + 1
         x = x.unfold(2 + d, reach, int(layer.stride[d]))[..., :: int(layer.dilation[d])]
-    # Now (N, C, *positions, *kernel).
-    rows, kernel = len(x), x.shape[2 + spatial :]
-    x = x.movedim(1, 1 + spatial).reshape(rows, -1, layer.in_channels, math.prod(kernel))
-    g = g.flatten(2).mT
+    # Now (N, C, *positions, *kernel); the copy runs along positions, which lie side by side in memory.
+    rows, kernel = len(x), math.prod(x.shape[2 + spatial :])
+    x = x.permute(0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial)).reshape(rows, layer.groups, layer.in_channels // layer.groups * kernel, -1).movedim(3, 1)
+    x = x.reshape(n, -1, *x.shape[2:])
+    g = g.flatten(2).mT.reshape(n, -1, layer.out_channels)
     if layer.groups == 1:
-        return Outer(g.reshape(n, -1, layer.out_channels), x.reshape(n, -1, layer.in_channels * math.prod(kernel)))
-    x = x.reshape(n, -1, layer.groups, layer.in_channels // layer.groups * math.prod(kernel))
-    g = g.reshape(n, -1, layer.groups, layer.out_channels // layer.groups)
-    return torch.einsum("ntgo,ntgi->ngoi", g, x).reshape(n, -1)
+        return Outer(g, x[:, :, 0])
+    return torch.einsum("ntgo,ntgi->ngoi", g.unflatten(2, (layer.groups, -1)), x).reshape(n, -1)
 
 
 def _normalised(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Float[Tensor, "{n} _"]:

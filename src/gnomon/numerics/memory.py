@@ -1,4 +1,4 @@
-"""How much memory the graph of a gradient takes."""
+"""How much memory the graph of a gradient, or a chain, takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gnomon.core.dataset import leaves
 from gnomon.core.subject import Subject
-from gnomon.numerics import derivatives
+from gnomon.numerics import chain, derivatives
 from gnomon.numerics.measuring import measuring
 
 KEEP = 2**30
@@ -45,6 +45,11 @@ def operator_bytes(subject: Subject) -> int:
 
 
 def _of_one_example(subject: Subject) -> float:
+    block = derivatives.first_block(subject, SEVERAL)
+    found = chain.read(subject, block)
+    if found is not None:
+        found[0].follow(found[0].rows.new_ones(found[0].units, len(found[0].rows)))
+        return found[0].nbytes / len(block)
     held: list[_Held] = []
 
     def pack(tensor: Tensor) -> _Held:
@@ -55,7 +60,6 @@ def _of_one_example(subject: Subject) -> float:
         assert entry.tensor is not None
         return entry.tensor
 
-    block = derivatives.first_block(subject, SEVERAL)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*subject.state.values(), *leaves(block.inputs), *leaves(block.targets))}
     parameters = derivatives.leaf_parameters(subject)
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
