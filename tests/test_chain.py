@@ -96,7 +96,6 @@ def test_products_are_those_of_dense_matrices(activation, monkeypatch):
     dense.hessian(subject)
     for name in ("hessian_map", "sandwich_map"):
         monkeypatch.setattr(derivatives, name, None)  # the general route is not taken
-    subject.once("numerics.route.double", lambda: "double")
     check(subject)
 
 

@@ -20,9 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from gnomon.core import layers
 from gnomon.core.dataset import Block
+from gnomon.core.loss import LOSSES
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
 from gnomon.numerics.derivatives import LinearMap, Middle, Route, Tensors, gradients, output_of
+from gnomon.numerics.measuring import measuring
 
 Units = Float[Tensor, "_ rows"]
 ASKED = frozenset(("shape", "dtype", "device", "requires_grad", "ndim", "is_cuda", "layout", "size", "dim", "numel", "__len__", "is_floating_point"))
@@ -189,7 +191,7 @@ class Chain:
             link, slope, dot, curved = self.links[i], self.slopes[i], entering[i], tangents is not None
             at_weight, at_bias = link.places
             if slope is not None:
-                back = back * slope
+                back = back.mul_(slope) if i < len(self.links) - 1 else back * slope
             bend = self.bends[i] if curved else None
             if bend is not None:
                 back = back.addcmul_(bend, inner[i])
@@ -219,11 +221,28 @@ def read(subject: Subject, block: Block) -> tuple[Chain, Tensor] | None:
     return Chain(recorder.links, recorder.inside, recorder.entry, tuple(subject.parameters.values())), output.detach()
 
 
-def _read(subject: Subject, block: Block, route: Route) -> tuple[Chain, Tensor] | None:
-    """As `read`; a network that is no chain on two examples is not tried again."""
-    if route != "double" or not subject.once("numerics.chain", lambda: read(subject, derivatives.first_block(subject, 2)) is not None):
-        return None
-    return read(subject, block)
+def is_chain(subject: Subject) -> bool:
+    """Whether the network is a chain with second derivatives, tried once on two examples."""
+    return subject.once("numerics.chain", lambda: _try(subject))
+
+
+def _try(subject: Subject) -> bool:
+    found = read(subject, derivatives.first_block(subject, 2))
+    if found is None:
+        return False
+    chain, _ = found
+    try:
+        chain.follow(chain.rows.new_ones(chain.units, len(chain.rows)))
+    except derivatives.FAILURES:
+        return False
+    return True
+
+
+def route_of(subject: Subject) -> Route:
+    """How curvature is taken of this network; a chain under a loss of gnomon's own needs no trial.   Raises: as `derivatives.route_of`."""
+    with measuring(subject):
+        known = subject.loss.function in LOSSES.values() and is_chain(subject)
+    return "double" if known else derivatives.route_of(subject, "double")
 
 
 def hessian_map(subject: Subject, block: Block, route: Route) -> LinearMap:
@@ -231,7 +250,7 @@ def hessian_map(subject: Subject, block: Block, route: Route) -> LinearMap:
 
     Cost: of a chain about one gradient and a half now and one a product; else as `derivatives.hessian_map`.   Source: Pearlmutter 1994.
     """
-    found = _read(subject, block, route)
+    found = read(subject, block) if route == "double" and is_chain(subject) else None
     if found is None:
         return derivatives.hessian_map(subject, block, route)
     chain, output = found
@@ -247,7 +266,7 @@ def gauss_newton_map(subject: Subject, block: Block, route: Route) -> LinearMap:
 
 def sandwich_map(subject: Subject, block: Block, route: Route, middle: Middle) -> LinearMap:
     """v -> J_b^T M J_b v for one chunk, M = `middle(output)`, by the chain where the network is one.   Cost: as `hessian_map`."""
-    found = _read(subject, block, route)
+    found = read(subject, block) if route == "double" and is_chain(subject) else None
     if found is None:
         return derivatives.sandwich_map(subject, block, route, middle)
     chain, output = found

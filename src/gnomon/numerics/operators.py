@@ -140,7 +140,7 @@ class _Curvature(Operator):
         """Every chunk's map, and what it counts for."""
         if self._kept is not None:
             return self._kept
-        route = route_of(self.subject, "double")
+        route = chain.route_of(self.subject)
         made = ((self._map(block, share, route), share) for block, share in scaled_blocks(self.subject, self.split))
         if route == "double" and kept_bytes(self.subject, self.split) <= self.keep:
             self._kept = list(made)
@@ -167,7 +167,7 @@ class _Curvature(Operator):
             raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
         count = min(groups, len(data))
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
-        route = route_of(self.subject, "double")
+        route = chain.route_of(self.subject)
         total = self.subject.total_weight(self.split)
         for g in range(count):
             members = order[g::count]
