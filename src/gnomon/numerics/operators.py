@@ -93,7 +93,7 @@ class _Curvature(Operator):
     """A symmetric matrix that is a weighted mean (or sum) over chunks.
 
     Products with one vector or with the columns of a matrix, restrictions, sums and multiples: see `Operator`.
-    The chunks' graphs are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product, one at a time.
+    The chunks' graphs, or chains (`numerics.chain`), are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product.
     """
 
     of_chunk: Callable[[Subject, Block, Route], LinearMap]
@@ -108,7 +108,7 @@ class _Curvature(Operator):
         return self.subject.dimension
 
     def __call__(self, v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and one more for the first."""
+        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and up to two more for the first."""
         return self._products([v])[0]
 
     def block(self, vectors: Columns) -> Columns:
