@@ -5,6 +5,9 @@ from __future__ import annotations
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
+from gnomon.theory.infinite.disk import DiskCost as DiskCost
+from gnomon.theory.infinite.disk import DiskKernel as DiskKernel
+from gnomon.theory.infinite.disk import on_disk as on_disk
 from gnomon.theory.infinite.inference import NotPositiveDefinite as NotPositiveDefinite
 from gnomon.theory.infinite.inference import Prediction as Prediction
 from gnomon.theory.infinite.inference import gradient_flow as gradient_flow
@@ -12,6 +15,7 @@ from gnomon.theory.infinite.inference import posterior as posterior
 from gnomon.theory.infinite.inference import ridge_regression as ridge_regression
 from gnomon.theory.infinite.kernel import Kernel as Kernel
 from gnomon.theory.infinite.kernel import infinite_width as infinite_width
+from gnomon.theory.infinite.matrix import DiskMatrix as DiskMatrix
 
 JACOT_2018 = Source("jacot2018")
 CHIZAT_2019 = Source("chizat2019")
