@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Task:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Runs tasks; yields (position, result) as each ends, so that it can be stored before the next one does."""
 

@@ -57,7 +57,7 @@ class DiskMatrix:
                     self._read(file, out[i], first + i, left)
         return torch.from_numpy(out)
 
-    def _read(self, file: BinaryIO, into: np.ndarray[Any, Any], row: int, column: int) -> None:
+    def _read(self, file: BinaryIO, into: np.ndarray[Any, np.dtype[Any]], row: int, column: int) -> None:
         file.seek(self.offset + (row * self.shape[1] + column) * self.dtype.itemsize)
         rest = into.reshape(-1).data.cast("B") if into.size else memoryview(b"")
         while len(rest):
