@@ -48,7 +48,9 @@ def accuracy(s: Settings, depth: int, c_w: float, rng: Generator) -> float:
     x, y = images.digits()[0][0].flatten(1), images.digits()[0][1]
     sizes = [x.shape[1], *[s.width] * (depth - 1), 10]
     scales = [(c_w * s.times / fan) ** 0.5 for fan in sizes[:-1]]
-    weights = [(k * chance.normal(s.members, a, b, rng=chance.child(rng, "w", i), like=x)).requires_grad_() for i, (k, a, b) in enumerate(zip(scales, sizes, sizes[1:], strict=False))]
+    weights = [
+        (k * chance.normal(s.members, a, b, rng=chance.child(rng, "w", i), like=x)).requires_grad_() for i, (k, a, b) in enumerate(zip(scales, sizes, sizes[1:], strict=False))
+    ]
     biases = [(C_B**0.5 * chance.normal(s.members, 1, b, rng=chance.child(rng, "b", i), like=x)).requires_grad_() for i, b in enumerate(sizes[1:])]
     optimizer = torch.optim.SGD([*weights, *biases], lr=s.lr)
 
