@@ -89,7 +89,7 @@ class DiskKernel:
         made = self._made_of()
         shape, dtype = made["shape"], torch.zeros((), dtype=getattr(torch, made["dtype"])).numpy().dtype
         self.shape, self.dtype = (int(shape[0]), int(shape[1])), dtype
-        self.tile = int(known["tile"]) if known is not None and tile is None else self._side(tile)
+        self.tile = self._side(int(known["tile"]) if known is not None and tile is None else tile)
         self.manifest = {"schema": SCHEMA, "tile": self.tile, "threads": self.threads, **made}
         if known is not None:
             self._compare(known)
@@ -277,7 +277,7 @@ class DiskKernel:
         inputs = [(self.folder / f"{name}.npy", x) for name, x in (("x1", self.x1), ("x2", self.x2)) if x is not None]
         try:
             for path, x in inputs:
-                np.save(path, x.numpy())
+                np.save(path, x.detach().numpy())
             shared = {"network": network, "folder": str(self.folder.absolute()), "kinds": self.kinds, "tile": self.tile}
             for position, digests in self.pool.run([Task(f"{__name__}:fill_tile", shared | {"at": at}) for at in left]):
                 yield left[position], digests
