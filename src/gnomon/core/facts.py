@@ -31,5 +31,7 @@ class Facts:
     architecture: Architecture
     has_initial: bool
     has_make: bool
+    bent: str = "it is not known"
+    """Why the output is not piecewise linear along every single parameter; empty where it is."""
     predictions: Mapping[str, Reading] = dataclasses.field(default_factory=dict)
     uncovered: Mapping[str, str] = dataclasses.field(default_factory=dict)
