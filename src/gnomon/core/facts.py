@@ -26,3 +26,5 @@ class Facts:
     architecture: Architecture
     has_initial: bool
     has_make: bool
+    bent: str = "it is not known"
+    """Why the output is not piecewise linear along every single parameter; empty where it is."""
