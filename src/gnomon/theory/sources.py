@@ -1,0 +1,83 @@
+"""Expectations of an activation and its derivatives at up to four inputs: what every layer adds to the tensors of the one before.
+
+All are sums over the same nodes, so that pairs of factors give matrix products.  What is left of a covariance when the exact expectations of its pairs are taken away is summed, so that
+neither rounding nor sampling sees them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float64
+
+from gnomon.core.reading import Array
+from gnomon.numerics.nodes import derivatives
+from gnomon.theory.activations import Function
+from gnomon.theory.pairs import Table
+
+CHUNK = 8192
+"""Nodes at a time: their columns fit a cache."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sources:
+    """Expectations of four factors, by the inputs of each in this order; `ssss`, `sspp`, `pppp` are covariances of their pairs.
+
+    `psps[a, b, c, d]` = <p_a s_b p_c s_d>.   Shapes: (n, n, n, n) each, None where not asked for.
+    """
+
+    ssss: Float64[Array, "n n n n"]
+    sspp: Float64[Array, "n n n n"]
+    pppp: Float64[Array, "n n n n"]
+    full_sspp: Float64[Array, "n n n n"]
+    full_pppp: Float64[Array, "n n n n"]
+    qspp: Float64[Array, "n n n n"]
+    rppp: Float64[Array, "n n n n"]
+    qqpp: Float64[Array, "n n n n"]
+
+    @property
+    def psps(self) -> Float64[Array, "n n n n"]:
+        """<p_a s_b p_c s_d>."""
+        return np.einsum("bdac->abcd", self.full_sspp)
+
+
+def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], two: Table, *, order: int) -> Sources:
+    """The expectations over given nodes, with derivatives up to `order`: 1 for V to F, 2 for P and Q, 3 for R to U.
+
+    Shapes: (nodes, n), (nodes,).   Error: that of the nodes.   Assumes: the derivatives that autograd takes are those of the activation.   Cost: nodes * n^4 * (1 + 3 order) / 2.
+    """
+    n = z.shape[1]
+    rows, columns = np.triu_indices(n)
+    count = len(rows)
+    ss, pp, qs, rp, qq = (two[kind] for kind in ((0, 0), (1, 1), (2, 0), (3, 1), (2, 2)))
+    gram = 0.0
+    for start in range(0, len(z), CHUNK):
+        f = derivatives(activation, z[start : start + CHUNK], order)
+        right = [f[0][:, rows] * f[0][:, columns] - ss[rows, columns], f[1][:, rows] * f[1][:, columns] - pp[rows, columns]]
+        left = list(right)
+        if order >= 2:
+            left.append((f[2][:, :, None] * f[0][:, None, :] - qs).reshape(-1, n * n))
+        if order >= 3:
+            left += [(f[3][:, :, None] * f[1][:, None, :] - rp).reshape(-1, n * n), f[2][:, rows] * f[2][:, columns] - qq[rows, columns]]
+        gram = gram + (np.concatenate(left, 1) * weights[start : start + CHUNK, None]).T @ np.concatenate(right, 1)
+    whole = np.zeros((n, n), dtype=int)
+    whole[rows, columns] = whole[columns, rows] = np.arange(count)
+    pair = whole.reshape(-1)
+    total = np.asarray(gram)
+
+    def cut(top: int, size: int, side: int) -> Array:
+        block = total[top : top + size, side * count : (side + 1) * count][:, pair]
+        return (block[pair] if size == count else block).reshape(n, n, n, n)
+
+    ssss, sspp, pppp = cut(0, count, 0), cut(0, count, 1), cut(count, count, 1)
+    none = np.zeros((0, 0, 0, 0))
+    qspp = _split(total, 2 * count, n * n, count, pair, n) + np.multiply.outer(qs, pp) if order >= 2 else none
+    rppp = _split(total, 2 * count + n * n, n * n, count, pair, n) + np.multiply.outer(rp, pp) if order >= 3 else none
+    qqpp = cut(2 * count + 2 * n * n, count, 1) + np.multiply.outer(qq, pp) if order >= 3 else none
+    return Sources(ssss, sspp, pppp, sspp + np.multiply.outer(ss, pp), pppp + np.multiply.outer(pp, pp), qspp, rppp, qqpp)
+
+
+def _split(total: Array, top: int, size: int, count: int, pair: Array, n: int) -> Array:
+    """Rows that stand for ordered pairs, against the columns p p.   Shapes: -> (n, n, n, n)."""
+    return total[top : top + size, count : 2 * count][:, pair].reshape(n, n, n, n)
