@@ -21,6 +21,7 @@ from gnomon.theory.criticality import check_growth
 from gnomon.theory.first_order import Layer, Through
 from gnomon.theory.pairs import pair_moments, smoothness
 from gnomon.theory.sources import Sources, sources
+from gnomon.theory.exact_sources import exact_sources
 
 Rates = float | Sequence[float] | Array
 Rule = Callable[[Float64[Array, "n n"]], tuple[Float64[Array, "nodes n"], Float64[Array, "nodes"]]]
@@ -80,7 +81,7 @@ def tensors(
     k = np.asarray(kernel, dtype=np.float64)
     layers = _layers(depth, weight_variance, bias_variance, weight_rates, bias_rates)
     smooth = smoothness(activation)
-    rules = [lambda k, d=d: nodes.grid(k, d, 10**7) for d in ((-math.log10(tolerance)) * COARSER, -math.log10(tolerance))]
+    rules = [lambda k,two,order, d=d: exact_sources(activation, k, two, order=order, digits=d) for d in ((-math.log10(tolerance))+4, -math.log10(tolerance)+6)]
     return _run(activation, k, layers, through, rules, smooth, 0)
 
 
@@ -103,7 +104,7 @@ def _run(activation: Function, k: Array, layers: list[Layer], through: Through, 
     drift = [0.0]
     for layer in layers[1:]:
         two, error = pair_moments(activation, k, smooth)
-        states = [first_order.step(state, two, sources(activation, *rule(k), two, order=order), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
+        states = [first_order.step(state, two, rule(k, two, order), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
         k, theta = first_order.limits(two, theta, layer)
         kernels.append(k)
         ntks.append(theta)
