@@ -18,35 +18,6 @@ POLE = math.pi / 2
 """How far from the real axis a function of the kind that networks have is taken to be analytic: tanh has its poles there."""
 
 
-def grid(kernel: Float64[Array, "n n"], digits: float, most: int) -> tuple[Float64[Array, "nodes n"], Float64[Array, "nodes"]] | None:
-    """z and weights for z ~ N(0, K): the trapezoid rule along the eigenvectors of K, within a ball, spaced by how far each moves an input; None where it takes more than `most` nodes.
-
-    The rule's error falls as exp(-2 pi t / h), t the strip about the real axis in which the integrand is analytic, and as exp(-2 pi^2 / h^2) for the Gaussian itself.
-
-    Shapes: kernel (n, n), positive semi-definite -> (nodes, n), (nodes,).   Error: about 10^-digits where the functions are analytic within POLE.
-    """
-    values, vectors = np.linalg.eigh(kernel)
-    scales = np.sqrt(np.maximum(values, 0.0))
-    need = digits * math.log(10) + 1
-    reach = math.sqrt(2 * need) + 1.0
-    moved = scales * np.abs(vectors).max(0)
-    steps = np.minimum(math.pi * math.sqrt(2 / need), 2 * math.pi * POLE / need / np.maximum(moved, 1e-300))
-    live = moved > 10 ** (-digits / 2) * 1e-3 * math.sqrt(float(np.diag(kernel).max()))
-    if special.gamma(live.sum() / 2 + 1) ** -1 * math.pi ** (live.sum() / 2) * reach ** live.sum() / steps[live].prod() > most:
-        return None
-    u, w = np.zeros((1, 0)), np.ones(1)
-    for step in sorted(steps[live]):
-        count = math.ceil(reach / step)
-        x = np.arange(-count, count + 1) * step
-        weight = step * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-        u = np.concatenate([np.repeat(u, len(x), 0), np.tile(x, len(u))[:, None]], 1)
-        w = np.outer(w, weight).reshape(-1)
-        inside = (u**2).sum(1) <= reach**2
-        u, w = u[inside], w[inside]
-    order = np.argsort(steps[live], kind="stable")
-    return u @ (vectors * scales)[:, live][:, order].T, w / w.sum()
-
-
 @functools.cache
 def _panels(level: int) -> tuple[Array, Array]:
     """Gauss-Legendre nodes and weights on [0, 12] in eight panels."""
@@ -85,7 +56,7 @@ def sobol(dimensions: int, count: int, *, rng: Generator) -> Float64[Array, "cou
     drawn = stats.qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(seed)).random(count // 2)
     half = special.ndtri(np.clip(drawn, 1e-16, 1 - 1e-16))
     values, vectors = np.linalg.eigh(half.T @ half / len(half))
-    half = half @ (vectors / np.sqrt(values)) @ vectors.T
+    half = half @ (vectors / np.sqrt(values)) @ vectors.T  # exact for polynomials of degree 3
     return np.concatenate([half, -half])
 
 

@@ -7,6 +7,7 @@ neither rounding nor sampling sees them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 from jaxtyping import Float64
@@ -42,12 +43,18 @@ class Sources:
         return np.einsum("bdac->abcd", self.full_sspp)
 
 
-def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], two: Table, *, order: int) -> Sources:
+def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], two: Table, *, order: int, kernel: Array | None = None) -> Sources:
     """The expectations over given nodes, with derivatives up to `order`: 1 for V to F, 2 for P and Q, 3 for R to U.
 
-    Shapes: (nodes, n), (nodes,).   Error: that of the nodes.   Assumes: the derivatives that autograd takes are those of the activation.   Cost: nodes * n^4 * (1 + 3 order) / 2.
+    With a `kernel` the second derivative is taken away by parts, <q_a p_a^m s_a^k G> = (<p_a^(m+1) s_a^k G y_a> - k <p_a^(m+2) G>)/(m+1) with y = K^-1 z and G a function of the other inputs: so
+    that a jump of the slope is counted.
+
+    Shapes: (nodes, n), (nodes,).   Error: that of the nodes.   Assumes: the derivatives that autograd takes are those of the activation, but for a jump of the slope with a `kernel`.
+    Cost: nodes * n^4 * (1 + 3 order) / 2.
     """
-    n = z.shape[1]
+    n, by_parts = z.shape[1], kernel is not None and order >= 2
+    if by_parts:
+        order = 1
     rows, columns = np.triu_indices(n)
     count = len(rows)
     ss, pp, qs, rp, qq = (two[kind] for kind in ((0, 0), (1, 1), (2, 0), (3, 1), (2, 2)))
@@ -72,7 +79,7 @@ def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64
 
     ssss, sspp, pppp = cut(0, count, 0), cut(0, count, 1), cut(count, count, 1)
     none = np.zeros((0, 0, 0, 0))
-    qspp = _split(total, 2 * count, n * n, count, pair, n) + np.multiply.outer(qs, pp) if order >= 2 else none
+    qspp = _split(total, 2 * count, n * n, count, pair, n) + np.multiply.outer(qs, pp) if order >= 2 else _qspp_by_parts(activation, z, weights, kernel) if by_parts else none
     rppp = _split(total, 2 * count + n * n, n * n, count, pair, n) + np.multiply.outer(rp, pp) if order >= 3 else none
     qqpp = cut(2 * count + 2 * n * n, count, 1) + np.multiply.outer(qq, pp) if order >= 3 else none
     return Sources(ssss, sspp, pppp, sspp + np.multiply.outer(ss, pp), pppp + np.multiply.outer(pp, pp), qspp, rppp, qqpp)
@@ -81,3 +88,18 @@ def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64
 def _split(total: Array, top: int, size: int, count: int, pair: Array, n: int) -> Array:
     """Rows that stand for ordered pairs, against the columns p p.   Shapes: -> (n, n, n, n)."""
     return total[top : top + size, count : 2 * count][:, pair].reshape(n, n, n, n)
+
+
+def _qspp_by_parts(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], kernel: Array | None) -> Float64[Array, "n n n n"]:
+    n = z.shape[1]
+    s, p = derivatives(activation, z, 1)
+    y = np.linalg.solve(np.asarray(kernel), z.T).T
+    made = np.empty((n,) * 4)
+    for a, b, c in itertools.product(range(n), repeat=3):
+        for d in range(c, n):
+            own, squared = (c == a) + (d == a), b == a
+            others = weights * (1 if squared else s[:, b]) * (1 if c == a else p[:, c]) * (1 if d == a else p[:, d])
+            head = p[:, a] ** (own + 1) * (s[:, a] if squared else 1) * y[:, a]
+            total = float(others @ head) - (float(others @ p[:, a] ** (own + 2)) if squared else 0.0)
+            made[a, b, c, d] = made[a, b, d, c] = total / (own + 1)
+    return made
