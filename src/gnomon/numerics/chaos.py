@@ -12,7 +12,8 @@ import math
 import numpy as np
 from jaxtyping import Float64
 
-Array = np.ndarray
+from gnomon.core.reading import Array
+
 REACH = 12.0
 """Standard deviations integrated over, to either side."""
 PANEL = 0.25

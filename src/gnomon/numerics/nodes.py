@@ -12,8 +12,8 @@ from scipy import special, stats
 from torch import Generator
 
 from gnomon.core import rng as chance
+from gnomon.core.reading import Array
 
-Array = np.ndarray
 POLE = math.pi / 2
 """How far from the real axis a function of the kind that networks have is taken to be analytic: tanh has its poles there."""
 

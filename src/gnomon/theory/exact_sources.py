@@ -13,7 +13,7 @@ import itertools
 import math
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from gnomon.core.reading import Array
 from gnomon.numerics import chaos
@@ -94,8 +94,8 @@ def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int
 
 
 def _threes(one: Array, inverse: Float64[Array, "pairs 2 2"], kernel: Array, size: Array, planes: Array) -> Float64[Array, "triples keys f g"]:
-    """E k(z_a) f(z_b) g(z_c) for products k of two derivatives, in the order of `_triples`."""
-    n, (pairs, count, _, terms, rest) = len(kernel), planes.shape
+    """E k(z_a) f(z_b) g(z_c) for products k of two derivatives, in the order of `_plan`."""
+    n, (count, _, terms, rest) = len(kernel), planes.shape[1:]
     p, q = np.arange(terms)[:, None], np.arange(rest)[None, :]
     lengths = _log_factorial(terms + rest)
     shared = np.exp((lengths[p + q] - lengths[p] - lengths[q]) / 2)
@@ -124,7 +124,7 @@ def _doubles(order: int) -> int:
 
 def _fours(inverse: Float64[Array, "pairs 2 2"], kernel: Array, planes: Array) -> Float64[Array, "groups f g h k"]:
     """E f(z_a) g(z_b) h(z_c) k(z_d) for all a < b < c < d."""
-    n, (_, count, _, terms, rest) = len(kernel), planes.shape
+    n, (count, _, terms, rest) = len(kernel), planes.shape[1:]
     where = {pair: number for number, pair in enumerate(itertools.combinations(range(n), 2))}
     groups = list(itertools.combinations(range(n), 4))
     left, right = np.array([where[g[:2]] for g in groups]), np.array([where[g[2:]] for g in groups])
@@ -157,20 +157,20 @@ def _raised(s: Float64[Array, "groups q s"], m: Float64[Array, "groups 2 2 1 1"]
 
 
 @functools.lru_cache(maxsize=16)
-def _plan(n: int, order: int) -> dict[str, Array]:
+def _plan(n: int, order: int) -> dict[str, Int64[Array, "places"]]:
     """Where each element of each family stands among all moments in a row."""
     keys = _keys(order)
     index, count, size, doubles = {key: number for number, key in enumerate(keys)}, order + 1, len(keys), _doubles(order)
     triples = [(a, b, c) for b, c in itertools.combinations(range(n), 2) for a in range(n) if a not in (b, c)]
-    threes = {group: number for number, group in enumerate(triples)}
-    fours = {group: number for number, group in enumerate(itertools.combinations(range(n), 4))}
+    threes: dict[tuple[int, ...], int] = {group: number for number, group in enumerate(triples)}
+    fours: dict[tuple[int, ...], int] = {group: number for number, group in enumerate(itertools.combinations(range(n), 4))}
     starts = np.cumsum([0, n * size, n * n * size**2, len(threes) * doubles * count**2])
 
     def place(slots: tuple[tuple[int, int], ...]) -> int:
         groups: dict[int, list[int]] = {}
-        for at, derivative in slots:
-            groups.setdefault(at, []).append(derivative)
-        found = sorted(((at, tuple(sorted(key))) for at, key in groups.items()), key=lambda pair: (-len(pair[1]), pair[0]))
+        for a, derivative in slots:
+            groups.setdefault(a, []).append(derivative)
+        found = sorted(((a, tuple(sorted(key))) for a, key in groups.items()), key=lambda pair: (-len(pair[1]), pair[0]))
         at = tuple(a for a, _ in found)
         if len(found) == 1:
             return int(at[0] * size + index[found[0][1]])
@@ -178,7 +178,7 @@ def _plan(n: int, order: int) -> dict[str, Array]:
             return int(starts[1] + ((at[0] * n + at[1]) * size + index[found[0][1]]) * size + index[found[1][1]])
         rest = [key[0] for _, key in found[1:]]
         if len(found) == 3:
-            return int(starts[2] + ((threes[at] * doubles + index[found[0][1]]) * count + rest[0]) * count + rest[1])  # type: ignore[index]
-        return int(starts[3] + fours[at] * count**4 + np.ravel_multi_index((found[0][1][0], *rest), (count,) * 4))  # type: ignore[index]
+            return int(starts[2] + ((threes[at] * doubles + index[found[0][1]]) * count + rest[0]) * count + rest[1])
+        return int(starts[3] + fours[at] * count**4 + np.ravel_multi_index((found[0][1][0], *rest), (count,) * 4))
 
     return {name: np.array([place(tuple(zip(at, FAMILIES[name], strict=True))) for at in itertools.product(range(n), repeat=4)]) for name in NEEDED[order]}

@@ -35,7 +35,6 @@ The first layer is Gaussian and its H is fixed: all tensors are 0 there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np

@@ -32,7 +32,7 @@ Table = dict[tuple[int, int], Float64[Array, "n n"]]
 def smoothness(activation: Function) -> int:
     """How many derivatives of an activation, as autograd takes them, are derivatives: 0 where it jumps, 1 where its slope does (ReLU), 2 where its bend does (ELU), 3 for smooth ones.
 
-    A function f is the integral of what autograd says where <z f(z)>/K = <f'(z)> (Stein), tried at three kernels for s, s' and s''.
+    A function f is the integral of what autograd says where <f'(z) g(z)> = <f(z) (z g(z)/K - g'(z))> (Stein), tried with g = 1 + z/sqrt(K) at three kernels for s, s' and s''.
     """
     slopes = scale_invariant(activation)
     if slopes is not None:
@@ -42,9 +42,9 @@ def smoothness(activation: Function) -> int:
         for kernel in TESTED:
             u, w = chaos.line(tuple(b / math.sqrt(kernel) for b in breaks))
             found = derivatives(activation, math.sqrt(kernel) * u, order + 1)
-            left, right = float(w @ (u * found[order])) / math.sqrt(kernel), float(w @ found[order + 1])
-            size = float(w @ np.abs(u * found[order])) / math.sqrt(kernel) + float(w @ np.abs(found[order + 1]))
-            if abs(left - right) > 1e-5 * size:
+            left, right = found[order] * (u * (1 + u) - 1) / math.sqrt(kernel), found[order + 1] * (1 + u)
+            gap, size = float(w @ (left - right)), float(w @ (np.abs(left) + np.abs(right)))
+            if abs(gap) > 1e-5 * size:
                 return order
     return 3
 
@@ -90,12 +90,13 @@ def _closed(slopes: tuple[float, float], k: Float64[Array, "n n"]) -> Table:
     off = ~np.eye(n, dtype=bool)
     det = np.where(off, np.maximum(x * y - k**2, 1e-300), 1.0)
     root = np.sqrt(det)
-    two = {
+    two: Table = {
         (0, 0): alpha**2 * k + kappa * (root + k * np.arcsin(rho)), (1, 1): alpha**2 + kappa * np.arcsin(rho), (2, 0): kappa * root / x, (2, 2): kappa / root,
         (3, 1): -kappa * k / (x * root), (4, 0): kappa * (y / (x * root) - 2 * root / x**2), (3, 3): kappa * k / root**3, (4, 2): -kappa * y / root**3,
         (5, 1): kappa * k * (2 / (x**2 * root) + y / (x * root**3)),
     }  # fmt: skip
-    return {kind: np.where(off, value, {(0, 0): own * k, (1, 1): own}.get(kind, 0.0)) for kind, value in two.items()}
+    diagonal: Table = {(0, 0): own * k, (1, 1): np.full_like(k, own)}
+    return {kind: np.where(off, value, diagonal.get(kind, np.zeros_like(k))) for kind, value in two.items()}
 
 
 def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
@@ -124,5 +125,7 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
     for kind, value in exact.items():
         np.fill_diagonal(two[kind], value)
     if worst > CONVERGED:
-        raise OutOfScope(f"the series in the correlation of two inputs does not converge (its end is worth {worst:.2g} of it): the activation has kinks, and the inputs are close; take fewer")
+        raise OutOfScope(
+            f"the series in the correlation of two inputs does not converge (its end is worth {worst:.2g} of it): the activation has kinks, and the inputs are close; take fewer"
+        )
     return two, worst + 1e-13

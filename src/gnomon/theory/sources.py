@@ -25,7 +25,7 @@ CHUNK = 8192
 class Sources:
     """Expectations of four factors, by the inputs of each in this order; `ssss`, `sspp`, `pppp` are covariances of their pairs.
 
-    `psps[a, b, c, d]` = <p_a s_b p_c s_d>.   Shapes: (n, n, n, n) each, None where not asked for.
+    `psps[a, b, c, d]` = <p_a s_b p_c s_d>.   Shapes: (n, n, n, n) each; empty where not asked for.
     """
 
     ssss: Float64[Array, "n n n n"]
@@ -33,9 +33,9 @@ class Sources:
     pppp: Float64[Array, "n n n n"]
     full_sspp: Float64[Array, "n n n n"]
     full_pppp: Float64[Array, "n n n n"]
-    qspp: Float64[Array, "n n n n"]
-    rppp: Float64[Array, "n n n n"]
-    qqpp: Float64[Array, "n n n n"]
+    qspp: Array
+    rppp: Array
+    qqpp: Array
 
     @property
     def psps(self) -> Float64[Array, "n n n n"]:
@@ -44,7 +44,7 @@ class Sources:
 
 
 def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], two: Table, *, order: int, kernel: Array | None = None) -> Sources:
-    """The expectations over given nodes, with derivatives up to `order`: 1 for V to F, 2 for P and Q, 3 for R to U.
+    """The expectations over given nodes, with derivatives up to `order`: 1 for V to F, 2 for P and Q.
 
     With a `kernel` the second derivative is taken away by parts, <q_a p_a^m s_a^k G> = (<p_a^(m+1) s_a^k G y_a> - k <p_a^(m+2) G>)/(m+1) with y = K^-1 z and G a function of the other inputs: so
     that a jump of the slope is counted.
@@ -57,43 +57,33 @@ def sources(activation: Function, z: Float64[Array, "nodes n"], weights: Float64
         order = 1
     rows, columns = np.triu_indices(n)
     count = len(rows)
-    ss, pp, qs, rp, qq = (two[kind] for kind in ((0, 0), (1, 1), (2, 0), (3, 1), (2, 2)))
-    gram = 0.0
+    ss, pp, qs = two[0, 0], two[1, 1], two[2, 0]
+    total = np.zeros((2 * count + (n * n if order == 2 else 0), 2 * count))
     for start in range(0, len(z), CHUNK):
         f = derivatives(activation, z[start : start + CHUNK], order)
         right = [f[0][:, rows] * f[0][:, columns] - ss[rows, columns], f[1][:, rows] * f[1][:, columns] - pp[rows, columns]]
-        left = list(right)
-        if order >= 2:
-            left.append((f[2][:, :, None] * f[0][:, None, :] - qs).reshape(-1, n * n))
-        if order >= 3:
-            left += [(f[3][:, :, None] * f[1][:, None, :] - rp).reshape(-1, n * n), f[2][:, rows] * f[2][:, columns] - qq[rows, columns]]
-        gram = gram + (np.concatenate(left, 1) * weights[start : start + CHUNK, None]).T @ np.concatenate(right, 1)
+        left = right + ([(f[2][:, :, None] * f[0][:, None, :] - qs).reshape(-1, n * n)] if order == 2 else [])
+        total += (np.concatenate(left, 1) * weights[start : start + CHUNK, None]).T @ np.concatenate(right, 1)
     whole = np.zeros((n, n), dtype=int)
     whole[rows, columns] = whole[columns, rows] = np.arange(count)
     pair = whole.reshape(-1)
-    total = np.asarray(gram)
 
-    def cut(top: int, size: int, side: int) -> Array:
-        block = total[top : top + size, side * count : (side + 1) * count][:, pair]
-        return (block[pair] if size == count else block).reshape(n, n, n, n)
+    def cut(top: int, side: int) -> Array:
+        block = total[top : top + count, side * count : (side + 1) * count][:, pair]
+        return np.asarray(block[pair].reshape(n, n, n, n))
 
-    ssss, sspp, pppp = cut(0, count, 0), cut(0, count, 1), cut(count, count, 1)
+    ssss, sspp, pppp = cut(0, 0), cut(0, 1), cut(count, 1)
     none = np.zeros((0, 0, 0, 0))
-    qspp = _split(total, 2 * count, n * n, count, pair, n) + np.multiply.outer(qs, pp) if order >= 2 else _qspp_by_parts(activation, z, weights, kernel) if by_parts else none
-    rppp = _split(total, 2 * count + n * n, n * n, count, pair, n) + np.multiply.outer(rp, pp) if order >= 3 else none
-    qqpp = cut(2 * count + 2 * n * n, count, 1) + np.multiply.outer(qq, pp) if order >= 3 else none
-    return Sources(ssss, sspp, pppp, sspp + np.multiply.outer(ss, pp), pppp + np.multiply.outer(pp, pp), qspp, rppp, qqpp)
+    qspp = total[2 * count :, count:][:, pair].reshape(n, n, n, n) + np.multiply.outer(qs, pp) if order == 2 else none
+    if by_parts:
+        qspp = _qspp_by_parts(activation, z, weights, np.asarray(kernel))
+    return Sources(ssss, sspp, pppp, sspp + np.multiply.outer(ss, pp), pppp + np.multiply.outer(pp, pp), qspp, none, none)
 
 
-def _split(total: Array, top: int, size: int, count: int, pair: Array, n: int) -> Array:
-    """Rows that stand for ordered pairs, against the columns p p.   Shapes: -> (n, n, n, n)."""
-    return total[top : top + size, count : 2 * count][:, pair].reshape(n, n, n, n)
-
-
-def _qspp_by_parts(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], kernel: Array | None) -> Float64[Array, "n n n n"]:
+def _qspp_by_parts(activation: Function, z: Float64[Array, "nodes n"], weights: Float64[Array, "nodes"], kernel: Array) -> Float64[Array, "n n n n"]:
     n = z.shape[1]
     s, p = derivatives(activation, z, 1)
-    y = np.linalg.solve(np.asarray(kernel), z.T).T
+    y = np.linalg.solve(kernel, z.T).T
     made = np.empty((n,) * 4)
     for a, b, c in itertools.product(range(n), repeat=3):
         for d in range(c, n):

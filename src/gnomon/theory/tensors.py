@@ -34,6 +34,8 @@ Rule = Callable[[Float64[Array, "n n"], Table, int], Sources]
 PRINCIPLES = Source("roberts2022", "chapters 4, 8 and 11")
 ASSUMES = ("fully connected, equal widths, Gaussian weights and biases", "weights learn at the rate lambda_W / fan_in, biases at lambda_b")
 
+ROUNDING = 1e-12
+"""A tensor that is smaller than this, relative to the largest of its layer, is 0."""
 FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
@@ -77,9 +79,12 @@ class Tensors:
         return np.asarray(self.errors[name] * (float(stats.t.ppf(0.975, self.scrambles - 1)) if self.scrambles else 1.0))
 
     def relative_error(self, name: str) -> float:
-        """The largest error of a tensor, relative to the largest element of its layer."""
-        value, error = self.value(name), self.errors[name]
-        return max((float(e.max() / np.abs(v).max()) for v, e in zip(value, error, strict=True) if np.abs(v).max() > 1e-12 * np.abs(value).max()), default=0.0)
+        """The largest error of a tensor, relative to the largest element of its layer; 0 where the tensor is, within rounding of the others."""
+        depth, value, error = len(self.kernel), self.value(name), self.errors[name]
+        size = np.abs(value).reshape(depth, -1).max(1)
+        largest = np.max([np.abs(self.value(other)).reshape(depth, -1).max(1) for other in self.errors], axis=0)
+        real = size > ROUNDING * largest
+        return float((error.reshape(depth, -1).max(1)[real] / size[real]).max(initial=0.0))
 
     def value(self, name: str) -> Array:
         """A tensor by its letter.   Raises: InvalidInput where it was not asked for."""
@@ -91,8 +96,8 @@ class Tensors:
     def reading(self, name: str, *, width: int) -> Reading:
         """A tensor over n, or for G1 and H1 the corrected mean, K + G1/n and Theta + H1/n.
 
-        Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, for means r^2, with r the largest relative variance of the
-        layer, V/(n K^2) or A/(n Theta^2); and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
+        Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, r/2 for V and r^2 for means, with r the largest relative
+        variance of the layer, V/(n K^2) or A/(n Theta^2); and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
         Raises: InvalidInput for a width below 1 or a tensor that is not here.
         """
         if width < 1:
@@ -101,10 +106,12 @@ class Tensors:
         shape = (len(value), *[1] * (value.ndim - 1))
         spread = [_relative(self.V, self.kernel)] + ([_relative(self.A, self.ntk)] if self.A is not None and name not in ("G1", "V") else [])
         r = np.max(spread, axis=0) / width
-        largest = np.abs(value if mean is None else mean).reshape(len(value), -1).max(1) * (r / width if mean is None else r**2)
+        largest = np.abs(value if mean is None else mean).reshape(len(value), -1).max(1) * (r / (2 * width if name == "V" else width) if mean is None else r**2)
         axes = (Axis("layer", tuple(map(float, range(1, len(value) + 1)))), *(Axis(f"input {'abcd'[i]}", tuple(map(float, range(value.shape[1])))) for i in range(value.ndim - 1)))
         found = value / width if mean is None else mean + value / width
-        return Reading.predicted(name, found, unit="", error=largest.reshape(shape) + self.half_width(name) / width, error_kind="truncation", axes=axes, source=PRINCIPLES, assumes=ASSUMES)
+        return Reading.predicted(
+            name, found, unit="", error=largest.reshape(shape) + self.half_width(name) / width, error_kind="truncation", axes=axes, source=PRINCIPLES, assumes=ASSUMES
+        )
 
 
 def _relative(four: Array, two: Array) -> Float64[Array, "depth"]:
@@ -135,14 +142,16 @@ def tensors(
         raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
     x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
     k = checked_kernel(bias_variance + weight_variance * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.asarray(kernel, dtype=np.float64))
-    if np.linalg.eigvalsh(k - bias_variance)[0] < -1e-9 * np.abs(k).max():
+    if through != "kernel" and np.linalg.eigvalsh(k - bias_variance)[0] < -1e-9 * np.abs(k).max():
         raise InvalidInput(f"The kernel of the first layer is C_b = {bias_variance:g} and the inputs' own part, which must be a covariance.")
     layers = _layers(depth, weight_variance, bias_variance, weight_rates, bias_rates)
     smooth = smoothness(activation)
     if smooth == 0:
         raise OutOfScope("the activation jumps: its slope is no function, and the tangent kernel does not exist")
     if smooth < 3 and through == "ddntk":
-        raise OutOfScope(f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'")
+        raise OutOfScope(
+            f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
+        )
     if smooth == 3:
         return _refined(activation, k, layers, through, tolerance or (1e-8 if len(k) <= 4 else 1e-4))
     _check_condition(k, 1)
@@ -209,7 +218,7 @@ def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> 
 
 def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, tolerance: float) -> Tensors:
     """Series cut finer until two cuts agree to the tolerance."""
-    digits = -math.log10(tolerance) + (1 if len(k) > 4 else 0)
+    digits = -math.log10(tolerance)
     while True:
         found = _run(activation, k, layers, through, [_exact(activation, digits), _exact(activation, digits + 1)], 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
