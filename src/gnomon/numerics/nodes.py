@@ -12,7 +12,9 @@ from scipy import special, stats
 from torch import Generator
 
 from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array
+from gnomon.numerics.quadrature import Function
 
 POLE = math.pi / 2
 """How far from the real axis a function of the kind that networks have is taken to be analytic: tanh has its poles there."""
@@ -60,11 +62,11 @@ def sobol(dimensions: int, count: int, *, rng: Generator) -> Float64[Array, "cou
     return np.concatenate([half, -half])
 
 
-def derivatives(function: object, z: Float64[Array, "*shape"], order: int) -> list[Float64[Array, "*shape"]]:
-    """A function of numbers and its first derivatives, as autograd takes them.   Shapes: any -> order + 1 of it."""
+def derivatives(function: Function, z: Float64[Array, "*shape"], order: int) -> list[Float64[Array, "*shape"]]:
+    """A function of numbers and its first derivatives, as autograd takes them.   Shapes: any -> order + 1 of it.   Raises: InvalidInput where one is not finite."""
     at = torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64)).requires_grad_(order > 0)
     with torch.enable_grad():
-        found = [function(at).double()]  # type: ignore[operator]
+        found = [function(at).double()]
         for number in range(order):
             last = found[-1]
             if not last.requires_grad:
@@ -72,4 +74,10 @@ def derivatives(function: object, z: Float64[Array, "*shape"], order: int) -> li
                 continue
             (slope,) = torch.autograd.grad(last.sum(), at, create_graph=number + 1 < order, materialize_grads=True)
             found.append(slope)
+    for number, part in enumerate(found):
+        if not bool(torch.isfinite(part).all()):
+            worst = float(at.detach()[~torch.isfinite(part)].reshape(-1)[0])
+            raise InvalidInput(
+                f"The function's derivative of order {number}, as autograd takes it, is not finite at {worst:.4g}; write the function so that it is, or take a smaller kernel."
+            )
     return [part.detach().numpy() for part in found]
