@@ -58,11 +58,23 @@ def test_the_table_is_that_of_the_theory():
     np.testing.assert_allclose(by_name["four_point_vertex"]["value"], found.vertex / (40 * found.kernel**2))
     assert network["vacuous_from"] is None
     text = invoke("--activation", "relu", "--depth", 12, "--width", 8)
-    assert len(text.stdout.splitlines()) == 3 + 1 + 2 + 12
+    assert len(text.stdout.splitlines()) == 4 + 1 + 2 + 12
     assert "off K*" in invoke("--activation", "gelu", "--depth", 2, "--width", 99, "--kernel", 1).stdout
     assert "off K*" not in invoke("--activation", "gelu", "--depth", 2, "--width", 99).stdout
     narrow = json.loads(invoke("--activation", "gelu", "--depth", 12, "--width", 8, "--json").stdout)
     assert narrow["network"]["vacuous_from"] == 3, "4.9 (l - 1)/8 reaches 1"
+
+
+def test_the_depth_that_suits_a_width():
+    document = json.loads(invoke("--activation", "relu", "--depth", 24, "--width", 128, "--outputs", 10, "--json").stdout)["aspect"]
+    assert document["optimal_ratio"]["value"] == pytest.approx(0.016)
+    assert 0 < document["optimal_residual"]["value"] < 1
+    assert "12 times as deep; residual connections" in invoke("--activation", "relu", "--depth", 24, "--width", 128).stdout
+    shallow = invoke("--activation", "relu", "--depth", 2, "--width", 1024)
+    assert "8.2 times shallower" in shallow.stdout
+    assert "residual" not in shallow.stdout
+    assert "at least one output" in invoke("--activation", "relu", "--outputs", 0).stderr
+    assert "aspect" not in json.loads(invoke("--activation", "sigmoid", "--json").stdout)
 
 
 def test_susceptibilities_by_layer_are_derivatives_of_the_recursion():

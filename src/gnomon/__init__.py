@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from gnomon.core.subject import Subject
     from gnomon.examination.report import Report
     from gnomon.examination.run import examine
+    from gnomon.studies.critical import tune
 
     __version__: str
 
-__all__ = ["Reading", "Report", "Source", "Subject", "__version__", "cite", "examine", "judge"]
+__all__ = ["Reading", "Report", "Source", "Subject", "__version__", "cite", "examine", "judge", "tune"]
 
 _PLACES = {
     "Reading": "core.reading", "Report": "examination.report", "Source": "core.source", "Subject": "core.subject",
-    "cite": "core.source", "examine": "examination.run", "judge": "core.judge",
+    "cite": "core.source", "examine": "examination.run", "judge": "core.judge", "tune": "studies.critical",
 }  # fmt: skip
 
 

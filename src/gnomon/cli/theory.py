@@ -33,6 +33,7 @@ def effective(
     weight_variance: Annotated[float | None, Option(help="C_W, fan-in times the variance of a weight.  [default: the critical one]")] = None,
     bias_variance: Annotated[float | None, Option(help="C_b, the variance of a bias.  [default: the critical one, or 0 with --weight-variance]")] = None,
     kernel: Annotated[float | None, Option(help="K of the first layer, the variance of its pre-activations.  [default: K*, or 1]")] = None,
+    outputs: Annotated[int, Option(help="Outputs of the network, for the depth that suits a width.")] = 10,
     json: Annotated[bool, Option("--json", help="Print JSON, alone.")] = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Show tracebacks.")] = False,
 ) -> None:
@@ -44,7 +45,10 @@ def effective(
 
     if (depth is None) != (width is None):
         raise InvalidInput("The table of every layer takes both --depth and --width.")
-    document = predicted(activation_of(activation), depth, width, weight_variance, bias_variance, kernel) | {"activation": activation}
+    function = activation_of(activation)
+    document = predicted(function, depth, width, weight_variance, bias_variance, kernel) | {"activation": activation}
+    if document["critical_point"] is not None:
+        document["aspect"] = aspect(function, depth, width, outputs)
     if json:
         from gnomon.run.store import dumps
 
@@ -94,6 +98,22 @@ def predicted(activation: Any, depth: int | None, width: int | None, weight_vari
     return document | {"network": network(activation, depth, width, c_w, c_b, first) | {"off_critical_kernel": off}}
 
 
+def aspect(activation: Any, depth: int | None, width: int | None, outputs: int) -> dict[str, Any]:
+    """The depth-to-width ratio that suits a network at its critical point, and, of one that is deeper, the residual connection that brings it there."""
+    from gnomon.core.errors import OutOfScope
+    from gnomon.theory.aspect_ratio import optimal_ratio, optimal_residual
+
+    ratio = optimal_ratio(activation, outputs=outputs)
+    found: dict[str, Any] = {"outputs": outputs, "optimal_ratio": ratio.to_json(), "ratio": None, "optimal_residual": None}
+    if depth is None or width is None:
+        return found
+    try:
+        residual = optimal_residual(activation, depth=depth, width=width, outputs=outputs).to_json()
+    except OutOfScope:
+        residual = None
+    return found | {"ratio": depth / width, "optimal_residual": residual}
+
+
 def network(activation: Any, depth: int, width: int, weight_variance: float, bias_variance: float, kernel: float) -> dict[str, Any]:
     """The table of every layer; `vacuous_from` is the first layer at which the error of V/(n K^2) reaches half of it."""
     from gnomon.theory.finite_width import layer_by_layer
@@ -109,7 +129,21 @@ def text(document: dict[str, Any]) -> str:
     """The document in words and columns."""
     point = document["critical_point"]
     lines = [f"{document['activation']}: {document['out_of_scope']}"] if point is None else _point(document["activation"], point)
+    lines += _aspect(document["aspect"]) if "aspect" in document else []
     return "\n".join(lines + (["", *_table(document["network"])] if "network" in document else []))
+
+
+def _aspect(found: dict[str, Any]) -> list[str]:
+    from gnomon.core.reading import format_number
+
+    best, ratio = found["optimal_ratio"]["value"], found["ratio"]
+    said = f"{found['outputs']} outputs share most information at depth/width near {format_number(best, 2)}, an order of magnitude"
+    if ratio is None:
+        return [said]
+    times = f"{format_number(ratio / best, 2)} times as deep" if ratio > best else f"{format_number(best / ratio, 2)} times shallower"
+    residual = found["optimal_residual"]
+    advice = f"; residual connections z' = {residual['value']:.2f} z + W s(z) + b would bring it there" if residual and ratio > 2 * best else ""
+    return [f"{said}: this network is {times}{advice}"]
 
 
 def _point(activation: str, point: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from gnomon.core.subject import Subject, first_tensor
 ROOT = "network"
 """The name of the only layer of a network that is a layer itself."""
 
-__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "child_of", "nodes", "of", "read", "steps", "trace"]
+__all__ = ["PARAMETRISED", "Architecture", "Layer", "Step", "chains", "child_of", "nodes", "of", "quiet", "read", "steps", "trace"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read(module: nn.Module, inputs: Tree, *, init: tuple[str, ...] = ()) -> Arch
     """
     scheme, single = describing.parse_init(init)
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {}) if isinstance(inputs, tuple) else ((inputs,), {})
-    with chance.preserved(), _quiet(module), torch.no_grad():
+    with chance.preserved(), quiet(module), torch.no_grad():
         try:
             layers, reason = _traced(module, args, kwargs), ""
         except GnomonError:
@@ -157,7 +157,7 @@ def _family(layer: Layer, families: Mapping[str, Any]) -> Layer:
 
 
 @contextlib.contextmanager
-def _quiet(module: nn.Module) -> Iterator[None]:
+def quiet(module: nn.Module) -> Iterator[None]:
     """Eval mode, attention's fused path off (it calls no submodule), both put back."""
     modes = [(child, child.training) for child in module.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -223,7 +223,7 @@ def trace(module: nn.Module, absent: Mapping[str, Any] | None = None) -> fx.Grap
 
 def nodes(module: nn.Module, graph_module: fx.GraphModule, inputs: Tensor, *, scheme: describing.Scheme | None = None) -> dict[fx.Node, Layer]:
     """The layer that each node of a traced graph is, as `read` describes it.  Shapes: inputs a small batch.  Cost: one forward pass of `inputs`."""
-    with chance.preserved(), _quiet(module), torch.no_grad():
+    with chance.preserved(), quiet(module), torch.no_grad():
         layers = _run(graph_module, inputs)[1]
     return {node: describing.declare(layer, scheme) for node, layer in layers.items()}
 

@@ -1,6 +1,11 @@
-"""Moments over ensembles of networks at initialisation, from their pre-activations."""
+"""Moments over ensembles of networks at initialisation, from their pre-activations and their tangent kernels, with the error bar that their number leaves.
+
+Arrays have one entry a network, first.  Errors are standard errors over networks, by leaving out one at a time (Quenouille 1956; Tukey 1958).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,13 +17,26 @@ from gnomon.core.reading import Reading
 FEWEST = 30
 """Fewest networks of a block: the bias of a ratio of moments falls with their number squared, once it is corrected."""
 
+BLOCK = 256
+"""Networks whose products are formed at once."""
+
+Each = Float[Tensor, "members *shape"]
+
+
+def over_networks(name: str, values: Each, unit: str = "") -> Reading:
+    """The mean of a quantity over networks.
+
+    Shapes: (members, ...) -> value (...).   Units: `unit`.   Error: standard error over networks.   Cost: none.   Raises: InvalidInput for fewer than two.
+    """
+    return Reading.of_samples(name, values.double(), unit=unit, error_kind="seed").replace(samples=None)
+
 
 def preactivation_variance(preactivations: Float[Tensor, "layers members width"]) -> Reading:
     """The mean of z^2 over the units of a layer and over networks.
 
-    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: exact for this ensemble; its own is that of replicates.   Cost: none.
+    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.   Cost: none.
     """
-    return Reading("preactivation_variance", preactivations.double().square().mean((1, 2)), "")
+    return over_networks("preactivation_variance", preactivations.double().square().mean(2).T)
 
 
 def norm_fluctuation(preactivations: Float[Tensor, "layers members width"]) -> Reading:
@@ -26,11 +44,11 @@ def norm_fluctuation(preactivations: Float[Tensor, "layers members width"]) -> R
 
     E |z|^4 / (E |z|^2)^2 - 1, by the jackknife over networks, whose bias is of second order in 1/members.
 
-    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: exact for this ensemble; its own is that of replicates.
+    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.
     Cost: none.   Raises: InvalidInput for fewer than FEWEST networks.   Source: Quenouille 1956 (jackknife).
     """
     square = preactivations.double().square().mean(-1)
-    return Reading("norm_fluctuation", _ratio(square.square(), square), "")
+    return _jackknife("norm_fluctuation", _excess, square.square().T, square.T)
 
 
 def four_point_vertex(preactivations: Float[Tensor, "layers members width"]) -> Reading:
@@ -38,7 +56,7 @@ def four_point_vertex(preactivations: Float[Tensor, "layers members width"]) -> 
 
     E z_i^2 z_j^2 / (E z_i^2)^2 - 1 with i /= j, averaged over all pairs, by the jackknife over networks, whose bias is of second order in 1/members.
 
-    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: exact for this ensemble; its own is that of replicates.
+    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.
     Assumes: the units of a layer are exchangeable.   Cost: none.   Raises: InvalidInput for fewer than FEWEST networks, or layers of one unit.
     Source: Quenouille 1956 (jackknife).
     """
@@ -48,15 +66,68 @@ def four_point_vertex(preactivations: Float[Tensor, "layers members width"]) -> 
     square = preactivations.double().square()
     total = square.sum(-1)
     pairs = (total.square() - square.square().sum(-1)) / (width * (width - 1))
-    return Reading("four_point_vertex", _ratio(pairs, total / width), "")
+    return _jackknife("four_point_vertex", _excess, pairs.T, total.T / width)
 
 
-def _ratio(above: Float[Tensor, "layers members"], below: Float[Tensor, "layers members"]) -> Float[Tensor, "layers"]:
-    """E above / (E below)^2 - 1 over members, by the jackknife.   Shapes: (layers, members) twice -> (layers,)."""
-    members = above.shape[1]
+def ntk_fluctuation(kernel: Float[Tensor, "members *pairs"]) -> Reading:
+    """The relative variance over networks of a tangent kernel, of one unit, element by element.
+
+    E Theta^2 / (E Theta)^2 - 1
+
+    Shapes: (members, ...) -> value (...).   Units: none.   Error: standard error over networks.   Cost: none.   Raises: InvalidInput for fewer than FEWEST networks.
+    """
+    kernel = kernel.double()
+    return _jackknife("ntk_fluctuation", _excess, kernel.square(), kernel)
+
+
+def ntk_covariances(outputs: Float[Tensor, "members a n"], kernel: Float[Tensor, "members pairs n n"]) -> dict[str, Reading]:
+    """The covariances over networks of tangent kernels and outputs of different units i /= j of a layer, times its width: A, B, D and F.
+
+    A = n Cov(Theta_ii;ab, Theta_jj;cd),  B = n E Theta_ij;ab Theta_ij;cd,  D = n Cov(z_ia z_ib, Theta_jj;cd),  F = n E z_ia z_jb Theta_ij;cd, over all pairs of units.
+
+    Shapes: outputs (members, examples, units), kernel (members, pairs of examples a <= b, units, units) -> values (a, b, c, d).
+    Units: those of the kernel and the outputs.   Error: standard error over networks.   Assumes: the units of a layer are exchangeable.
+    Cost: members * (pairs units)^2 products.   Raises: InvalidInput for fewer than FEWEST networks, or layers of one unit.
+    Source: Roberts, Yaida & Hanin 2022, chapter 8 (their A_(ab)(cd), B_acbd, D_abcd and F_acbd).
+    """
+    products = [_of_pairs(z.double(), theta.double()) for z, theta in zip(outputs.split(BLOCK), kernel.split(BLOCK), strict=True)]
+    mean, square, a, b, d, f = (torch.cat(part) for part in zip(*products, strict=True))
+    n = outputs.shape[-1]
+    return {
+        "A": _jackknife("A", lambda both, one: n * (both - one[..., :, :, None, None] * one[..., None, None, :, :]), a, mean),
+        "B": over_networks("B", n * b),
+        "D": _jackknife("D", lambda both, one, two: n * (both - one[..., :, :, None, None] * two[..., None, None, :, :]), d, square, mean),
+        "F": over_networks("F", n * f),
+    }
+
+
+def _of_pairs(z: Float[Tensor, "members a n"], theta: Float[Tensor, "members pairs n n"]) -> Sequence[Tensor]:
+    """Each network's mean of Theta_ii and of z_i z_i, and of the four products over i /= j.   Shapes: -> (members, a, b) twice, (members, a, b, c, d) four times."""
+    count, n = z.shape[1:]
+    if n < 2:
+        raise InvalidInput("A pair of units is needed, and the layers have one.")
+    whole = theta.new_empty(len(z), count, count, n, n)
+    one, two = torch.triu_indices(count, count)
+    whole[:, one, two], whole[:, two, one] = theta, theta.mT
+    own, squares, pairs = whole.diagonal(dim1=-2, dim2=-1), z[:, :, None] * z[:, None, :], n * (n - 1)
+    a = torch.einsum("mab,mcd->mabcd", own.sum(-1), own.sum(-1)) - torch.einsum("mabi,mcdi->mabcd", own, own)
+    b = torch.einsum("mabij,mcdij->mabcd", whole, whole) - torch.einsum("mabi,mcdi->mabcd", own, own)
+    d = torch.einsum("mab,mcd->mabcd", squares.sum(-1), own.sum(-1)) - torch.einsum("mabi,mcdi->mabcd", squares, own)
+    f = torch.einsum("mai,mcdij,mbj->mabcd", z, whole, z) - torch.einsum("mabi,mcdi->mabcd", squares, own)
+    return own.mean(-1), squares.mean(-1), a / pairs, b / pairs, d / pairs, f / pairs
+
+
+def _excess(above: Tensor, below: Tensor) -> Tensor:
+    return above / below**2 - 1
+
+
+def _jackknife(name: str, function: Callable[..., Tensor], *each: Each) -> Reading:
+    """A function of means over networks, its bias of first order taken off, with its standard error, by leaving out one network at a time."""
+    members = len(each[0])
     if members < FEWEST:
         raise InvalidInput(f"A ratio of moments needs a block of at least {FEWEST} networks, not {members}.")
-    a, b = above.sum(1, keepdim=True), below.sum(1, keepdim=True)
-    whole = members * a / b**2
-    without = (members - 1) * (a - above) / (b - below) ** 2
-    return torch.squeeze(members * whole - (members - 1) * without.mean(1, keepdim=True), 1) - 1
+    means = [part.mean(0, keepdim=True) for part in each]
+    whole = function(*means)[0]
+    left = function(*((members * mean - part) / (members - 1) for mean, part in zip(means, each, strict=True)))
+    error = ((members - 1) / members * (left - left.mean(0)).square().sum(0)).sqrt()
+    return Reading(name, members * whole - (members - 1) * left.mean(0), "", error=error, error_kind="seed", n=members)

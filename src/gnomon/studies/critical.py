@@ -1,0 +1,227 @@
+"""Networks at criticality: a fully connected one made there, and the re-initialisation of a chain of layers that somebody has."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from gnomon.core import architecture
+from gnomon.core import rng as chance
+from gnomon.core.architecture import Architecture, Layer
+from gnomon.core.dataset import Tree, leaves
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.reading import Array, Axis, Reading
+from gnomon.theory.activations import Function, compose, named
+from gnomon.theory.criticality import CriticalPoint, critical_point
+from gnomon.theory.effective import activation_after
+from gnomon.theory.finite_width import layer_by_layer
+from gnomon.theory.tangent import equivalent_learning_rates, ntk_contributions
+
+EXAMPLES = 64
+"""Standard normal examples that stand for the data where none are given."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuned:
+    """A network at criticality, and what it takes to train it so that every layer takes part alike.
+
+    `layers` are the names of its weighted layers; `weight_rates` and `bias_rates` what the learning rate of each is multiplied with (1/fan_in included);
+    `lr` the learning rate at which a step on one example moves its output by its error; `predicted`, `before` and `after` the mean square of each layer's output on the inputs.
+    """
+
+    model: nn.Module
+    layers: tuple[str, ...]
+    point: CriticalPoint
+    weight_rates: tuple[float, ...]
+    bias_rates: tuple[float, ...]
+    lr: float
+    predicted: Reading
+    before: Reading
+    after: Reading
+
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """One group a parameter for an optimizer of torch: `torch.optim.SGD(tuned.parameter_groups())`; lr times a layer's rate, `self.lr` where none is given.
+
+        For gradient descent and momentum; Adam divides by the size of the gradients, so that its steps do not see these factors.
+        """
+        groups = []
+        for name, weight, bias in zip(self.layers, self.weight_rates, self.bias_rates, strict=True):
+            child = self.model if name == architecture.ROOT else self.model.get_submodule(name)
+            for key, rate in (("weight", weight), ("bias", bias)):
+                if (parameter := getattr(child, key)) is not None:
+                    groups.append({"params": [parameter], "lr": (self.lr if lr is None else lr) * rate, "name": f"{name}.{key}"})
+        return groups
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("layer", "predicted", "before", "after")]
+        rows += [(name, *(f"{float(v):.4g}" for v in each)) for name, *each in zip(self.layers, self.predicted.value, self.before.value, self.after.value, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        head = f"{self.point.kind}: C_W {self.point.weight_variance:.6g}, C_b {self.point.bias_variance:.6g}, lr {self.lr:.3g}; mean square of each layer's output"
+        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows)])
+
+
+class CriticalMLP(nn.Sequential):
+    """x -> W_L s(... s(W_1 x + b_1) ...) + b_L at criticality.   Shapes: inputs (N, ...), flattened; outputs (N, outputs).   `tuned` holds its learning rates."""
+
+    tuned: Tuned
+
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """`Tuned.parameter_groups`."""
+        return self.tuned.parameter_groups(lr)
+
+
+class _Elementwise(nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: Tensor) -> Tensor:
+        made: Tensor = self.function(z)
+        return made
+
+
+def critical_mlp(
+    depth: int, width: int, activation: str | Function, *, inputs: int = 784, outputs: int = 10, square: float = 1.0, dtype: torch.dtype = torch.float32, rng: Generator | None = None
+) -> CriticalMLP:  # fmt: skip
+    """A fully connected network initialised at the critical point of its activation, with the learning rates that let every layer take part alike.
+
+    W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K* where
+    the class has one.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.
+
+    Shapes: `depth` weighted layers, the hidden ones of `width` units.   `square` is the mean square of the inputs' components (1 where data are standardised).   Cost: none to speak of.
+    Raises: InvalidInput for sizes below 1 or an unknown activation; OutOfScope where the activation has no critical point, with the reason.
+    Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
+    """
+    if min(depth, width, inputs, outputs) < 1 or not square > 0:
+        raise InvalidInput(f"Sizes must be at least 1 and the inputs' mean square above 0, not depth={depth}, width={width}, inputs={inputs}, outputs={outputs}, square={square}.")
+    function = named(activation) if isinstance(activation, str) else activation
+    sizes, modules = [inputs, *[width] * (depth - 1), outputs], list[nn.Module]([nn.Flatten()])
+    for before, after in itertools.pairwise(sizes):
+        modules += [nn.Linear(before, after, dtype=dtype), function if isinstance(function, nn.Module) else _Elementwise(function)]
+    model = CriticalMLP(*modules[:-1])
+    names = tuple(name for name, child in model.named_children() if isinstance(child, nn.Linear))
+    rng = rng or chance.generator(0, "critical")
+    drawn = chance.normal(EXAMPLES, inputs, rng=chance.child(rng, "inputs")).to(dtype) * math.sqrt(square)
+    model.tuned = _tune(model, names, sizes[:-1], width, function, drawn, square, rng)
+    return model
+
+
+def tune(model: nn.Module, inputs: Tree | None = None, *, rng: Generator | None = None) -> Tuned:
+    """Initialise a chain-like network anew, in place, at the critical point of its activation, with learning rates by which every layer takes part alike.
+
+    Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*
+    where the class has one.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD.
+
+    Shapes: `inputs` some examples as the network takes them; where there are none and the first layer is linear, standard normal ones stand for standardised data.
+    Assumes: linear and convolution layers, one activation; zero padding, which dims the border, is not corrected for.   Cost: three forward passes of `inputs`.
+    Raises: OutOfScope that names the layer where the chain ends (normalisation, pooling, a sum of branches, attention ...), where activations differ, or where there is no
+    critical point; InvalidInput where there are no inputs to be had, or they are zero.
+    Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
+    """
+    rng = rng or chance.generator(0, "tune")
+    given = inputs if inputs is not None else _stand_in(model, rng)
+    found = architecture.read(model, given)
+    layers, function = _chain(found)
+    first = leaves(given)[0].double()
+    square = float(first.square().mean())
+    if not (square > 0 and math.isfinite(square)):
+        raise InvalidInput("The inputs are zero or not finite: the first layer cannot be scaled by them.")
+    return _tune(
+        model, tuple(layer.name for layer in layers), [layer.fan_in for layer in layers], min(layer.units for layer in layers[:-1] or layers), function, given, square, rng
+    )
+
+
+def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
+    first = next((child for child in model.modules() if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    if not isinstance(first, nn.Linear):
+        raise InvalidInput("gnomon.tune(model, inputs) needs some examples as the network takes them, to know their size and shape.")
+    return chance.normal(EXAMPLES, first.in_features, rng=chance.child(rng, "inputs"), like=first.weight.detach())
+
+
+def _chain(found: Architecture) -> tuple[list[Layer], Function]:
+    """The network's weighted layers, if they are one chain through one activation."""
+    layers = list(found.parametrised)
+    if not layers:
+        raise OutOfScope("there is no linear or convolution layer to initialise")
+    reached = architecture.steps(found)
+    other = next((x for x in found.layers if x.kind in ("recurrent", "attention", "norm") or (x.parameters and x.kind not in architecture.PARAMETRISED)), None)
+    if other is not None:
+        raise OutOfScope(
+            f"`{other.name}` ({other.why or other.kind}): the critical point is that of a chain of linear or convolution layers and one activation; initialise the parts beside it one by one"
+        )
+    functions = []
+    for place, layer in enumerate(layers):
+        step = reached[layer.name]
+        if layer.kind == "embedding":
+            raise OutOfScope(f"`{layer.name}` is an embedding: the critical point is that of linear and convolution layers")
+        if place and (step.source != layers[place - 1].name or step.branches):
+            why = step.why or (f"`{step.source}` is read by several layers" if step.branches else f"it reads `{step.source}`")
+            raise OutOfScope(f"`{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {why}. Tune the parts before and after it one by one")
+        if place:
+            functions.append(activation_after(found, step))
+    grid = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    for layer, function in zip(layers[2:], functions[1:], strict=True):
+        if not torch.equal(function(grid), functions[0](grid)):
+            raise OutOfScope(
+                f"the activation before `{layer.name}` is another than that before `{layers[1].name}`: each has a critical point of its own, and there is none for both"
+            )
+    return layers, functions[0] if functions else compose(())
+
+
+def _tune(model: nn.Module, names: tuple[str, ...], fans: Sequence[int], width: int, function: Function, inputs: Tree, square: float, rng: Generator) -> Tuned:
+    point, depth = critical_point(function), len(names)
+    c_w, c_b = point.weight_variance, point.bias_variance
+    read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else square
+    children: list[Any] = [model if name == architecture.ROOT else model.get_submodule(name) for name in names]
+    bare = next((name for name, child in zip(names, children, strict=True) if child.bias is None), None)
+    if c_b and bare is not None:
+        raise OutOfScope(f"`{bare}` has no bias, and the critical point of this activation needs biases of variance {c_b:.4g}")
+    weight_rates, bias_rates = equivalent_learning_rates(function, depth=depth).value
+    settings: dict[str, Any] = {"depth": depth, "width": width, "weight_variance": c_w, "bias_variance": c_b}
+    parts = ntk_contributions(function, square=read, weight_rates=weight_rates, bias_rates=bias_rates, **settings)
+    predicted = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[0]
+    before = _signals(model, children, names, inputs)
+    with torch.no_grad():
+        for place, (child, fan_in) in enumerate(zip(children, fans, strict=True)):
+            scale = read / square if place == 0 else 1.0
+            child.weight.copy_(math.sqrt(c_w * scale / fan_in) * chance.normal(*child.weight.shape, rng=chance.child(rng, "weight", place)))
+            if child.bias is not None:
+                child.bias.copy_(math.sqrt(c_b) * chance.normal(*child.bias.shape, rng=chance.child(rng, "bias", place)))
+    scaled = [float(rate) / fan * (read / square if place == 0 else 1.0) for place, (rate, fan) in enumerate(zip(weight_rates, fans, strict=True))]
+    return Tuned(
+        model, names, point, tuple(scaled), tuple(map(float, bias_rates)), 1 / float(parts.value.sum()), predicted.replace(axes=(Axis("layer", names),)), before,
+        _signals(model, children, names, inputs),
+    )  # fmt: skip
+
+
+def _signals(model: nn.Module, children: Sequence[nn.Module], names: tuple[str, ...], inputs: Tree) -> Reading:
+    """The mean square of each layer's output on some examples; its error is their spread over examples."""
+    seen: dict[int, Array] = {}
+
+    def hook(place: int) -> Callable[..., None]:
+        def keep(child: nn.Module, given: Any, output: Tensor) -> None:
+            seen[place] = output.detach().double().square().flatten(1).mean(1).cpu().numpy()
+
+        return keep
+
+    handles = [child.register_forward_hook(hook(place)) for place, child in enumerate(children)]
+    try:
+        with architecture.quiet(model), torch.no_grad():
+            model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    samples = np.stack([seen[place] for place in range(len(names))], 1)
+    axes = (Axis("layer", names),)
+    return (
+        Reading.of_samples("preactivation_variance", samples, unit="", axes=axes).replace(samples=None)
+        if len(samples) > 1
+        else Reading("preactivation_variance", samples[0], "", axes=axes)
+    )

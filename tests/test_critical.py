@@ -1,0 +1,139 @@
+"""Networks at criticality: what they are initialised with, what they keep of a signal, and what cannot be tuned."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gnomon
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.studies import critical_mlp
+from gnomon.theory.criticality import critical_point
+from gnomon.theory.finite_width import layer_by_layer
+
+
+def chain(activation, depth=6, width=64, features=20, **options):
+    sizes = [features, *[width] * (depth - 1), 10]
+    return nn.Sequential(*[layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b, **options), activation())][:-1])
+
+
+@pytest.mark.parametrize(("activation", "name"), [(nn.Tanh, "tanh"), (nn.GELU, "gelu"), (nn.ReLU, "relu"), (nn.SiLU, "silu")])
+def test_a_deep_network_keeps_its_signal_where_the_default_loses_it(activation, name):
+    x = chance.normal(200, 20, rng=chance.generator(0, "x")).float()
+    x = x / x.square().mean(1, keepdim=True).sqrt()
+    model = chain(activation, depth=20, width=200)
+    tuned = gnomon.tune(model, x)
+    assert tuned.before.value[-2] < 1e-2 * tuned.before.value[0], "PyTorch's default initialisation shrinks signals"
+    point = critical_point(lambda z: activation()(z))
+    settings = {"weight_variance": point.weight_variance, "bias_variance": point.bias_variance, "kernel": float(tuned.predicted.value[0])}
+    vertex = layer_by_layer(activation(), depth=20, width=200, **settings)[1].value
+    # one network: its layers' mean squares vary by V/(nK^2), and over the units of a layer by 2/units where deep layers see all inputs alike
+    spread = (vertex + 2 / np.array([200] * 19 + [10])) ** 0.5
+    assert (abs(tuned.after.value / tuned.predicted.value - 1) < 4 * spread).all()
+    if point.kernel and name != "relu":
+        assert abs(tuned.predicted.value - point.kernel).max() < 1e-6
+    assert name in ("relu", "gelu", "silu") or tuned.point.kind == "zero"
+    weights = model[4].weight.detach().double()
+    assert abs(float(weights.square().mean()) * 200 / point.weight_variance - 1) < 5 * (2 / weights.numel()) ** 0.5
+    assert "before" in str(tuned)
+
+
+def test_rates_are_those_of_the_effective_theory_over_fan_in():
+    tuned = gnomon.tune(chain(nn.ReLU, depth=4, width=30, features=5))
+    for rate, fan_in in zip(tuned.weight_rates, (5, 30, 30, 30), strict=True):
+        assert rate == pytest.approx(1 / (4 * fan_in))
+    assert tuned.bias_rates == pytest.approx([1 / 4] * 4)
+    groups = tuned.parameter_groups(0.2)
+    assert [group["name"] for group in groups[:2]] == ["0.weight", "0.bias"]
+    assert groups[0]["lr"] == pytest.approx(0.2 / 20)
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in tuned.model.parameters()}
+    torch.optim.SGD(groups, lr=1.0)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "relu"])
+def test_lr_is_the_inverse_of_the_tangent_kernel_of_one_input(activation):
+    """By autograd on wide networks: sum over parameters of rate (dz/dtheta)^2, times lr, is 1."""
+    found = []
+    for seed in range(6):
+        model = critical_mlp(5, 400, activation, inputs=50, outputs=1, dtype=torch.float64, rng=chance.generator(seed))
+        x = chance.normal(1, 50, rng=chance.generator(seed, "input"))
+        x /= x.square().mean().sqrt()
+        model(x).backward()
+        found.append(sum(group["lr"] * float(p.grad.square().sum()) for group in model.parameter_groups() for p in group["params"]))
+    found = torch.tensor(found)
+    assert abs(float(found.mean()) - 1) < 3 * float(found.std()) / 6**0.5 + 5 / 400
+
+
+def test_weights_are_the_same_again_and_the_global_random_state_is_left_alone():
+    state = torch.random.get_rng_state()
+    one, two = (critical_mlp(3, 8, "tanh", inputs=4, outputs=2, rng=chance.generator(7)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert critical_mlp(3, 8, "tanh", inputs=4, outputs=2)(torch.ones(5, 2, 2)).shape == (5, 2)
+    gnomon.tune(chain(nn.Tanh))
+    # building a module draws from the global state; tuning it does not
+    built = torch.random.get_rng_state()
+    gnomon.tune(one)
+    assert torch.equal(torch.random.get_rng_state(), built)
+    assert state.shape == built.shape
+
+
+def test_convolutions_are_a_chain_too():
+    model = nn.Sequential(
+        nn.Conv2d(1, 40, 3, padding=1, padding_mode="circular"),
+        nn.Tanh(),
+        nn.Conv2d(40, 40, 3, padding=1, padding_mode="circular"),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(40 * 36, 10),
+    )
+    x = chance.normal(100, 1, 6, 6, rng=chance.generator(0)).float()
+    tuned = gnomon.tune(model, x)
+    assert tuned.layers == ("0", "2", "5")
+    assert abs(tuned.after.value / tuned.predicted.value - 1).max() < 0.4
+    with pytest.raises(InvalidInput, match=r"tune\(model, inputs\)"):
+        gnomon.tune(model)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        z = self.one(x)
+        return self.three(z + self.two(torch.tanh(z)))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: chain(nn.Sigmoid), "negative variance"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8)), "`1`"),
+        (Residual, "`one` is read by several layers"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), "before `4`"),
+        (lambda: chain(nn.GELU, bias=False), "`0` has no bias"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Tanh()), "give|needs|no linear"),
+    ],
+)
+def test_what_has_no_critical_point_is_named_and_left_as_it_was(model, says):
+    model = model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((OutOfScope, InvalidInput), match=says):
+        gnomon.tune(model, torch.randn(10, 20) if model.__class__ is nn.Sequential and isinstance(model[0], nn.Linear) and model[0].in_features == 20 else torch.randn(10, 8))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("changes", "says"), [({"depth": 0}, "at least 1"), ({"activation": "tanhh"}, "tanh"), ({"square": 0.0}, "above 0")])
+def test_what_cannot_be_made(changes, says):
+    settings = {"depth": 3, "width": 4, "activation": "tanh"} | changes
+    with pytest.raises(InvalidInput, match=says):
+        critical_mlp(**settings)
+
+
+def test_zero_inputs_are_refused():
+    with pytest.raises(InvalidInput, match="zero"):
+        gnomon.tune(chain(nn.Tanh), torch.zeros(4, 20))
