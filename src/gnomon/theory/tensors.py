@@ -120,14 +120,14 @@ def _relative(four: Array, two: Array) -> Float64[Array, "depth"]:
 
 
 def tensors(
-    activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: Array | None = None, inputs: Array | None = None, weight_rates: Rates = 1.0,
+    activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: Array | float | None = None, inputs: Array | None = None, weight_rates: Rates = 1.0,
     bias_rates: Rates = 1.0, through: Through = "ddntk", tolerance: float | None = None, points: int = POINTS, scrambles: int = SCRAMBLES, rng: Generator | None = None,
 ) -> Tensors:  # fmt: skip
     """All first-order tensors of a fully connected network on several inputs: G1 and V; with the tangent kernel H1, A, B, D, F; its differentials P, Q; and R, S, T, U.
 
     The definitions and recursions stand in `gnomon.theory.first_order`.  `through` says how far: "kernel", "ntk", "dntk" or "ddntk".
 
-    Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself; rates one number, or one a layer.
+    Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates one number, or one a layer.
     Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
     (1e-8, or 1e-4 for more than four inputs); with kinks rounding for up to two inputs, else a standard error over `scrambles` of `points` points.
     Assumes: equal widths; weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
@@ -141,7 +141,7 @@ def tensors(
     if (kernel is None) == (inputs is None) or through not in first_order.ORDER:
         raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
     x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
-    k = checked_kernel(bias_variance + weight_variance * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.asarray(kernel, dtype=np.float64))
+    k = checked_kernel(bias_variance + weight_variance * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
     if through != "kernel" and np.linalg.eigvalsh(k - bias_variance)[0] < -1e-9 * np.abs(k).max():
         raise InvalidInput(f"The kernel of the first layer is C_b = {bias_variance:g} and the inputs' own part, which must be a covariance.")
     layers = _layers(depth, weight_variance, bias_variance, weight_rates, bias_rates)

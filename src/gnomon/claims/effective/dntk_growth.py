@@ -1,12 +1,12 @@
 r"""The tangent kernel moves under training at finite width, by an amount that grows as depth over width and is zero in the limit of many units.
 
-$E[\mathrm{d}\Theta\, z] / \Theta^2 = (P + 2 Q) / (n \Theta^2)$ for one unit and one input: $\mathrm{d}\Theta$ is the second derivative of the output $z$ along its own gradient, times
-the learning rates, twice; half of what one step of unit size changes $\Theta$ by.  For tanh at criticality it is negative, grows in proportion to depth, and halves as the width doubles.
+$E[\mathrm{d}\Theta\, z] / \Theta^2 = (P + 2 Q) / (n \Theta^2)$
+
+for one input, $\mathrm{d}\Theta$ the second derivative of $z$ along its own gradient; for tanh at criticality it is negative, grows as depth, and halves as the width doubles.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Generator
 
@@ -28,37 +28,33 @@ class Settings:
     replicates: int
     narrower: int = 1
 
-
-def cases(s: Settings) -> tuple[tuple[int, int], ...]:
-    """Depths and widths."""
-    return (s.depth // 2, s.width), (s.depth, s.width), (s.depth, 2 * s.width)
+    def cases(self) -> tuple[tuple[int, int], ...]:
+        """Depths and widths."""
+        return (self.depth // 2, self.width), (self.depth, self.width), (self.depth, 2 * self.width)
 
 
 def predict(s: Settings) -> Reading:
     """(P + 2 Q)/(n Theta^2)."""
-    found = tensors(torch.tanh, kernel=np.ones((1, 1)), depth=s.depth, weight_variance=1.0, through="dntk")
-    moved = ((found.value("P") + 2 * found.value("Q"))[:, 0, 0, 0, 0] / found.ntk[:, 0, 0] ** 2)[[depth - 1 for depth, _ in cases(s)]]
-    axes = (Axis("depth x width", tuple(f"{depth} x {width}" for depth, width in cases(s))),)
-    return Reading.predicted("dntk_correlation", moved / [width for _, width in cases(s)], unit="", axes=axes, source=Source("roberts2022", "chapter 11"))
+    found = tensors(torch.tanh, kernel=1.0, depth=s.depth, weight_variance=1.0, through="dntk")
+    moved = ((found.value("P") + 2 * found.value("Q"))[:, 0, 0, 0, 0] / found.ntk[:, 0, 0] ** 2)[[depth - 1 for depth, _ in s.cases()]]
+    axis = Axis("depth x width", tuple(f"{depth} x {width}" for depth, width in s.cases()))
+    return Reading.predicted("dntk_correlation", moved / [width for _, width in s.cases()], unit="", axes=(axis,), source=Source("roberts2022", "chapter 11"))
 
 
 def measure(s: Settings, *, rng: Generator) -> Array:
     """One block of networks of each, on one input of mean square 1, biases that start at 0 and learn."""
     rows = []
-    for depth, wide in cases(s):
-        width = wide // s.narrower
-        x, products, kernels = torch.ones(1, width, dtype=torch.float64), [], []
-        for networks in perceptrons.draw(torch.tanh, features=width, depth=depth, width=width, outputs=1, members=s.members, weight_variance=1.0, rng=chance.child(rng, "networks", depth * wide)):
-            z, theta = networks.outputs_and_ntk(x)
-            products.append(networks.dntk(x)[:, 0, 0, 0] * z[:, 0, 0])
-            kernels.append(theta[:, 0, 0])
-        rows.append(float(torch.cat(products).mean() / torch.cat(kernels).mean() ** 2))
-    return np.array(rows)
+    for depth, wide in s.cases():
+        n, stream = wide // s.narrower, chance.child(rng, "networks", depth * wide)
+        x, drawn = torch.ones(1, n).double(), perceptrons.draw(torch.tanh, features=n, depth=depth, width=n, outputs=1, members=s.members, weight_variance=1.0, rng=stream)
+        z, theta, moved = (torch.cat(part).flatten() for part in zip(*((*networks.outputs_and_ntk(x), networks.dntk(x)) for networks in drawn), strict=True))
+        rows.append((moved * z).mean() / theta.mean() ** 2)
+    return torch.stack(rows).numpy()
 
 
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "chapter 11"), relation="equal", predict=predict, measure=measure,
-    tolerance=Tolerance(lambda s: 2.5 * s.depth / s.width * np.abs(predict(s).value), because="the next order, relative, is some depth/width: ReLU's vertex has (5/2) depth/width"),
+    tolerance=Tolerance(lambda s: 2.5 * s.depth / s.width * abs(predict(s).value), because="the next order, relative, is some depth/width: ReLU's vertex has (5/2) depth/width"),
     scales={"smoke": Settings(4, 32, members=250, replicates=8), "standard": Settings(8, 64, members=1_000, replicates=10), "paper": Settings(32, 320, members=4_000, replicates=100)},
     sabotage=Sabotage("networks of half the width, which must not agree with the stated one", narrower=2),
 )  # fmt: skip

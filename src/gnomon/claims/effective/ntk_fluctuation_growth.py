@@ -1,13 +1,10 @@
 r"""The tangent kernel fluctuates from network to network by an amount that grows with depth over width: as its first power for ReLU and tanh, much faster for GELU at its critical point.
 
-$\mathrm{Cov}(\Theta_{ii}, \Theta_{jj}) / \Theta^2 = A / (n \Theta^2)$ for two units of the last layer, with $A$ from the recursions at order $1/n$.  For scale-invariant activations and
-for those with $K^* = 0$ it grows as $L/n$; at the half-stable critical point of GELU its exponent rises with depth towards 3.
+$\mathrm{Cov}(\Theta_{ii}, \Theta_{jj}) / \Theta^2 = A / (n \Theta^2), \quad i \neq j$
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Generator
 
@@ -19,10 +16,7 @@ from gnomon.instruments import ensembles
 from gnomon.models import perceptrons
 from gnomon.theory.effective import tensors
 
-POINTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float, float, float]] = {
-    "relu": (torch.relu, 2.0, 0.0, 1.0), "tanh": (torch.tanh, 1.0, 0.0, 1.0), "gelu": (torch.nn.functional.gelu, 1.98305826, 0.17292239, 3.56155281),
-}  # fmt: skip
-"""Activation, C_W, C_b and K of the first layer."""
+POINTS = {"relu": (torch.relu, 2.0, 0.0, 1.0), "tanh": (torch.tanh, 1.0, 0.0, 1.0), "gelu": (torch.nn.functional.gelu, 1.98305826, 0.17292239, 3.56155281)}
 
 
 @dataclass(frozen=True)
@@ -40,24 +34,22 @@ def predict(s: Settings) -> Reading:
     """A/(n Theta^2) after half of the layers and after all."""
     rows = []
     for activation, c_w, c_b, kernel in POINTS.values():
-        found = tensors(activation, kernel=np.array([[kernel]]), depth=s.depth, weight_variance=c_w, bias_variance=c_b, through="ntk")
-        rows.append([found.value("A")[layer - 1, 0, 0, 0, 0] / (s.width * found.ntk[layer - 1, 0, 0] ** 2) for layer in (s.depth // 2, s.depth)])
-    axes = (Axis("activation", tuple(POINTS)), Axis("layer", (s.depth / 2, float(s.depth))))
-    return Reading.predicted("ntk_covariance", rows, unit="", axes=axes, source=Source("roberts2022", "chapter 8"))
+        found = tensors(activation, kernel=kernel, depth=s.depth, weight_variance=c_w, bias_variance=c_b, through="ntk")
+        rows.append((found.value("A")[:, 0, 0, 0, 0] / (s.width * found.ntk[:, 0, 0] ** 2))[[s.depth // 2 - 1, s.depth - 1]])
+    return Reading.predicted("ntk_covariance", rows, unit="", axes=(Axis("activation", tuple(POINTS)), Axis("layer", (s.depth / 2, float(s.depth)))), source=Source("roberts2022"))
 
 
 def measure(s: Settings, *, rng: Generator) -> Array:
     """One block of networks of each, on one input; A over all pairs of units."""
-    width, rows = s.width // s.narrower, []
+    n, rows = s.width // s.narrower, []
     for name, (activation, c_w, c_b, kernel) in POINTS.items():
-        x = torch.full((1, width), ((kernel - c_b) / c_w) ** 0.5, dtype=torch.float64)
+        x = torch.full((1, n), ((kernel - c_b) / c_w) ** 0.5, dtype=torch.float64)
         for depth in (s.depth // 2, s.depth):
-            stream, settings = chance.child(rng, name, depth), {"weight_variance": c_w, "bias_variance": c_b}
-            drawn = perceptrons.draw(activation, features=width, depth=depth, width=width, members=s.members, rng=stream, **settings)
+            stream = chance.child(rng, name, depth)
+            drawn = perceptrons.draw(activation, features=n, depth=depth, width=n, members=s.members, weight_variance=c_w, bias_variance=c_b, rng=stream)
             z, theta = (torch.cat(part) for part in zip(*(networks.hidden_ntk(x) for networks in drawn), strict=True))
-            mean = theta[:, 0].diagonal(dim1=-2, dim2=-1).mean()
-            rows.append(float(ensembles.ntk_covariances(z, theta)["A"].value.item() / (width * mean**2)))
-    return np.array(rows).reshape(len(POINTS), 2)
+            rows.append(float(ensembles.ntk_covariances(z, theta)["A"].value.item() / (n * theta[:, 0].diagonal(dim1=-2, dim2=-1).mean() ** 2)))
+    return torch.tensor(rows).reshape(len(POINTS), 2).double().numpy()
 
 
 CLAIM = Claim(
