@@ -9,7 +9,10 @@ import torch
 from real_tensors import estimates
 from torch.nn import functional as F
 
+from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.instruments import ensembles
+from gnomon.models import perceptrons
 from gnomon.theory import effective, first_order
 from gnomon.theory.exact_sources import FAMILIES, exact_sources
 from gnomon.theory.pairs import pair_moments, smoothness
@@ -151,6 +154,33 @@ def test_derivatives_of_real_networks_have_the_tensors(function, c_w, c_b, input
         assert (np.abs(samples.mean(0) - value) < 2.5 * depth / width * largest + 4 * error).all(), name
         says += bool((error < 0.15 * largest).all())
     assert says >= 7, "an ensemble that says something"
+
+
+@pytest.mark.parametrize(("function", "c_w", "c_b"), [(torch.tanh, 1.3, 0.1), (F.gelu, 1.983, 0.173), (torch.relu, 2.0, 0.1)])
+def test_kernels_of_all_pairs_of_units_have_the_covariances(function, c_w, c_b):
+    """A, B, D and F from every pair of hidden units, two inputs: within 2.5 L/n and three standard errors, which are small; ReLU's kink is nothing to first derivatives."""
+    depth, width, x = 4, 40, torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
+    settings = {"depth": depth, "weight_variance": c_w, "bias_variance": c_b, "weight_rates": 0.8, "bias_rates": 0.6}
+    drawn = perceptrons.draw(function, features=3, width=width, members=1_500, rng=chance.generator(5), **settings)
+    z, theta = (torch.cat(part) for part in zip(*(networks.hidden_ntk(x) for networks in drawn), strict=True))
+    found = tensors(function, inputs=x.numpy(), through="ntk", **settings)
+    for name, measured in ensembles.ntk_covariances(z, theta).items():
+        value = found.value(name)[-1]
+        value = value.transpose(0, 2, 1, 3) if name in "BF" else value
+        largest, error = np.abs(value).max(), np.asarray(measured.error)
+        assert (np.abs(np.asarray(measured.value) - value) < 2.5 * depth / width * largest + 3 * error).all(), name
+        assert error.max() < 0.15 * largest, f"an ensemble that says something of {name}"
+
+
+@pytest.mark.parametrize(("function", "power", "depth"), [(torch.relu, 1, 64), (torch.tanh, 1, 64), (F.gelu, 3, 256)])
+def test_the_fluctuation_of_the_kernel_grows_with_the_power_of_its_class(function, power, depth):
+    """log2 of the growth of A/Theta^2 as the depth doubles twice, carried on to the limit."""
+    point = effective.critical_point(function)
+    settings = {"weight_variance": point.weight_variance, "bias_variance": point.bias_variance, "kernel": point.kernel or 1.0}
+    found = tensors(function, depth=depth, through="ntk", tolerance=1e-6, **settings)
+    ratio = found.A[:, 0, 0, 0, 0] / found.ntk[:, 0, 0] ** 2
+    first, second = math.log2(ratio[depth // 2 - 1] / ratio[depth // 4 - 1]), math.log2(ratio[-1] / ratio[depth // 2 - 1])
+    assert 2 * second - first == pytest.approx(power, abs=0.1)
 
 
 def test_more_points_more_inputs_with_kinks():
