@@ -110,6 +110,23 @@ def test_float32_and_halves_agree(name):
         torch.testing.assert_close(kernel(both.float(), kind=kind).double(), whole, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", ["relu", "conv_flatten", "conv_pool"])
+def test_blocks_are_parts_of_the_whole_and_say_beforehand_what_they_take(name):
+    x = torch.cat(reference_data(name))
+    kernel = kernel_of(name)
+    whole, tiles = kernel(x, kind=BOTH), kernel.tiles(x, kind=BOTH)
+    assert tiles.shape == (len(x), len(x))
+    for rows, columns in ((slice(0, 2), slice(0, 2)), (slice(1, 3), slice(2, 4)), (slice(2, 4), slice(0, 3)), (None, slice(3, 4))):
+        for made, full in zip(tiles.block(rows, columns), whole, strict=True):
+            expected = full[rows or slice(None), columns]
+            torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-14)
+            assert tiles.cost(rows, columns).result == 2 * expected.numel() * 8
+    assert tiles.cost().covariances < 2 * kernel.tiles(x, x.clone(), kind=BOTH).cost().covariances
+    assert tiles.cost().covariances == sum(tiles.cost(slice(i, i + 1), slice(i, None)).covariances for i in range(len(x)))
+    with pytest.raises(InvalidInput, match="contiguous range"):
+        tiles.block(slice(3, 3))
+
+
 def relu(z):
     return z if z > 0 else mp.mpf(0)
 
@@ -169,8 +186,8 @@ def test_duals_are_those_of_quadrature_in_50_digits(name, sign, distance):
         numbers = [
             torch.tensor(float(v), dtype=torch.float64) for v in (Q1, Q2, n * cosine, n * (1 - cosine) if sign < 0 else n * small, n * small if sign < 0 else n * (1 + cosine))
         ]
-        image = dual.image(Arguments(*(v.reshape(1) for v in numbers), slope=True))
-        for made, f, order in ((image.cov, function, degree), (image.slope, derivative, None if degree is None else degree - 1)):
+        image = dual.image(Arguments(*(v.reshape(1) for v in numbers), tangent=torch.ones(1, dtype=torch.float64), wanted=False))
+        for made, f, order in ((image.factor * image.cov, function, degree), (image.factor * image.tangent, derivative, None if degree is None else degree - 1)):
             if f is None:
                 assert float(made) == 0  # the derivative of sign, as autograd takes it
                 continue

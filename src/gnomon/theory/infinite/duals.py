@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,40 +17,73 @@ TERMS = 11
 
 
 class Image(NamedTuple):
-    """E s(x) s(y), n - k of it (None where nobody asked), E s'(x) s'(y) (None where nobody asked), and n + k of it where it is known better than by a sum."""
+    """E s(x) s(y) or, where asked for, n - k of it (one of them may be None), the tangent E s'(x) s'(y) Theta (None where nobody asked), and n + k of it where it is known better than by a sum.
 
-    cov: Tensor
+    All are still to be multiplied by `factor`, by which then the variances are multiplied too.
+    """
+
+    cov: Tensor | None
     gap: Tensor | None
-    slope: Tensor | None
+    tangent: Tensor | None
     total: Tensor | None = None
+    factor: float = 1.0
 
 
 class Arguments(NamedTuple):
-    """Variances q1 and q2, the covariance k, n - k and n + k (n the product of the standard deviations; both may be None), and whether the slope is asked for.  Shapes: broadcast together."""
+    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, and whether the image's n - k is.  Shapes: broadcast together."""
 
     first: Tensor
     second: Tensor
-    cov: Tensor
+    cov: Tensor | None
     gap: Tensor | None
     total: Tensor | None
-    slope: bool
+    tangent: Tensor | None
+    wanted: bool = True
 
     @property
     def norm(self) -> Tensor:
         """n = sqrt(q1 q2)."""
         return self.first.sqrt() * self.second.sqrt()
 
+    @property
+    def covariance(self) -> Tensor:
+        """k."""
+        if self.cov is not None:
+            return self.cov
+        assert self.gap is not None
+        return torch.addcmul(self.gap, self.first.sqrt(), self.second.sqrt(), value=-1).neg_()
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """n - k and n + k."""
+        if self.gap is not None and self.total is not None:
+            return self.gap, self.total
+        if self.gap is not None and self.cov is not None:
+            return self.gap, torch.add(self.gap, self.cov, alpha=2)
+        one, two = self.first.sqrt(), self.second.sqrt()
+        if self.gap is not None:
+            return self.gap, torch.addcmul(self.gap, one, two, value=-2).neg_()
+        k = self.covariance
+        gap = torch.addcmul(k, one, two, value=-1).neg_().clamp_min_(0)
+        return gap, torch.addcmul(k, one, two) if self.total is None else self.total
+
+    def times(self, slope: Callable[[], Tensor]) -> Tensor | None:
+        """E s'(x) s'(y) Theta where it is asked for."""
+        return None if self.tangent is None else slope() * self.tangent
+
+    @property
+    def alive(self) -> bool:
+        """Whether something arrives on both sides everywhere."""
+        return float(self.first.min()) > 0 and float(self.second.min()) > 0
+
     def sine(self) -> Tensor:
         """n sin(theta) = sqrt((n - k)(n + k))."""
-        one, two = self.first.sqrt(), self.second.sqrt()
-        gap = torch.addcmul(-self.cov, one, two).clamp_min_(0) if self.gap is None else self.gap
-        total = torch.addcmul(self.cov, one, two) if self.total is None else self.total
+        gap, total = self.sides()
         return (gap * total).clamp_min_(0).sqrt_()
 
     def determinant(self, factor: float) -> Tensor:
         """(1 + f q1)(1 + f q2) - (f k)^2."""
-        spread = (self.norm - self.cov) * (self.norm + self.cov) if self.gap is None else self.gap * (self.norm + self.cov if self.total is None else self.total)
-        return 1 + factor * (self.first + self.second) + factor**2 * spread.clamp_min(0)
+        gap, total = self.sides()
+        return 1 + factor * (self.first + self.second) + factor**2 * (gap * total).clamp_min_(0)
 
 
 @runtime_checkable
@@ -72,7 +106,7 @@ class Dual(Protocol):
 
 def gap_of(dual: Dual, at: Arguments, cov: Tensor) -> Tensor | None:
     """n - k of a smooth activation's image by subtraction, exactly 0 for equal arguments."""
-    if at.gap is None:
+    if not at.wanted or at.gap is None:
         return None
     n = dual.variance(at.first).sqrt() * dual.variance(at.second).sqrt()
     return (n - cov).clamp_min(0).masked_fill((at.gap == 0) & (at.first == at.second), 0)
@@ -103,42 +137,53 @@ class PiecewiseLinear:
         return (self.low**2 + self.high**2) / 2 * q
 
     def image(self, at: Arguments) -> Image:
-        """The formulas above."""
-        mean, bend = (self.low**2 + self.high**2) / 2, (self.high - self.low) ** 2
+        """The formulas above, theta = 2 arctan sqrt((n - k)/(n + k))."""
+        mean, bend = (self.low**2 + self.high**2) / 2, (self.high - self.low) ** 2 / (2 * math.pi)
         if not bend:
-            slope = torch.full_like(at.cov, mean) if at.slope else None
-            return Image(mean * at.cov, None if at.gap is None else mean * at.gap, slope, None if at.total is None else mean * at.total)
-        sine = at.sine()
-        angle = torch.atan2(sine, at.cov)
-        turn = torch.addcmul(sine, angle, at.cov, value=-1).mul_(bend / (2 * math.pi))
-        cov = torch.add(turn, at.cov, alpha=mean)
-        gap = None if at.gap is None else (mean * at.gap).sub_(turn)
-        total = None if at.total is None or self.low * self.high <= 0 else mean * at.total + turn
-        slope = torch.add(angle.new_tensor(mean), angle, alpha=-bend / (2 * math.pi)) if at.slope else None
-        if self.low * self.high == 0:
-            self._opposite(at, sine, cov, slope)
-        return Image(cov, gap, None if slope is None else self._dead(at, slope), total)
+            cov, gap, total = (None if part is None else mean * part for part in (at.cov, at.gap, at.total))
+            return Image(cov, gap, None if at.tangent is None else mean * at.tangent, total)
+        gap, total = at.sides()
+        k = torch.sub(total, gap).mul_(0.5) if at.cov is None else at.cov
+        sure = at.total is None and at.alive  # then n + k is not 0
+        root = torch.div(gap, total if sure else total.clamp_min(torch.finfo(gap.dtype).tiny)).sqrt_()
+        sine = total.mul_(root) if sure else torch.mul(gap, total).sqrt_()
+        half, rate = root.atan_(), bend / mean
+        turn = sine.addcmul_(half, k, value=-2)
+        both = None if at.total is None or self.low * self.high <= 0 else torch.add(at.total, turn, alpha=rate)
+        far = at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
+        far_half = half.clone() if far else half
+        image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate, out=turn)
+        near = torch.sub(gap, turn, alpha=rate, out=turn).clamp_min_(0) if image is None else None
+        tangent: Tensor | None = None
+        if at.tangent is not None and (sure or at.alive) and at.tangent.shape == half.shape:
+            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate, out=half)
+        elif at.tangent is not None:
+            tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)) * at.tangent
+        if far:
+            self._opposite(at, far_half, image, tangent)
+        return Image(image, near, tangent, both, mean)
 
-    def _opposite(self, at: Arguments, sine: Tensor, cov: Tensor, slope: Tensor | None) -> None:
+    def _opposite(self, at: Arguments, half: Tensor, cov: Tensor | None, tangent: Tensor | None) -> None:
         """For ReLU near -1: n (sin p - p cos p) with p = pi - theta by its series, in place."""
-        if at.total is None:  # k >= 0
-            return
-        n = at.norm
-        near = at.cov < -math.cos(SMALL) * n
-        if not bool(near.any()):
-            return
-        scale = (self.high - self.low) ** 2 / (2 * math.pi)
-        p = torch.atan2(sine[near], -at.cov[near])
-        cov[near] = scale * n[near] * _opposite_series(1, p)
-        if slope is not None:
-            slope[near] = scale * p
+        gap, total = at.sides()
+        near = half > (math.pi - SMALL) / 2
+        p = 2 * torch.atan((total[near] / gap[near]).sqrt_())
+        if cov is not None:
+            cov[near] = at.norm.expand_as(cov)[near] * _opposite_series(1, p) / math.pi
+        if tangent is not None and at.tangent is not None:
+            tangent[near] = p / math.pi * at.tangent[near]
 
     def _dead(self, at: Arguments, slope: Tensor) -> Tensor:
-        """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side."""
-        if float(at.first.min()) > 0 and float(at.second.min()) > 0:
+        """Where nothing arrives on one side the derivative is autograd's at 0, and on average (low + high)/2 on the other side; `slope` in units of `factor`."""
+        if at.alive:
             return slope
-        one, two = ((torch.where(q > 0, (self.low + self.high) / 2, self.at_zero)) for q in (at.first, at.second))
-        return torch.where((at.first > 0) & (at.second > 0), slope, one * two)
+        alive = [(q > 0).to(q) for q in (at.first, at.second)]
+        slope.mul_(alive[0]).mul_(alive[1])
+        if self.at_zero:
+            unit, middle = (self.low**2 + self.high**2) / 2, (self.low + self.high) / 2
+            one, two = (torch.where(q > 0, middle, self.at_zero) for q in (at.first, at.second))
+            slope.addcmul_(one, two, value=1 / unit).addcmul_(middle * alive[0], middle * alive[1], value=-1 / unit)
+        return slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +205,12 @@ class RectifiedPower:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
+        k = at.covariance
         sine, n = at.sine(), at.norm
-        rest = torch.atan2(sine, -at.cov)
-        cov = self.scale**2 * _arc_cosine(self.power, sine, at.cov, n, rest)
-        slope = (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, at.cov, n, rest) if at.slope else None
-        return Image(cov, gap_of(self, at, cov), slope)
+        rest = torch.atan2(sine, -k)
+        cov = self.scale**2 * _arc_cosine(self.power, sine, k, n, rest)
+        tangent = at.times(lambda: (self.scale * self.power) ** 2 * _arc_cosine(self.power - 1, sine, k, n, rest))
+        return Image(cov, gap_of(self, at, cov), tangent)
 
 
 def _arc_cosine(power: int, sine: Tensor, cov: Tensor, n: Tensor, rest: Tensor) -> Tensor:
@@ -203,9 +249,10 @@ class Erf:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
+        k = at.covariance
         root = at.determinant(2.0).sqrt()
-        cov = 2 / math.pi * torch.atan2(2 * at.cov, root)
-        return Image(cov, gap_of(self, at, cov), 4 / math.pi / root if at.slope else None)
+        cov = 2 / math.pi * torch.atan2(2 * k, root)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: 4 / math.pi / root))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,12 +274,13 @@ class Gelu:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
+        k = at.covariance
         det = at.determinant(1.0)
         root, product, above = det.sqrt(), at.first * at.second, (1 + at.first) * (1 + at.second)
-        angle = torch.atan2(at.cov, root)
-        cov = at.cov / 4 + (at.cov * angle + (at.cov**2 + product * det) / (above * root)) / (2 * math.pi)
-        slope = 0.25 + (angle + (1 / det + (1 - product) / above + 1) * at.cov / root) / (2 * math.pi) if at.slope else None
-        return Image(cov, gap_of(self, at, cov), slope)
+        angle = torch.atan2(k, root)
+        cov = k / 4 + (k * angle + (k**2 + product * det) / (above * root)) / (2 * math.pi)
+        tangent = at.times(lambda: 0.25 + (angle + (1 / det + (1 - product) / above + 1) * k / root) / (2 * math.pi))
+        return Image(cov, gap_of(self, at, cov), tangent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,12 +296,13 @@ class Wave:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above, in exponentials that do not overflow."""
-        size = at.cov.abs()
+        k = at.covariance
+        size = k.abs()
         peak, twice = torch.exp(size - (at.first + at.second) / 2), -2 * size
-        sine = torch.sign(at.cov) * peak * -torch.expm1(twice) / 2
+        sine = torch.sign(k) * peak * -torch.expm1(twice) / 2
         cosine = peak * (1 + torch.exp(twice)) / 2
         cov, slope = (sine, cosine) if self.odd else (cosine, sine)
-        return Image(cov, gap_of(self, at, cov), slope if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: slope))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,9 +318,10 @@ class Gaussian:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
+        k = at.covariance
         det = at.determinant(2 * self.rate)
         cov = det.rsqrt()
-        return Image(cov, gap_of(self, at, cov), 4 * self.rate**2 * at.cov * det**-1.5 if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: 4 * self.rate**2 * k * det**-1.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,9 +337,10 @@ class Monomial:
 
     def image(self, at: Arguments) -> Image:
         """The formulas above."""
+        k = at.covariance
         product = at.first * at.second
-        cov = _isserlis(self.power, product, at.cov)
-        return Image(cov, gap_of(self, at, cov), self.power**2 * _isserlis(self.power - 1, product, at.cov) if at.slope else None)
+        cov = _isserlis(self.power, product, k)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: self.power**2 * _isserlis(self.power - 1, product, k)))
 
 
 def _isserlis(power: int, product: Tensor, cov: Tensor) -> Tensor:
@@ -312,8 +363,9 @@ class Sign:
 
     def image(self, at: Arguments) -> Image:
         """The formula above."""
+        k = at.covariance
         sine = at.sine()
         alive = (at.first > 0) & (at.second > 0)
-        cov = torch.where(alive, 2 / math.pi * torch.atan2(at.cov, sine), 0.0)
-        gap = None if at.gap is None else torch.where(alive, 2 / math.pi * torch.atan2(sine, at.cov), 0.0)
-        return Image(cov, gap, torch.zeros_like(cov) if at.slope else None)
+        cov = torch.where(alive, 2 / math.pi * torch.atan2(k, sine), 0.0)
+        gap = None if at.gap is None else torch.where(alive, 2 / math.pi * torch.atan2(sine, k), 0.0)
+        return Image(cov, gap, at.times(lambda: torch.zeros_like(cov)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import traceback
 from pathlib import Path
@@ -33,6 +34,11 @@ class Kernel:
 
     def __call__(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tensor | tuple[Tensor, ...]:
         """The kernel between two sets of examples, or of one with itself (each pair once).  Cost: n1 x n2 x positions times some tens of operations a layer."""
+        made = self.tiles(x1, x2, kind).block()
+        return made[0] if isinstance(kind, str) else made
+
+    def tiles(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tiles:
+        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.  Cost: what the network does to the data before its first weights."""
         kinds = (kind,) if isinstance(kind, str) else tuple(kind)
         for name in kinds:
             if name not in get_args(Kind):
@@ -47,9 +53,24 @@ class Kernel:
             )
         plan = self._plan(x1)
         with torch.no_grad():
-            made = Tiles(plan, x1, None if symmetric else second, kinds, memory=self._options.memory).run()
-        out = tuple(made[name] for name in kinds)
-        return out[0] if isinstance(kind, str) else out
+            return Tiles(plan, x1, None if symmetric else second, kinds, memory=self._options.memory)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in a Sequential where it is a single layer."""
+        return self._module
+
+    @property
+    def options(self) -> Options:
+        """How variances and the parametrisation were chosen."""
+        return self._options
+
+    def within(self, memory: int) -> Kernel:
+        """The same kernel, whose calls may hold so many bytes."""
+        return self if memory >= self._options.memory else Kernel(self._module, dataclasses.replace(self._options, memory=memory))
+
+    def __reduce__(self) -> tuple[type[Kernel], tuple[nn.Module, Options]]:
+        return Kernel, (self._module, self._options)
 
     def variances(self, x: Tensor) -> dict[str, tuple[float, float, str]]:
         """What was taken for every layer with weights, on data shaped like x: C_W (fan-in times the variance of a weight), C_b, and where they come from."""

@@ -5,58 +5,112 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gnomon.core.errors import OutOfScope
+from gnomon.theory.infinite.window import Window
+
+FEW = 4
+"""Components of two vectors up to which their distance is a sum of squared differences also where a matrix product could give it."""
+NEAR = 1e-5
+"""Half the squared distance of unit vectors below which a product's rounding is mended by differences."""
+FAR = -0.75
+"""The correlation above which n + k is as well known from n - k."""
+ROUNDING = 1e-15
+"""Half the squared distance of unit vectors that a product in float64 cannot tell from 0."""
+GATHERED = 1 << 16
+"""Differences that are gathered at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Covariances of one layer's channels between two sets of examples, at equal positions or (`full`) between all positions.
 
-    `first` and `second` are the variances, `cov` the covariance k, `ntk` the tangent kernel.  `gap` and `total` are n - k and n + k with n the product of the two
-    standard deviations: carried by themselves because they vanish at correlations of 1 and -1, where k cannot tell them from 0.  `gap` is None where nothing
-    downstream needs it; `total` where a sum gives it.
+    `first` and `second` are the variances and n the product of the two standard deviations, `cov` the covariance k, `ntk` the tangent kernel (a number where it is the same everywhere).
+    `gap` is n - k, carried in place of k where an activation with a kink follows: it vanishes at a correlation of 1, where k cannot tell it from 0; `total` is n + k,
+    carried beside it where correlations may be near -1.  All of them and the variances are still to be multiplied by `factor`.
 
     Shapes: first (n1, *S), second (n2, *S); the others (n1, n2, *S), or (n1, n2, *S, *S) where `full`.   Units: those of the squared activations.
     """
 
     first: Float[Tensor, "n1 ..."]
     second: Float[Tensor, "n2 ..."]
-    cov: Float[Tensor, "n1 n2 ..."]
+    cov: Float[Tensor, "n1 n2 ..."] | None
     gap: Float[Tensor, "n1 n2 ..."] | None
     total: Float[Tensor, "n1 n2 ..."] | None
-    ntk: Float[Tensor, "n1 n2 ..."] | None
+    ntk: Float[Tensor, "..."] | None
     full: bool
+    factor: float = 1.0
 
     @property
     def dimensions(self) -> int:
         """How many dimensions of positions there are."""
         return self.first.ndim - 1
 
+    @property
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """The standard deviations, shaped to meet the covariances."""
+        return self.spread(self.first.sqrt(), self.second.sqrt())
+
+    @property
+    def covariance(self) -> Tensor:
+        """k, from n - k where that is what is known."""
+        if self.cov is not None:
+            return self.cov
+        assert self.gap is not None
+        if self.total is not None:
+            return torch.sub(self.total, self.gap).mul_(0.5)
+        return torch.addcmul(self.gap, *self.deviations, value=-1).neg_()
+
     def spread(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers of each example and position, shaped to meet `cov`.  Shapes: those of the fields."""
+        """Numbers of each example and position, shaped to meet the covariances.  Shapes: those of the fields."""
         return spread(first, second, full=self.full)
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def each(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """A linear function of cov, gap, total and ntk."""
-        gap, total, ntk = (None if part is None else function(part) for part in (self.gap, self.total, self.ntk))
-        return function(self.cov), gap, total, ntk
+        cov, gap, total = (None if part is None else function(part) for part in (self.cov, self.gap, self.total))
+        return cov, gap, total, self.ntk if self.ntk is None or self.ntk.ndim == 0 else function(self.ntk)
 
     def scaled(self, by: float) -> Pair:
         """What it is after a multiplication of the layer by a constant whose square is `by`."""
-        return self if by == 1 else Pair(by * self.first, by * self.second, *self.each(lambda x: by * x), self.full)
+        return dataclasses.replace(self, factor=by * self.factor)
+
+    def resolved(self) -> Pair:
+        """The same, multiplied by its factor."""
+        by = self.factor
+        if by == 1:
+            return self
+        made = Pair(by * self.first, by * self.second, *self.each(lambda x: by * x), self.full)
+        return made if made.ntk is None or made.ntk.ndim else dataclasses.replace(made, ntk=by * made.ntk)
+
+    def without_gap(self) -> Pair:
+        """The same with k alone."""
+        return self if self.gap is None else dataclasses.replace(self, cov=self.covariance, gap=None, total=None)
 
     def diagonal(self) -> Pair:
         """Only equal positions."""
         if not self.full:
             return self
         shape, count = self.first.shape[1:], math.prod(self.first.shape[1:])
-        return Pair(self.first, self.second, *self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape)), full=False)
+        parts = self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape))
+        return Pair(self.first, self.second, *parts, full=False, factor=self.factor)
+
+    def narrowed(self, rows: slice) -> Pair:
+        """Some positions of the first side, along their first dimension.  Shapes: as if `full`."""
+        return Pair(self.first[:, rows], self.second, *self.each(lambda x: x[:, :, rows]), self.full, self.factor)
+
+
+class Asked(NamedTuple):
+    """What a rule is asked for beside its pairs: n - k too (`gap`), the variances of a pooling's result, some `rows` of the first side; `once` keeps what one side alone gives."""
+
+    gap: bool
+    variances: tuple[Tensor, Tensor] | None
+    rows: slice | None
+    once: Callable[[int, Callable[[], Any]], Any]
 
 
 def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
@@ -69,113 +123,147 @@ def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor
 
 
 def add(a: Pair, b: Pair) -> Pair:
-    """The sum of two independent layers.
-
-    k, n - k and n + k add up, but for the difference of the new n and the old ones, which has no cancellation in the form
-    sqrt((a1 + b1)(a2 + b2)) - sqrt(a1 a2) - sqrt(b1 b2) = (sqrt(a1 b2) - sqrt(a2 b1))^2 / (sqrt((a1 + b1)(a2 + b2)) + sqrt(a1 a2) + sqrt(b1 b2)).
-
-    Source: Lagrange's identity.
-    """
+    """The sum of two independent layers: k, n - k and n + k add up, but for the difference of the new n and the old ones."""
     first, second = a.first + b.first, a.second + b.second
     ntk = a.ntk + b.ntk if a.ntk is not None and b.ntk is not None else a.ntk if b.ntk is None else b.ntk
     if a.gap is None or b.gap is None:
-        return Pair(first, second, a.cov + b.cov, None, None, ntk, a.full)
-    (a1, a2), (b1, b2) = (x.spread(x.first.sqrt(), x.second.sqrt()) for x in (a, b))
-    n1, n2 = a.spread(first.sqrt(), second.sqrt())
-    more = _excess(a1 * b2 - a2 * b1, n1 * n2 + a1 * a2 + b1 * b2)
+        return Pair(first, second, a.covariance + b.covariance, None, None, ntk, a.full)
+    (a1, a2), (b1, b2) = a.deviations, b.deviations
+    more = _excess((a1, b1), (a2, b2))
     total = None
     if a.total is not None or b.total is not None:
-        total = (a1 * a2 + a.cov if a.total is None else a.total) + (b1 * b2 + b.cov if b.total is None else b.total) + more
-    return Pair(first, second, a.cov + b.cov, a.gap + b.gap + more, total, ntk, a.full)
+        parts = [torch.addcmul(-x.gap, s1, s2, value=2) if x.total is None and x.gap is not None else x.total for x, s1, s2 in ((a, a1, a2), (b, b1, b2))]
+        total = parts[0] + parts[1] + more  # type: ignore[operator]
+    return Pair(first, second, None, more.add_(a.gap).add_(b.gap), total, ntk, a.full)
 
 
-def _excess(difference: Tensor, below: Tensor) -> Tensor:
-    return difference.square_().div_(below.clamp_min_(torch.finfo(below.dtype).tiny))
+def _excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
+    """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of positive numbers without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
+    (p, q), (v, w) = _half(*one), _half(*two)
+    return torch.mul(p, w).addcmul_(q, v, value=-1).square_()
 
 
-def affine(x: Pair, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
-    """A linear layer of weight variance C_W / fan_in and bias variance C_b: k -> C_W k + C_b, Theta -> C_W Theta + w k + b, with w and b those of the parametrisation.
+def _half(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    angle, scale = torch.atan2(b, a) / 2, math.sqrt(math.sqrt(2)) * torch.hypot(a, b).sqrt()
+    return scale * angle.sin(), scale * angle.cos()
 
-    Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta.
+
+def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
+    """|u - v|^2 / 2 of unit vectors, and where `total` |u + v|^2 / 2 if some are nearly opposite.
+
+    Shapes: (K, n1, P), (K, n2, P) -> (n1, n2, P), or (K, n1, P), (K, n2, Q) -> (n1, n2, P, Q) where `full`.
+    Error: rounding of each difference; with many components, where a product takes the place of differences, 1e-15 absolute, mended by differences where it is small if `mend`.
     """
-    shift, ntk = x.cov.new_tensor(bias), None  # numbers as tensors, so that a factor and a sum are one pass
-    if x.ntk is not None:
-        ntk = torch.add(x.cov.new_tensor(ntk_bias), x.ntk, alpha=weight).add_(x.cov, alpha=ntk_weight)
-    first, second = weight * x.first, weight * x.second
-    if bias == 0 or x.gap is None:
-        _, gap, total, _ = (None, None, None, None) if x.gap is None else x.each(lambda part: weight * part)
-        return Pair(first + bias, second + bias, torch.add(shift, x.cov, alpha=weight), gap, total, ntk, x.full)
-    a1, a2 = x.spread(first.sqrt(), second.sqrt())
-    n1, n2 = x.spread((first + bias).sqrt(), (second + bias).sqrt())
-    below = torch.addcmul(torch.addcmul(shift, n1, n2), a1, a2)
-    more = torch.sub(math.sqrt(bias) * a1, math.sqrt(bias) * a2).square_().div_(below)
-    total = None if x.total is None else torch.add(more, x.total, alpha=weight).add_(2 * bias)
-    return Pair(first + bias, second + bias, torch.add(shift, x.cov, alpha=weight), more.add_(x.gap, alpha=weight), total, ntk, x.full)
+    (components, n1, count), (_, n2, other) = one.shape, two.shape
+    if components <= FEW or (count > 1 and not full):
+        return _distance(one, two, full, -1), _distance(one, two, full, 1) if total else None
+    a, b = one.double().flatten(1), two.double().flatten(1)
+
+    def shaped(square: Tensor) -> Tensor:
+        return square.reshape(n1, count, n2, other).transpose(1, 2).contiguous() if full else square[..., None]
+
+    if not (mend or total):  # 1 - u v in one product
+        ones = [a.new_ones(1, side.shape[1]) for side in (a, b)]
+        product = torch.mm(torch.cat([ones[0], -a]).T, torch.cat([ones[1], b]))
+        return shaped(torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True)), None
+    product = torch.mm(a.T, b)
+    least, most = product.aminmax()
+    far = 1 + product if total and float(least) < FAR else None
+    near = torch.add(product.new_ones(()), product, alpha=-1, out=product)
+    for square, sign, close in ((near, -1, float(most) > 1 - NEAR), (far, 1, float(least) < NEAR - 1)):
+        if square is None or not close:
+            continue
+        if not mend:
+            torch.nn.functional.threshold(square, ROUNDING, 0.0, inplace=True)
+            continue
+        for at in (square < NEAR).nonzero().split(max(1, GATHERED // components)):
+            i, j = at.unbind(1)
+            square[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
+    return shaped(near), None if far is None else shaped(far)
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Positions along one dimension that a convolution or a pooling reads: size, stride, padding before and after, dilation, and how it pads."""
-
-    size: int
-    stride: int = 1
-    before: int = 0
-    after: int = 0
-    dilation: int = 1
-    mode: str = "zeros"
-
-    def views(self, x: Tensor, dims: Sequence[int]) -> list[Tensor]:
-        """The shifted views of a tensor, one for each place in the window, along every one of `dims` together.  Shapes: x any."""
-        length = x.shape[dims[0]]
-        for dim in dims:
-            x = self._padded(x, dim)
-        out = (length + self.before + self.after - self.dilation * (self.size - 1) - 1) // self.stride + 1
-        found = []
-        for place in range(self.size):
-            view = x
-            for dim in dims:
-                view = view.narrow(dim, place * self.dilation, (out - 1) * self.stride + 1)
-                view = view if self.stride == 1 else view[(slice(None),) * dim + (slice(None, None, self.stride),)]
-            found.append(view)
-        return found
-
-    def _padded(self, x: Tensor, dim: int) -> Tensor:
-        if not self.before and not self.after:
-            return x
-        if self.mode == "zeros":
-            return pad(x, (0, 0) * (x.ndim - 1 - dim) + (self.before, self.after))
-        length = x.shape[dim]
-        at = torch.arange(-self.before, length + self.after, device=x.device)
-        if self.mode == "circular":
-            at = at % length
-        elif self.mode == "replicate":
-            at = at.clamp(0, length - 1)
-        else:
-            at = (length - 1 - (at.abs() - (length - 1)).abs()).abs() if length > 1 else at * 0
-        return x.index_select(dim, at)
+def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
+    made: Tensor | None = None
+    for a, b in zip(one, two, strict=True):
+        difference = torch.add(*spread(a, b, full=full), alpha=sign)
+        made = difference.square_() if made is None else made.addcmul_(difference, difference)
+    assert made is not None
+    return made.mul_(0.5)
 
 
-def patches(x: Pair, windows: Sequence[Window]) -> Pair:
-    """The mean over the places of a convolution's window, which both positions read at the same place.
+def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
+    """A linear layer, or a convolution over `windows`, of weight variance C_W / fan_in and bias variance C_b: k -> C_W <k> + C_b, Theta -> C_W <Theta> + w <k> + b.
 
-    Source: Novak et al. 2019 (convolutional kernels); Arora et al. 2019 (their tangent kernels).
+    < > is the mean over the places of the window, which both positions read at the same place; w and b are those of the parametrisation.  n - k grows, beside its own mean, by
+    what is missing between the mean of the products of standard deviations and the product of their root mean squares.
+    Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta; Novak et al. 2019 and Arora et al. 2019 for convolutions.
     """
-    d = x.dimensions
+    size, d = math.prod(window.size for window in windows), x.dimensions
+    each = weight * x.factor / size
+    if x.gap is not None:
+        x = dataclasses.replace(x, cov=None)
+    if weight == 0 and x.gap is not None:  # the same number everywhere
+        made = linear(x.without_gap(), windows, asked, weight=weight, bias=bias, ntk_weight=ntk_weight, ntk_bias=ntk_bias)
+        return dataclasses.replace(made, cov=None, gap=torch.zeros_like(made.covariance))
+
+    def mean(part: Tensor) -> Tensor:
+        for axis, window in enumerate(windows):
+            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None)
+        return part
+
+    patch = size > 1 and x.gap is not None
+
+    def own(side: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
+        made: tuple[Tensor, Tensor | None] = asked.once(side, lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
+        return made
+
+    (first, u), (second, v) = own(0, x.first), own(1, x.second)
+    if asked.rows is not None:
+        first, u = first[:, asked.rows], None if u is None else u[:, :, asked.rows]
+    cov, gap, total, ntk = x.each(mean)
+    made = Pair(first, second, None, None, None, None, x.full)
+    if gap is None:
+        assert cov is not None
+        if ntk is not None:
+            ntk = torch.add(cov.new_tensor(ntk_bias), ntk, alpha=each)
+            ntk = ntk.add_(cov, alpha=ntk_weight * x.factor / size) if ntk.ndim else torch.add(ntk, cov, alpha=ntk_weight * x.factor / size)
+        return dataclasses.replace(made, cov=torch.add(cov.new_tensor(bias), cov, alpha=each), ntk=ntk)
+    one, two = made.deviations
+    more: Tensor | None = None
+    if u is not None and v is not None:
+        more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
+    elif bias:
+        (a1, a2), floor = x.spread((each * x.first).sqrt(), (each * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
+        more = _excess((a1, floor), (a2, floor))
+    if total is not None:
+        total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)
+    gap = each * gap if more is None else more.add_(gap, alpha=each)
+    cov = torch.mul(one, two).sub_(gap)
+    if ntk is not None:
+        rate = ntk_weight / weight
+        ntk = torch.add(gap.new_tensor(ntk_bias - rate * bias), ntk, alpha=each)
+        ntk = ntk.add_(cov, alpha=rate) if ntk.ndim else torch.add(ntk, cov, alpha=rate)
+    return dataclasses.replace(made, cov=cov, gap=gap, total=total, ntk=ntk)
+
+
+def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
+    """A linear layer's variances for one side, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
+    made, views = q, [(each * q).sqrt()]
     for axis, window in enumerate(windows):
-        own, both = (1 + axis,), (2 + axis, 2 + d + axis) if x.full else (2 + axis,)
-        firsts, seconds = window.views(x.first, own), window.views(x.second, own)
-        parts = [window.views(part, both) if part is not None else [None] * window.size for part in (x.cov, x.gap, x.total, x.ntk)]
-        terms = [Pair(a, b, cov, gap, total, ntk, x.full) for a, b, cov, gap, total, ntk in zip(firsts, seconds, *parts, strict=True)]
-        x = terms[0]
-        for term in terms[1:]:
-            x = add(x, term)
-    return x.scaled(1 / math.prod(window.size for window in windows))
+        made = window.summed(made, (1 + axis,))
+        views = [part for view in views for part in window.views(view, 1 + axis)] if patch else views
+    made = each * made + bias
+    if not patch:
+        return made, None
+    vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views)
+    vectors = vectors.double() if full else vectors
+    return made, vectors / vectors.square().sum(0).sqrt_().clamp_min(torch.finfo(q.dtype).tiny)
 
 
-def pooled(x: Pair, windows: Sequence[Window | None], variances: tuple[Tensor, Tensor] | None) -> Pair:
+def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
     """The mean over the windows of an average pooling, which the two positions read each at its own place; None leaves a dimension.
 
-    `variances` are those of the result for the two sets of examples, needed where something downstream asks for them; NaN stand where they are not known.
+    `asked.variances` are those of the result for the two sets of examples, needed where something downstream asks for them; NaN stand where they are not known.
     """
     d = x.dimensions
 
@@ -183,29 +271,28 @@ def pooled(x: Pair, windows: Sequence[Window | None], variances: tuple[Tensor, T
         for axis, window in enumerate(windows):
             for dim in (2 + axis, 2 + d + axis) if window is not None else ():
                 assert window is not None
-                if window.size == part.shape[dim]:
-                    part = part.mean(dim, keepdim=True)
-                else:
-                    part = torch.stack(window.views(part, (dim,))).mean(0)
+                part = part.mean(dim, keepdim=True) if window.size == part.shape[dim] else window.summed(part, (dim,)).div_(window.size)
         return part
 
-    cov, ntk = mean(x.cov), None if x.ntk is None else mean(x.ntk)
+    x = x.without_gap()
+    cov, _, _, ntk = x.each(mean)
+    assert cov is not None
     shape = cov.shape[2 : 2 + d]
-    if variances is None:
+    if asked.variances is None:
         first, second = (cov.new_full((n, *shape), math.nan) for n in cov.shape[:2])
         return Pair(first, second, cov, None, None, ntk, full=True)
-    first, second = (v.reshape(-1, *shape) for v in variances)
-    return with_gap(Pair(first, second, cov, None, None, ntk, full=True))
+    first, second = (v.reshape(-1, *shape) for v in asked.variances)
+    made = Pair(first, second, cov, None, None, ntk, full=True)
+    return with_gap(made) if asked.gap else made
 
 
 def with_gap(x: Pair, same: Tensor | None = None) -> Pair:
     """A pair with n - k and n + k from subtraction, 0 where `same` says that it is."""
-    n1, n2 = x.spread(x.first.sqrt(), x.second.sqrt())
-    n = n1 * n2
-    gap = (n - x.cov).clamp_min_(0)
+    one, two = x.deviations
+    gap = torch.addcmul(-x.covariance, one, two).clamp_min_(0)
     if same is not None:
         gap = gap.masked_fill(same, 0)
-    return dataclasses.replace(x, gap=gap, total=(n + x.cov).clamp_min_(0))
+    return dataclasses.replace(x, cov=None, gap=gap, total=torch.addcmul(x.covariance, one, two).clamp_min_(0))
 
 
 def normalised(x: Pair, eps: float, *, scale: bool, shift: bool) -> Pair:
@@ -214,39 +301,43 @@ def normalised(x: Pair, eps: float, *, scale: bool, shift: bool) -> Pair:
     A trained gain (at 1) adds k to Theta, a trained shift (at 0) adds 1; both are of the order of the biases.   Source: derived here.
     """
     r1, r2 = x.spread((x.first + eps).rsqrt(), (x.second + eps).rsqrt())
-    cov, gap, total, ntk = x.each(lambda part: part * r1 * r2)
-    if ntk is not None:
-        ntk = ntk + (cov if scale else 0) + (1 if shift else 0)
-    return Pair(x.first / (x.first + eps), x.second / (x.second + eps), cov, gap, total, ntk, x.full)
+    cov, gap, total, _ = x.each(lambda part: part * r1 * r2)
+    made = Pair(x.first / (x.first + eps), x.second / (x.second + eps), cov, gap, total, None, x.full)
+    if x.ntk is None:
+        return made
+    ntk = x.ntk * r1 * r2
+    return dataclasses.replace(made, ntk=ntk + (made.covariance if scale else 0) + (1 if shift else 0))
 
 
 def concatenated(parts: Sequence[tuple[Pair, int]]) -> Pair:
     """Branches side by side, with so many channels each: the mean over channels.  Shapes: equal positions."""
     total = sum(count for _, count in parts)
-    out = parts[0][0].scaled(parts[0][1] / total)
+    out = parts[0][0].scaled(parts[0][1] / total).resolved()
     for part, count in parts[1:]:
-        out = add(out, part.scaled(count / total))
+        out = add(out, part.scaled(count / total).resolved())
     return out
 
 
 def flattened(x: Pair) -> Pair:
     """All positions become features: the mean over equal positions."""
     x = x.diagonal()
-    shape = x.first.shape[1:]
-    if not shape:
+    if not x.first.shape[1:]:
         return x
-    window = [Window(size) for size in shape]
-    if x.gap is None:
-        first, second = x.first.flatten(1).mean(1), x.second.flatten(1).mean(1)
-        return Pair(first, second, x.cov.flatten(2).mean(2), None, None, None if x.ntk is None else x.ntk.flatten(2).mean(2), full=False)
-    out = patches(x, window)
-    drop = len(shape)
-    return Pair(out.first.flatten(0), out.second.flatten(0), *out.each(lambda part: part.reshape(part.shape[: part.ndim - drop])), full=False)
+    first, second = x.first.flatten(1).mean(1), x.second.flatten(1).mean(1)
+    cov, gap, total, ntk = x.each(lambda part: part.flatten(2).mean(2))
+    made = Pair(first, second, cov, gap, total, ntk, full=False)
+    if gap is None:
+        return made
+    count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
+    u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None]).T[..., None] for q, mean in ((x.first, first), (x.second, second)))
+    one, two = made.deviations
+    more = apart(u, v, full=False, mend=True)[0][..., 0].mul_(one).mul_(two)
+    return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
 
 def finite(x: Pair, name: str) -> None:
     """Check the variances, which bound the covariances.  Raises: OutOfScope where the numbers of this dtype do not hold them."""
     if not math.isfinite(float(x.first.sum() + x.second.sum())):
         raise OutOfScope(
-            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.cov.dtype}; use float64, or a weight variance nearer to criticality"
+            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.first.dtype}; use float64, or a weight variance nearer to criticality"
         )

@@ -15,8 +15,9 @@ from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import PARAMETRISED, Layer, Scheme
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual
-from gnomon.theory.infinite.pair import Pair, Window
+from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recognise import dual, factor
+from gnomon.theory.infinite.window import Window
 
 Parametrization = Literal["standard", "ntk"]
 Variance = float | Mapping[str, float] | None
@@ -52,22 +53,31 @@ class Known:
     chain: tuple[Layer, ...] = ()
 
 
-Rule = Callable[[list[Pair], tuple[Tensor, Tensor] | None], Pair]
+Rule = Callable[[list[Pair], Asked], Pair]
+Reads = Literal["same", "near", "all"]
 
 
 @dataclasses.dataclass
 class Step:
-    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k."""
+    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k.
+
+    `reads`: the same position, those near it, or all; `folds`: its rule takes a pair's factor into account; `positions`: the shape of its own; `readers`: how many steps read it.
+    """
 
     name: str
     sources: tuple[str, ...]
     rule: Rule | None = None
+    reads: Reads = "same"
+    positions: tuple[int, ...] = ()
     pools: bool = False
     keeps: bool = True
+    folds: bool = False
+    nonlinear: bool = False
     full: bool = False
     source_full: bool = False
     kinked: bool = False
     gap: bool = False
+    readers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +98,21 @@ class Plan:
     output: str
     variances: dict[str, tuple[float, float, str]]
     own: bool
+    positions: int
     graph_module: fx.GraphModule
     data: dict[fx.Node, Layer | None]
+
+    def groups(self) -> list[list[Step]]:
+        """The steps, those together that each read the same positions of the one before alone."""
+        found: list[list[Step]] = []
+        for step in self.steps:
+            last = found[-1][-1] if found else None
+            joins = last is not None and last.rule is not None and step.sources == (last.name,) and last.readers == 1 and step.reads == "same"
+            if joins and last is not None and last.reads != "all" and step.full and last.full and last.name != self.output:
+                found[-1].append(step)
+            else:
+                found.append([step])
+        return found
 
     def inputs(self, x: Tensor) -> dict[str, Tensor]:
         """What each entry reads, from the data.  Cost: what the network does to the data before its first weights."""
@@ -139,7 +162,7 @@ class Reader:
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         own = self._layouts(self.names[output])
-        return Plan(self.entries, self.steps, self.names[output], self.variances, own, self.graph_module, self.data)
+        return Plan(self.entries, self.steps, self.names[output], self.variances, own, math.prod(self._of(output).positions), self.graph_module, self.data)
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -184,7 +207,7 @@ class Reader:
         if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
             self.refuse(layer, "it joins data and random features in a way that is not covered")
         if layer.kind == "identity":
-            self._emit(layer, sources, lambda given, _: given[0], self._of(sources[0]))
+            self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]), folds=True)
         elif layer.kind == "activation":
             self._activation(layer, sources[0], node)
         elif layer.kind == "flatten":
@@ -203,8 +226,10 @@ class Reader:
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
 
-    def _emit(self, layer: Layer, sources: list[fx.Node], rule: Rule, known: Known, *, pools: bool = False, keeps: bool = True) -> None:
-        self.steps.append(Step(layer.name, tuple(self.names[s] for s in sources), rule, pools, keeps))
+    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, nonlinear: Dual | None = None) -> None:
+        pools, keeps = layer.kind == "pool", layer.kind != "flatten" or reads == "same"
+        kinked = nonlinear is not None and nonlinear.kinked
+        self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools, keeps, folds, nonlinear is not None, kinked=kinked))
         self.known[layer.name] = known
 
     def _enter(self, node: fx.Node, kind: str, last: bool) -> str:
@@ -237,9 +262,7 @@ class Reader:
         windows = [
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
-        rule: Rule = (lambda given, _: pairs.affine(pairs.patches(given[0], windows), **of)) if windows else (lambda given, _: pairs.affine(given[0], **of))
-        self.steps.append(Step(layer.name, (name,), rule))
-        self.known[layer.name] = known
+        self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
 
     def _variances(self, layer: Layer, child: nn.Module) -> tuple[float, float, str]:
         def given(what: Variance, name: str) -> float | None:
@@ -263,7 +286,7 @@ class Reader:
                 self.refuse(layer, "a constant divided by random features")
             chain = (*before.chain, layer) if before.chain else ()
             square = by**2
-            self._emit(layer, [source], lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain))
+            self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain), folds=True)
             return
         chain, base = (*before.chain, layer), before.base or self.names[source]
         if not (before.gaussian or before.chain):
@@ -272,19 +295,19 @@ class Reader:
                 "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
             )
         applied = dual(chain, self.options.tolerance)
-        self.steps.append(Step(layer.name, (base,), lambda given, _: _apply(applied, given[0], layer.name), kinked=applied.kinked))
-        self.known[layer.name] = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
+        known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
+        self._emit(layer, (base,), lambda given, asked: _apply(applied, given[0], asked), known, nonlinear=applied)
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)
         if layer.input_shape == layer.output_shape:
-            self._emit(layer, [source], lambda given, _: given[0], before)
+            self._emit(layer, (self.names[source],), lambda given, _: given[0], before, folds=True)
             return
         if len(layer.output_shape) != 1:
             self.refuse(layer, "a reshape other than one of all positions into features")
         many = math.prod(before.positions) > 1
         known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="")
-        self._emit(layer, [source], lambda given, _: pairs.flattened(given[0]), known, keeps=False)
+        self._emit(layer, (self.names[source],), lambda given, _: pairs.flattened(given[0]), known, reads="all")
 
     def _sum(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         if len(sources) != 2 or len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
@@ -299,8 +322,7 @@ class Reader:
         if not any(known.centred for known in knowns):
             self.refuse(layer, "neither branch ends in a layer with weights, so that the product of their means enters")
         known = Known(all(k.gaussian for k in knowns), all(k.centred for k in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions)
-        self.steps.append(Step(layer.name, names, lambda given, _: pairs.add(*given)))
-        self.known[layer.name] = known
+        self._emit(layer, names, lambda given, _: pairs.add(*given), known)
 
     def _branches(self, layer: Layer, sources: list[fx.Node]) -> tuple[tuple[str, ...], list[Known]]:
         """The branches that meet, with data read in the layout of the random ones."""
@@ -328,8 +350,8 @@ class Reader:
         if isinstance(node.args[0], (tuple, list)) and len(node.args[0]) != len(sources):
             self.refuse(layer, "a concatenation of a tensor with itself")
         roots = frozenset().union(*(known.roots for known in knowns))
-        self.steps.append(Step(layer.name, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True)))))
-        self.known[layer.name] = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions)
+        known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions)
+        self._emit(layer, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True))), known)
 
     def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
         before = self._of(source)
@@ -339,7 +361,7 @@ class Reader:
             )
         scale, shift = module.weight is not None, module.bias is not None
         eps = module.eps
-        self._emit(layer, [source], lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), before)
+        self._emit(layer, (self.names[source],), lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), before)
 
     def _pool(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None, called: str) -> None:
         before = self._of(source)
@@ -349,12 +371,12 @@ class Reader:
         squeeze = len(positions) != len(before.positions)
         axes = [axis for axis, window in enumerate(windows) if window is not None]
 
-        def rule(given: list[Pair], variances: tuple[Tensor, Tensor] | None) -> Pair:
-            out = pairs.pooled(given[0], windows, variances)
+        def rule(given: list[Pair], asked: Asked) -> Pair:
+            out = pairs.pooled(given[0], windows, asked)
             return _squeezed(out, axes) if squeeze else out
 
         assert squeeze is False or positions == kept
-        self._emit(layer, [source], rule, dataclasses.replace(before, positions=positions, chain=(), base=""), pools=True)
+        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all")
 
     def _windows(self, node: fx.Node, layer: Layer, before: Known, module: nn.Module | None, called: str) -> list[Window | None]:
         d = len(before.positions)
@@ -389,7 +411,8 @@ class Reader:
             step.source_full = step.pools or (step.full and step.keeps)
             for name in step.sources:
                 by_name[name].full = by_name[name].full or step.source_full
-                by_name[name].gap = by_name[name].gap or step.gap or step.kinked
+                by_name[name].gap = by_name[name].gap or ((step.gap or step.kinked) and not step.pools)
+                by_name[name].readers += 1
         after = {step.name for step in self.steps if step.pools}
         nonlinear = False
         for step in self.steps:
@@ -400,16 +423,11 @@ class Reader:
         return nonlinear
 
 
-def _apply(applied: Dual, x: Pair, name: str) -> Pair:
+def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk is not None))
-    ntk = None
-    if x.ntk is not None:
-        assert image.slope is not None
-        ntk = image.slope.mul_(x.ntk) if image.slope.shape == x.ntk.shape else image.slope * x.ntk
-    out = Pair(applied.variance(x.first), applied.variance(x.second), image.cov, image.gap, image.total, ntk, x.full)
-    pairs.finite(out, name)
-    return out
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap))
+    variances = (x.first, x.second) if image.factor != 1 else (applied.variance(x.first), applied.variance(x.second))
+    return Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
 
 
 def _squeezed(x: Pair, axes: list[int]) -> Pair:

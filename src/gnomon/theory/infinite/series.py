@@ -47,9 +47,9 @@ class Series:
 
     def image(self, at: Arguments) -> Image:
         """The series above, by Horner's rule."""
-        c = (at.cov / at.norm).nan_to_num_(0.0).clamp_(-1, 1)
+        c = (at.covariance / at.norm).nan_to_num_(0.0).clamp_(-1, 1)
         cov = self._sum(at, c, derivative=False)
-        return Image(cov, gap_of(self, at, cov), self._sum(at, c, derivative=True) if at.slope else None)
+        return Image(cov, gap_of(self, at, cov), at.times(lambda: self._sum(at, c, derivative=True)))
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         one, two = self._coefficients(at.first, derivative), self._coefficients(at.second, derivative)
