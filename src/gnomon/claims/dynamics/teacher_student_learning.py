@@ -56,5 +56,5 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor], *, rng: Generator) -> Re
 
 CLAIM = Claim(
     version=1, entry="A3", source=Source("saad1995"), relation="equal", predict=predict, measure=measure, prepare=prepare,
-    scales={"smoke": Settings(100, (2, 2), 1.0, (2.0, 5.0, 10.0), students=20, tests=2_000, replicates=5), "standard": Settings(300, (2, 2), 1.0, (2.0, 5.0, 10.0, 20.0, 40.0), students=20, tests=4_000, replicates=5), "paper": Settings(3_000, (3, 3), 1.0, (2.0, 10.0, 50.0, 200.0), students=20, tests=10_000, replicates=10)}, sabotage=Sabotage("steps that are longer by a third", factor=1.33),
+    scales={"smoke": Settings(100, (2, 2), 1.0, (2.0, 5.0, 10.0), students=20, tests=2_000, replicates=5), "standard": Settings(100, (2, 2), 1.0, (2.0, 5.0, 10.0, 20.0), students=60, tests=4_000, replicates=8), "paper": Settings(3_000, (3, 3), 1.0, (2.0, 10.0, 50.0, 200.0), students=20, tests=10_000, replicates=10)}, sabotage=Sabotage("steps that are longer by a third", factor=1.33),
 )  # fmt: skip
