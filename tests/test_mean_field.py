@@ -8,7 +8,7 @@ import torch
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.models.teacher_student import committee, learn_on_line, orthogonal_teacher
+from gnomon.models.teacher_student import committee, fluctuations, learn_on_line, orthogonal_teacher, particle_outputs
 from gnomon.theory.mean_field import _velocities, generalization_error, teacher_student_path
 
 
@@ -63,3 +63,23 @@ def test_bad_input():
         orthogonal_teacher(3, 2, rng=chance.generator(0))
     with pytest.raises(InvalidInput, match="records"):
         learn_on_line(one[None], one, lr=0.1, records=[2, 1], rng=chance.generator(0))
+
+
+def test_particles_take_the_gradient_of_the_mean_field_loss():
+    rng = chance.generator(0)
+    x, y = chance.normal(5, 2, rng=rng), chance.normal(5, rng=rng)
+    drawn = chance.normal(3, 7, 3, rng=chance.generator(1)).requires_grad_()
+
+    def units(of):
+        return of[..., :1] * torch.erf(of[..., 1:] @ x.T / math.sqrt(2))
+
+    loss = (units(drawn).mean(1) - y).square().sum() / (2 * len(x))
+    moved = drawn - 0.3 * 7 * torch.autograd.grad(loss, drawn)[0]
+    assert torch.allclose(particle_outputs(x, y, width=7, networks=3, lr=0.3, steps=1, rng=chance.generator(1)), units(moved))
+
+
+def test_fluctuations_are_those_of_independent_and_of_equal_units():
+    drawn = chance.normal(20_000, 4, 2, rng=chance.generator(0))
+    variance, covariance = fluctuations(drawn)
+    assert (variance, covariance) == (pytest.approx(0.25, rel=0.05), pytest.approx(0, abs=0.02))
+    assert fluctuations(drawn[:, :1].expand(-1, 4, -1)) == pytest.approx((1, 1), rel=0.05)

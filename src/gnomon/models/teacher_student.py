@@ -53,28 +53,30 @@ def learn_on_line(
 
 
 def particle_outputs(
-    inputs: Float[Tensor, "P d"], targets: Float[Tensor, "P"], *, width: int, networks: int, lr: float, steps: int, power: float = 1.0, rng: Generator
+    inputs: Float[Tensor, "P d"], targets: Float[Tensor, "P"], *, width: int, networks: int, lr: float, steps: int, common: float = 0.0, rng: Generator
 ) -> Float[Tensor, "networks width P"]:
-    """What each unit of trained networks f(x) = n^-power sum_i a_i erf(w_i . x / sqrt 2) adds before the sum, a_i erf(w_i . x / sqrt 2), power 1 being the mean field.
+    """What each unit of trained networks f(x) = (1 / n) sum_i a_i erf(w_i . x / sqrt 2) adds: a_i erf(w_i . x / sqrt 2).
 
-    a_i and w_i begin normal; gradient descent on |f - y|^2 / (2 P) with steps of lr n^power, so that units move by the same amount at each width.
+    a_i and w_i begin normal, `common` of their variance shared by all units of a network; gradient descent on |f - y|^2 / (2 P) with steps of lr n.
     Cost: about 6 networks x width x P x d multiplications a step.   Raises: InvalidInput for numbers that are not positive.
     """
     if min(width, networks, steps + 1, lr) <= 0:
         raise InvalidInput(f"width, networks and lr must be above 0 and steps not below, not {width}, {networks}, {lr:g} and {steps}.")
     drawn = chance.normal(networks, width, inputs.shape[1] + 1, rng=rng, like=inputs)
+    if common:
+        drawn = (1 - common) ** 0.5 * drawn + common**0.5 * chance.normal(networks, 1, drawn.shape[-1], rng=chance.child(rng, "common"), like=inputs)
     a, w = drawn[..., :1], drawn[..., 1:]
     for _ in range(steps):
         fields = w @ inputs.T
         units = torch.erf(fields / math.sqrt(2))
-        errors = (a * units).sum(1, keepdim=True) * width**-power - targets
+        errors = (a * units).sum(1, keepdim=True) / width - targets
         slopes = (-fields.square() / 2).exp() * errors * math.sqrt(2 / math.pi)
         a, w = a - lr / len(inputs) * (units * errors).sum(-1, keepdim=True), w - lr / len(inputs) * a * (slopes @ inputs)
     return a * torch.erf(w @ inputs.T / math.sqrt(2))
 
 
-def fluctuations(units: Float[Tensor, "networks width P"], *, power: float = 1.0) -> tuple[float, float]:
-    """Over networks: the variance of f = n^-power sum_i u_i, and the size of the covariance of two different units, each averaged over the P inputs."""
+def fluctuations(units: Float[Tensor, "networks width P"]) -> tuple[float, float]:
+    """Over networks: the variance of f = (1 / n) sum_i u_i, and the size of the covariance of two different units, each averaged over the P inputs."""
     width = units.shape[1]
     whole, single = units.sum(1).var(0).mean(), units.var(0).mean(1).sum()
-    return float(whole) * width ** (-2 * power), abs(float(whole - single)) / (width * (width - 1))
+    return float(whole) / width**2, abs(float(whole - single)) / (width * (width - 1))

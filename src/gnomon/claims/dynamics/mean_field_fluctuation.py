@@ -21,7 +21,7 @@ from gnomon.models.teacher_student import fluctuations, particle_outputs
 
 @dataclass(frozen=True)
 class Settings:
-    """Points and their dimension, widths, networks of each; training; the power of the width that the sum is divided by."""
+    """Points and their dimension, widths, networks of each; training; the share of the units' variance that they begin with in common."""
 
     data: tuple[int, int]
     widths: tuple[int, ...]
@@ -29,7 +29,7 @@ class Settings:
     lr: float
     steps: int
     replicates: int
-    power: float = 1.0
+    common: float = 0.0
 
 
 def prepare(s: Settings, *, rng: Generator) -> tuple[Tensor, Tensor]:
@@ -48,13 +48,13 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor], *, rng: Generator) -> Ar
     """From one block of networks at each width."""
     found = []
     for width in s.widths:
-        units = particle_outputs(*shared, width=width, networks=s.networks, lr=s.lr, steps=s.steps, power=s.power, rng=chance.child(rng, "width", width))
-        found.append(fluctuations(units, power=s.power))
+        units = particle_outputs(*shared, width=width, networks=s.networks, lr=s.lr, steps=s.steps, common=s.common, rng=chance.child(rng, "width", width))
+        found.append(fluctuations(units))
     return np.polyfit(np.log(s.widths), np.log(found), 1)[0]
 
 
 CLAIM = Claim(
     version=1, entry="A3", source=Source("mei2018"), relation="equal", predict=predict, measure=measure, prepare=prepare,
     tolerance=Tolerance(lambda s: 2 / s.widths[0], because="the next order is 1 / n of both, largest at the least width; a unit moves by about as much as it began with"),
-    scales={"smoke": Settings((6, 2), (8, 16, 32), 400, lr=0.5, steps=30, replicates=4), "standard": Settings((8, 2), (10, 20, 40, 80), 600, lr=0.5, steps=50, replicates=6), "paper": Settings((20, 5), (16, 64, 256, 1_024), 10_000, lr=0.5, steps=300, replicates=20)}, sabotage=Sabotage("a sum divided by a lower power of the width: it fluctuates more, and couples the units more", power=0.75),
+    scales={"smoke": Settings((6, 2), (8, 16, 32), 400, lr=0.5, steps=30, replicates=4), "standard": Settings((8, 2), (10, 20, 40, 80), 600, lr=0.5, steps=50, replicates=6), "paper": Settings((20, 5), (16, 64, 256, 1_024), 10_000, lr=0.5, steps=300, replicates=20)}, sabotage=Sabotage("units that begin dependent: that does not go away with the width", common=0.5),
 )  # fmt: skip
