@@ -209,7 +209,7 @@ class Reader:
         if layer.kind == "identity":
             self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]), folds=True)
         elif layer.kind == "activation":
-            self._activation(layer, sources[0], node)
+            self._activation(layer, sources[0])
         elif layer.kind == "flatten":
             self._flatten(layer, sources[0])
         elif layer.kind == "add":
@@ -279,11 +279,11 @@ class Reader:
         bias = layer.bias_variance if bias is None else bias if has_bias else 0.0
         return float(weight), float(bias), how
 
-    def _activation(self, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+    def _activation(self, layer: Layer, source: fx.Node) -> None:
         before, by = self._of(source), factor(layer)
+        if layer.activation == "reciprocal":
+            self.refuse(layer, "a constant divided by random features, whose variance is infinite")
         if by is not None:
-            if not isinstance(node.args[0], fx.Node):
-                self.refuse(layer, "a constant divided by random features")
             chain = (*before.chain, layer) if before.chain else ()
             square = by**2
             self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain), folds=True)
