@@ -137,6 +137,37 @@ def add(a: Pair, b: Pair) -> Pair:
     return Pair(first, second, None, more.add_(a.gap).add_(b.gap), total, ntk, a.full)
 
 
+def multiply(a: Pair, b: Pair) -> Pair:
+    """The product of two independent layers: second moments multiply, and Theta = Theta_a k_b + k_a Theta_b.
+
+    n - k = (n_a - k_a) n_b + k_a (n_b - k_b) for k_a >= 0, and (n_a + k_a) n_b - k_a (n_b + k_b) below, sums of positive terms; n + k likewise.   Source: derived here.
+    """
+    first, second, k_a, k_b = a.first * b.first, a.second * b.second, a.covariance, b.covariance
+    ntk = None if a.ntk is None or b.ntk is None else a.ntk * k_b + k_a * b.ntk
+    if a.gap is None or b.gap is None:
+        return Pair(first, second, k_a * k_b, None, None, ntk, a.full)
+    (a1, a2), (b1, b2) = a.deviations, b.deviations
+    n_a, n_b = a1 * a2, b1 * b2
+    far_a, far_b = (n + k if x.total is None else x.total for x, n, k in ((a, n_a, k_a), (b, n_b, k_b)))
+    gap = torch.where(k_a >= 0, a.gap * n_b + k_a * b.gap, far_a * n_b - k_a * far_b)
+    total = torch.where(k_a >= 0, a.gap * n_b + k_a * far_b, far_a * n_b - k_a * b.gap)
+    return Pair(first, second, None, gap, total, ntk, a.full)
+
+
+def attended(query: Pair, key: Pair, value: Pair, size: float, asked: Asked) -> Pair:
+    """Linear attention sum_a s (q_p k_a) v_a: k_pq = c Q_pq sum_ab K_ab V_ab with c = s^2 times the channels of a key, and Theta by the product rule.
+
+    Source: Hron et al. 2020 (linear attention with scores scaled by the square root of their channels, where c = 1); the tangent kernel is derived here.
+    """
+    over = tuple(range(2, 2 + 2 * query.dimensions))
+    q, k, v = query.covariance, key.covariance, value.covariance
+    mass = size * (k * v).sum(over, keepdim=True)
+    cov, ntk = q * mass, None
+    if query.ntk is not None and key.ntk is not None and value.ntk is not None:
+        ntk = query.ntk * mass + q * (size * (key.ntk * v + k * value.ntk).sum(over, keepdim=True))
+    return _mixed(cov, ntk, query.first.shape[1:], asked)
+
+
 def _excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of positive numbers without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
     (p, q), (v, w) = _half(*one), _half(*two)
@@ -277,7 +308,11 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
     x = x.without_gap()
     cov, _, _, ntk = x.each(mean)
     assert cov is not None
-    shape = cov.shape[2 : 2 + d]
+    return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def _mixed(cov: Tensor, ntk: Tensor | None, shape: Sequence[int], asked: Asked) -> Pair:
+    """A pair whose variances are told from outside, NaN where they are not known."""
     if asked.variances is None:
         first, second = (cov.new_full((n, *shape), math.nan) for n in cov.shape[:2])
         return Pair(first, second, cov, None, None, ntk, full=True)

@@ -4,131 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, fx, nn
 
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
-from gnomon.core.layers import PARAMETRISED, Layer, Scheme
+from gnomon.core.layers import PARAMETRISED, Layer
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual
 from gnomon.theory.infinite.pair import Asked, Pair
+from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance
 from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.window import Window
 
-Parametrization = Literal["standard", "ntk"]
-Variance = float | Mapping[str, float] | None
 INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How variances and the parametrisation are chosen; see `infinite_width`."""
-
-    parametrization: Parametrization
-    weight_variance: Variance
-    bias_variance: Variance
-    scheme: Scheme | None
-    tolerance: float
-    memory: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a layer whose channels are random.
-
-    `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
-    `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels.
-    """
-
-    gaussian: bool
-    centred: bool
-    roots: frozenset[str]
-    last: bool
-    positions: tuple[int, ...]
-    base: str = ""
-    chain: tuple[Layer, ...] = ()
-
-
-Rule = Callable[[list[Pair], Asked], Pair]
-Reads = Literal["same", "near", "all"]
-
-
-@dataclasses.dataclass
-class Step:
-    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k.
-
-    `reads`: the same position, those near it, or all; `folds`: its rule takes a pair's factor into account; `positions`: the shape of its own; `readers`: how many steps read it.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    rule: Rule | None = None
-    reads: Reads = "same"
-    positions: tuple[int, ...] = ()
-    pools: bool = False
-    keeps: bool = True
-    folds: bool = False
-    nonlinear: bool = False
-    full: bool = False
-    source_full: bool = False
-    kinked: bool = False
-    gap: bool = False
-    readers: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A layer that reads data: the fx node of the data, and how its channels and positions stand."""
-
-    node: fx.Node
-    kind: str
-    last: bool
-
-
-@dataclasses.dataclass
-class Plan:
-    """The recipe: `entries` turn data into pairs, `steps` follow in order, `output` is the last one's name; `variances` are (C_W, C_b, how) by layer."""
-
-    entries: dict[str, Entry]
-    steps: list[Step]
-    output: str
-    variances: dict[str, tuple[float, float, str]]
-    own: bool
-    positions: int
-    graph_module: fx.GraphModule
-    data: dict[fx.Node, Layer | None]
-
-    def groups(self) -> list[list[Step]]:
-        """The steps, those together that each read the same positions of the one before alone."""
-        found: list[list[Step]] = []
-        for step in self.steps:
-            last = found[-1][-1] if found else None
-            joins = last is not None and last.rule is not None and step.sources == (last.name,) and last.readers == 1 and step.reads == "same"
-            if joins and last is not None and last.reads != "all" and step.full and last.full and last.name != self.output:
-                found[-1].append(step)
-            else:
-                found.append([step])
-        return found
-
-    def inputs(self, x: Tensor) -> dict[str, Tensor]:
-        """What each entry reads, from the data.  Cost: what the network does to the data before its first weights."""
-        interpreter = fx.Interpreter(self.graph_module)
-        env: dict[fx.Node, Any] = interpreter.env
-        with torch.no_grad():
-            for node, layer in self.data.items():
-                if node.op == "placeholder":
-                    env[node] = x if layer is not None else None
-                elif layer is not None and layer.kind == "identity":
-                    env[node] = env[node.all_input_nodes[0]]
-                elif layer is not None and layer.kind == "activation" and layer.function is not None:
-                    env[node] = layer.function(env[node.all_input_nodes[0]])
-                else:
-                    env[node] = interpreter.run_node(node)
-        return {name: env[entry.node] for name, entry in self.entries.items()}
+MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT")
 
 
 class Reader:
@@ -161,8 +53,25 @@ class Reader:
                 self._read(node)
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
-        own = self._layouts(self.names[output])
-        return Plan(self.entries, self.steps, self.names[output], self.variances, own, math.prod(self._of(output).positions), self.graph_module, self.data)
+        name, known = self.names[output], self._of(output)
+        if known.scores or known.turned:
+            self.refuse(self.layers[output], "the network returns attention's scores, or positions in place of channels")
+        own = self._layouts(name)
+        return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
+
+    def _readout(self, known: Known) -> float | None:
+        """The output's covariance in the parametrisations in which it vanishes at initialisation but for the bias: see `infinite_width`."""
+        kind = self.options.parametrization
+        if kind in ("standard", "ntk"):
+            return None
+        if not known.gaussian or len(known.roots) != 1:
+            raise OutOfScope(f"in the parametrisation {kind!r} the output must be that of one layer with weights, the readout; it is made of {', '.join(sorted(known.roots))}")
+        if kind == "mean_field" and len(self.variances) != 2:
+            raise OutOfScope(
+                f"in the parametrisation 'mean_field' every layer is a mean over its inputs, so that behind a second hidden layer all pre-activations are 0 at initialisation in the limit "
+                f"({len(self.variances)} layers with weights: {', '.join(self.variances)}); use 'mup', which is the same for one hidden layer (Yang & Hu 2021)"
+            )
+        return self.variances[next(iter(known.roots))][1]
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -206,7 +115,11 @@ class Reader:
         mixed = [source for source in sources if source in self.data]
         if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
             self.refuse(layer, "it joins data and random features in a way that is not covered")
-        if layer.kind == "identity":
+        if any(self._of(source).scores or self._of(source).turned for source in sources if source not in self.data) or called in MATMUL or called in TURN:
+            self._attend(node, layer, sources, str(called))
+        elif called in ("mul", "imul") and len(sources) == 2:
+            self._product(layer, sources)
+        elif layer.kind == "identity":
             self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]), folds=True)
         elif layer.kind == "activation":
             self._activation(layer, sources[0])
@@ -226,8 +139,10 @@ class Reader:
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
 
-    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, nonlinear: Dual | None = None) -> None:
-        pools, keeps = layer.kind == "pool", layer.kind != "flatten" or reads == "same"
+    def _emit(
+        self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, pools: bool = False, nonlinear: Dual | None = None
+    ) -> None:
+        keeps = layer.kind != "flatten" or reads == "same"
         kinked = nonlinear is not None and nonlinear.kinked
         self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools, keeps, folds, nonlinear is not None, kinked=kinked))
         self.known[layer.name] = known
@@ -248,8 +163,8 @@ class Reader:
         last = layer.kind != "conv"
         positions = layer.output_shape[:-1] if last else layer.output_shape[1:]
         known = Known(gaussian=True, centred=True, roots=frozenset({layer.name}), last=last, positions=positions)
-        if layer.kind == "conv" and layer.groups > 1:
-            self.refuse(layer, "a grouped convolution: a group of few channels has no limit of many; write groups=1")
+        if layer.groups > 1:
+            self._check_groups(layer, source)
         if source not in self.data:
             before = self._of(source)
             if before.positions and before.last != last:
@@ -263,6 +178,15 @@ class Reader:
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
         self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
+
+    def _check_groups(self, layer: Layer, source: fx.Node) -> None:
+        """Groups of many channels have the kernel of one group: each reads channels that are distributed as all are."""
+        if source in self.data:
+            self.refuse(layer, "a grouped convolution of the data: its groups read different channels, so that they are not identically distributed; write groups=1")
+        if layer.fan_in == math.prod(layer.kernel):
+            self.refuse(layer, "a depthwise (grouped) convolution: a group of one channel has no limit of many, and is not Gaussian; write groups=1")
+        if not self._of(source).alike:
+            self.refuse(layer, "a grouped convolution of a concatenation: its groups read channels of different branches")
 
     def _variances(self, layer: Layer, child: nn.Module) -> tuple[float, float, str]:
         def given(what: Variance, name: str) -> float | None:
@@ -340,6 +264,54 @@ class Reader:
             self.refuse(layer, "its branches keep their channels in different dimensions")
         return tuple(names), knowns
 
+    def _product(self, layer: Layer, sources: list[fx.Node]) -> None:
+        names, knowns = self._branches(layer, sources)
+        if any(source in self.data for source in sources):
+            self.refuse(layer, "a product of data and random features")
+        if knowns[0].positions != knowns[1].positions:
+            self.refuse(layer, "a product of branches of different shapes")
+        shared = knowns[0].roots & knowns[1].roots
+        if shared:
+            self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
+        alike = all(known.alike for known in knowns)
+        known = Known(False, any(known.centred for known in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions, alike=alike)
+        self._emit(layer, names, lambda given, _: pairs.multiply(*given), known)
+
+    def _attend(self, node: fx.Node, layer: Layer, sources: list[fx.Node], called: str) -> None:
+        """Linear attention, (Q K^T) V: a transpose, scores and factors of them leave no step, their product with the values does."""
+        knowns = [self._of(source) for source in sources]
+        by, first = factor(layer), knowns[0]
+        rest = node.args[1:] if called in TURN else ()
+        if called in TURN and first.last and len(first.positions) == 1 and not first.scores and (rest in ((1, 2), (2, 1), (-1, -2), (-2, -1)) or called == "mT"):
+            self.known[layer.name] = dataclasses.replace(first, turned=not first.turned, base=first.base or self.names[sources[0]])
+        elif first.scores and by is not None:
+            self.known[layer.name] = dataclasses.replace(first, scores=(*first.scores[:2], first.scores[2] * by**2))
+        elif first.scores and layer.kind == "identity":
+            self.known[layer.name] = first
+        elif called in MATMUL and len(sources) == 2 and not first.turned and not first.scores and knowns[1].turned:
+            self._check_attention(layer, knowns)
+            channels = self.layers[sources[0]].output_shape[-1]
+            roots = knowns[0].roots | knowns[1].roots
+            names = self.names[sources[0]], knowns[1].base
+            self.known[layer.name] = Known(False, True, roots, True, first.positions, scores=(*names, float(channels)))
+        elif called in MATMUL and len(sources) == 2 and first.scores and not (knowns[1].turned or knowns[1].scores):
+            self._check_attention(layer, knowns)
+            query, key, size = first.scores
+            known = Known(False, True, first.roots | knowns[1].roots, True, knowns[1].positions, alike=False)
+            self._emit(layer, (query, key, self.names[sources[1]]), lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
+        elif first.scores or any(known.scores for known in knowns):
+            self.refuse(layer, "attention other than linear: softmax and other functions of its scores have no kernel in closed form (Hron et al. 2020)")
+        else:
+            self.refuse(
+                layer,
+                "features are read as positions, or positions mixed by something else than a convolution or a pooling (as the token mixing of an MLP-Mixer does): "
+                "weights that all channels share are not averaged over, so that the kernel stays random at any width",
+            )
+
+    def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
+        if not all(known.centred for known in knowns) or knowns[0].roots & knowns[1].roots:
+            self.refuse(layer, "attention whose queries, keys and values are not those of layers with weights of their own")
+
     def _concatenate(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         names, knowns = self._branches(layer, sources)
         last, rank = knowns[0].last, len(layer.output_shape) + 1
@@ -350,7 +322,7 @@ class Reader:
         if isinstance(node.args[0], (tuple, list)) and len(node.args[0]) != len(sources):
             self.refuse(layer, "a concatenation of a tensor with itself")
         roots = frozenset().union(*(known.roots for known in knowns))
-        known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions)
+        known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions, alike=False)
         self._emit(layer, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True))), known)
 
     def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
@@ -376,7 +348,7 @@ class Reader:
             return _squeezed(out, axes) if squeeze else out
 
         assert squeeze is False or positions == kept
-        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all")
+        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
 
     def _windows(self, node: fx.Node, layer: Layer, before: Known, module: nn.Module | None, called: str) -> list[Window | None]:
         d = len(before.positions)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
 from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
-from gnomon.theory.infinite.plan import Plan, Step
+from gnomon.theory.infinite.recipe import Plan, Step
 
 TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
@@ -55,7 +55,8 @@ class Propagation:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first
             made[last.name] = result if last.full else result.diagonal()
-        return made[self.plan.output].diagonal().without_gap().resolved()
+        out = made[self.plan.output].diagonal().without_gap().resolved()
+        return out if self.plan.readout is None else dataclasses.replace(out, cov=torch.full_like(out.covariance, self.plan.readout))
 
     def _entry(self, step: Step, here: slice, there: slice) -> Pair:
         a, b = self.first[step.name][here], self.second[step.name][there]
