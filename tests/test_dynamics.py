@@ -16,6 +16,9 @@ from gnomon.core.training import Training
 from gnomon.examination import dynamics as chapter
 from gnomon.examination.facts import facts_of
 from gnomon.instruments import dynamics
+from gnomon.numerics.gram import gradient_gram
+from gnomon.numerics.moments import gradient_moments
+from gnomon.numerics.per_example import plan_of
 from gnomon.theory import dynamics as theory
 
 
@@ -56,8 +59,9 @@ def test_examples_count_by_their_tokens():
     assert dynamics.exact_noise_scale(subject) == pytest.approx(scale_of(np.array(rows)), rel=1e-9)
 
 
-def test_both_parts_are_unbiased_for_unequal_groups():
+def test_both_parts_are_unbiased_for_unequal_groups(monkeypatch):
     """19 of 40 examples in 4 groups of 5, 5, 5 and 4."""
+    monkeypatch.setattr(dynamics.moments, "cheap", lambda subject: False)
     subject, rows = linear(40, skew=0.5)
     traces, squares = [], []
     for i in range(400):
@@ -69,15 +73,39 @@ def test_both_parts_are_unbiased_for_unequal_groups():
         assert abs(np.mean(seen) - truth) < 4 * np.std(seen) / 20
 
 
-@pytest.mark.parametrize(("half", "dtype", "skew"), [(True, torch.float32, 0.3), (False, torch.float64, 0.5), (True, torch.float64, 0.0), (False, torch.float32, 0.0)])
-def test_the_interval_covers_the_truth(half, dtype, skew):
+@pytest.mark.parametrize(("dtype", "skew"), [(torch.float32, 0.3), (torch.float64, 0.0)])
+@pytest.mark.parametrize("by_groups", [False, True])
+def test_the_interval_covers_the_truth(dtype, skew, by_groups, monkeypatch):
+    if by_groups:
+        monkeypatch.setattr(dynamics.moments, "cheap", lambda subject: False)
     subject, rows = linear(100, skew=skew, dtype=dtype)
-    inside = 0
+    inside, plan = 0, {"numerics.per_example": plan_of(subject)}
     for i in range(200):
-        part = subject.sample(50, rng=chance.generator(1, "half", i)) if half else subject
+        part = subject.sample(50, rng=chance.generator(1, "half", i))
+        part._shared.update(plan)
         low, high = dynamics.gradient_noise_scale(part, rng=chance.generator(2, "groups", i), groups=16).ends()
         inside += low <= scale_of(rows) <= high
     assert 0.90 <= inside / 200 <= 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_over_all_examples_dense_layers_give_the_exact_value(dtype):
+    subject, rows = linear(100, skew=0.5, dtype=dtype)
+    reading = dynamics.gradient_noise_scale(subject, rng=chance.generator(0))
+    assert abs(float(reading) - scale_of(rows)) <= reading.error < 1e-3 * scale_of(rows)
+    assert reading.error_kind == "bound"
+
+
+@pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
+def test_moments_are_those_of_the_gram_matrix(build):
+    subject, rows = build(n=12), torch.tensor([0, 3, 4, 11])
+    gram = gradient_gram(subject)
+    for memory in (1 << 30, 0):
+        found = gradient_moments(subject, rows, memory=memory)
+        scale = float(gram.diagonal().max())
+        assert float((found.squares - gram.diagonal()).abs().max()) < 1e-12 * scale
+        assert float((found.along - gram.mean(1)[rows]).abs().max()) < 1e-12 * scale
+        assert found.mean_square == pytest.approx(float(gram.mean()), abs=1e-12 * scale)
 
 
 def test_a_gradient_lost_in_noise_leaves_the_interval_open():
@@ -101,7 +129,7 @@ def test_two_passes_give_the_same_estimate(monkeypatch):
 
 def test_few_examples_and_bad_settings():
     subject, _ = linear(20)
-    reading = dynamics.gradient_noise_scale(subject, rng=chance.generator(0), groups=32)
+    reading = dynamics.gradient_noise_scale(cnn(n=20), rng=chance.generator(0), groups=32)
     assert reading.details["groups"] == 10
     assert any("10 groups instead of 32" in text for text in reading.assumes)
     with pytest.raises(OutOfScope, match="at least 8 examples"):

@@ -173,5 +173,8 @@ def test_what_a_claim_measures_is_measured_without_theory(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gnomon.theory")]
     theory = {alias.asname or alias.name for node in imported for alias in node.names}
-    measure = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
+    measure = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure"), None)
+    if measure is None:  # two claims about one experiment: it is that of the other, which is looked at there
+        assert [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module.startswith("gnomon.claims") and "measure" in {alias.name for alias in n.names}]
+        return
     assert not {node.id for node in ast.walk(measure) if isinstance(node, ast.Name)} & theory

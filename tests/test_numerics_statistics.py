@@ -10,7 +10,17 @@ from scipy import stats
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.numerics.statistics import bootstrap, finite_population_factor, kendall_pseudo_values, normal_interval, ratio_of_means, student_interval, student_quantile, welch
+from gnomon.numerics.statistics import (
+    bootstrap,
+    finite_population_factor,
+    kendall_pseudo_values,
+    normal_interval,
+    parabola_minimum,
+    ratio_of_means,
+    student_interval,
+    student_quantile,
+    welch,
+)
 
 
 def test_closed_forms():
@@ -100,3 +110,12 @@ def test_kendall_pseudo_values_have_the_correlation_as_mean_and_cover_it():
     assert 920 <= hits <= 980
     with pytest.raises(InvalidInput, match="at least 3"):
         kendall_pseudo_values([1.0, 2.0], [1.0, 2.0])
+
+
+def test_the_minimum_of_a_parabola():
+    x = np.array([0.0, 1.0, 3.0, 4.0])
+    assert parabola_minimum(x, (x - 1.7) ** 2 + 3) == pytest.approx(1.7)
+    assert parabola_minimum(x, x) == 0
+    assert parabola_minimum(x, -x) == 4
+    with pytest.raises(InvalidInput, match="three points"):
+        parabola_minimum(x[:2], x[:2])

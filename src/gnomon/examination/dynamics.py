@@ -1,4 +1,4 @@
-"""The chapter `dynamics`: does noise limit the steps, how far would a larger batch help, does one step do what its slope and curvature say."""
+"""The chapter `dynamics`: does noise limit the steps, how far would a larger batch help, what noise costs, does one step do what it should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from gnomon.core.facts import Facts
 from gnomon.core.judge import Verdict
 from gnomon.core.reading import Reading, format_number
+from gnomon.examination import stochastic
 from gnomon.examination.row import Row
 from gnomon.theory import dynamics as theory
 
@@ -16,7 +17,9 @@ THEORY = (
     "A batch of $B$ examples gives the gradient $G$ with noise of size $\\mathrm{tr}\\,\\Sigma/B$. The best learning rate is $\\eta_{max}/(1+B_{noise}/B)$ with "
     "$B_{noise}=\\mathrm{tr}\\,\\Sigma/|G|^2$: while $B$ is far below $B_{noise}$, twice the batch may have twice the learning rate and needs half the steps (the "
     "linear-scaling rule); far above it a larger batch gains nothing. One step changes the loss by $-\\eta\\,G\\cdot g_B+\\frac{\\eta^2}{2}g_B^T H g_B$, as long as the "
-    "next order is small."
+    "next order is small. Where $\\eta$ times the curvature is small, SGD follows the stochastic differential equation "
+    "$d\\theta=-G\\,dt+\\sqrt{\\eta\\Sigma/B}\\,dW$; SVAG, with $l$ times as many steps of $\\eta/l$ and noise made larger by $\\sqrt l$, tends to it. About a minimum the noise "
+    "costs $\\frac12\\mathrm{tr}\\,HC$ in loss, near $\\eta\\,\\mathrm{tr}\\,\\Sigma/4B$ for short steps."
 )
 ASSUMES = (
     "the loss is quadratic along one step",
@@ -33,6 +36,7 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if noise is not None:
         yield _noise(facts, noise)
         yield from _scaling(facts, noise)
+    yield from stochastic.rows(facts, readings)
     yield from _step(facts, readings)
 
 

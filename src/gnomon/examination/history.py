@@ -13,6 +13,7 @@ from gnomon.core.facts import Facts
 from gnomon.core.judge import Verdict
 from gnomon.core.reading import Reading, format_number
 from gnomon.core.subject import Subject
+from gnomon.examination import path
 from gnomon.examination.landscape import EDGE
 from gnomon.examination.row import Row
 from gnomon.run.history import SCHEMA, checked, over_steps, training_at
@@ -65,6 +66,7 @@ def rows(document: Mapping[str, Any], facts: Facts) -> Iterator[Row]:
             yield _sharpness(name, document, found, facts)
         else:
             yield Row(f"{name.replace('_', ' ')} over training", measured=found, words=_course(found))
+    yield from path.rows(document, facts)
 
 
 def _course(reading: Reading) -> str:
@@ -119,7 +121,7 @@ def about(document: Mapping[str, Any], source: str) -> dict[str, Any]:
     sample = "" if train["examples"] >= train["population"] else f"; read on at most {train['examples']:,} of {train['population']:,} training examples"
     return {
         "kind": document["kind"], "source": source, "records": len(steps), "first": steps[0] if steps else None, "last": steps[-1] if steps else None,
-        "readings": list(document["readings"]), "notes": [f"{source}: {len(steps):,} {kind}{span}{sample}", *document["notes"]][:20],
+        "readings": list(document["readings"]), "notes": [f"{source}: {len(steps):,} {kind}{span}{sample}", *path.gap_notes(document), *document["notes"]][:20],
     }  # fmt: skip
 
 

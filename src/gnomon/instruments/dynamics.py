@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.numerics import moments
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
+from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio, noise_ratio_of_examples
 from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
 from gnomon.numerics.statistics import student_quantile
 
@@ -28,6 +31,10 @@ FEWEST_GROUPS = 4
 """Fewest groups whose spread says anything: leaving one out must leave a variance."""
 HELD_BYTES = 2**30
 """The groups' gradients are held together up to this size; beyond it each is computed twice."""
+LEFT_OUT = 256
+"""Examples that are left out in turn for the error of a sample: these, or an eighth of them all where that is more."""
+ROUNDING = 64
+"""Rounding of an exact ratio of norms, in units of eps."""
 FEWEST_DRAWS = 4
 EVALUATED = 256
 """Examples on which the loss is compared before and after a step: both sides of the comparison use the same ones."""
@@ -37,7 +44,7 @@ PRODUCT = 2.4
 """What one Hessian product costs, in gradients."""
 
 
-def _summed_gradient(subject: Subject, data: Dataset) -> Tensor:
+def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
     """sum_i w_i grad loss_i over some of the examples (for a sum: the gradient of their sum); 0 where every target is ignored.  Shapes: (P,)."""
     part = dataclasses.replace(subject, train=data, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
@@ -51,29 +58,30 @@ def _held(subject: Subject, count: int) -> int:
 
 
 def _noise_cost(subject: Subject, groups: int) -> Cost:
+    if moments.cheap(subject):
+        return Cost(gradients=1.2 if len(subject.train) == subject.train.population else 1.5, bytes=16 * subject.dimension)
     held = _held(subject, groups)
     return Cost(gradients=1.0 if held <= HELD_BYTES else 2.0, bytes=min(held, HELD_BYTES) + 16 * subject.dimension)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spread:
-    """Group sums about the mean: n_k; |r_k|^2 and r_k . mean with r_k = s_k - n_k mean; |mean|^2; and the variance over pairs of r_j . r_k / sqrt(n_j n_k)."""
+def _by_examples(subject: Subject) -> NoiseRatio:
+    """Every example a group of its own, by norms and inner products with the mean: nothing is left to how examples are dealt."""
+    n, population = len(subject.train), subject.train.population
+    some = 0 if n == population else min(n, max(LEFT_OUT, n // 8))
+    # which examples are left out in turn is part of the estimate, not of chance: always the same ones
+    rows = chance.permutation(n, rng=chance.generator(0, "left out"))[:some].sort().values
+    found = moments.gradient_moments(subject, rows)
+    return noise_ratio_of_examples(found.mean_square, found.squares.numpy(), rows.numpy(), found.along.numpy(), population)
 
-    sizes: Array
-    squares: Array
-    along: Array
-    mean_square: float
-    cross: float | None
 
-
-def _spread(subject: Subject, groups: list[Dataset]) -> _Spread:
+def _spread(subject: Subject, groups: list[Dataset]) -> Spread:
     """One pass over the groups where their gradients fit into memory, else two."""
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
     hold = _held(subject, len(groups)) <= HELD_BYTES
     held: list[Tensor] = []
     total = torch.zeros(subject.dimension, dtype=torch.float64 if subject.device.type != "mps" else torch.float32, device=subject.device)
     for group in groups:
-        gradient = _summed_gradient(subject, group)
+        gradient = summed_gradient(subject, group)
         total += gradient
         if hold:
             held.append(gradient)
@@ -90,70 +98,18 @@ def _spread(subject: Subject, groups: list[Dataset]) -> _Spread:
         squares = gram.diagonal()
     else:
         for k, group in enumerate(groups):
-            rest = _summed_gradient(subject, group).to(mean.dtype) - scale[k] * mean
+            rest = summed_gradient(subject, group).to(mean.dtype) - scale[k] * mean
             squares[k], along[k] = float(rest @ rest), float(rest @ mean)
     cross = None
     if hold:
         pairs = (gram.numpy() / np.sqrt(np.outer(sizes, sizes)))[~np.eye(count, dtype=bool)]
         cross = float(pairs.var())
-    return _Spread(sizes, squares.numpy().copy(), along.numpy().copy(), float(mean @ mean), cross)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ratio:
-    """Estimates of tr Sigma and |G|^2 with the (co)variances of both, and the number of groups."""
-
-    trace: float
-    square: float
-    v_trace: float
-    v_square: float
-    covariance: float
-    groups: int
-
-    def interval(self) -> tuple[float, float]:
-        """Fieller's 95 % interval of trace / square; for the upper end the trace's error is taken on the log scale (it is skewed as chi-square is)."""
-        t = student_quantile(0.975, self.groups - 1)
-        spread = t * math.sqrt(self.v_trace) / self.trace
-        stretch = math.expm1(spread) / spread if spread > 0 else 1.0
-        return self._ends(t, 1.0)[0], self._ends(t, stretch)[1]
-
-    def _ends(self, t: float, stretch: float) -> tuple[float, float]:
-        square = max(self.square, 0.0)  # a squared norm is not negative, though its estimate may be
-        a = square**2 - t * t * self.v_square
-        b = self.trace * square - t * t * stretch * self.covariance
-        c = self.trace**2 - t * t * stretch**2 * self.v_trace
-        root = math.sqrt(max(b * b - a * c, 0.0))
-        if a == 0:
-            return 0.0, math.inf
-        return max((b - root) / a, 0.0), (b + root) / a if a > 0 else math.inf
-
-
-def _ratio(spread: _Spread, population: int) -> _Ratio:
-    """tr Sigma and |G|^2 without bias, and their errors by leaving out one group at a time, for n of N examples dealt to groups at random.
-
-    S^2 = sum_k n_k |g_k - g|^2 / (K - 1) and |G|^2 = |g|^2 - (1 - n/N) S^2 / n are unbiased whatever the groups' sizes.  The jackknife's variance of S^2 has
-    two parts: that of dealing n given examples to groups, 2 (1 - 1/b) v / K with v the variance of the scalar product of two groups' deviations and b examples
-    in a group, which stays when n = N; and that of having drawn n of N, to which, as to everything about |G|^2, the factor 1 - n/N belongs.
-    """
-    sizes, squares, along = spread.sizes, spread.squares, spread.along
-    n, groups = float(sizes.sum()), len(sizes)
-    rest, left = n - sizes, 1 - n / population
-    parts = squares / sizes
-    trace = float(parts.sum()) / (groups - 1)
-    square = spread.mean_square - left * trace / n
-    traces = (parts.sum() - parts - squares / rest) / (groups - 2)
-    norms = spread.mean_square - 2 * along / rest + squares / rest**2 - traces / rest
-    by_one = np.cov(traces, norms) * (groups - 1) ** 2 / groups
-    dealing = float(by_one[0, 0])
-    if spread.cross is not None:
-        dealing = min(2 * max(1 - groups / n, 0.0) * spread.cross / groups, dealing) if left > 0 else 2 * max(1 - groups / n, 0.0) * spread.cross / groups
-    v_trace = dealing + left * max(float(by_one[0, 0]) - dealing, 0.0)
-    return _Ratio(trace, square, v_trace, left * float(by_one[1, 1]), left * float(by_one[0, 1]), groups)
+    return Spread(sizes, squares.numpy().copy(), along.numpy().copy(), float(mean @ mean), cross)
 
 
 def exact_noise_scale(subject: Subject) -> float:
     """tr Sigma / |G|^2 from every example's gradient, one at a time.   Cost: as many gradients of one example as there are examples."""
-    rows = torch.stack([_summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(len(subject.train))])
+    rows = torch.stack([summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(len(subject.train))])
     mean = rows.mean(0)
     return float(((rows - mean) ** 2).sum() / (len(rows) - 1) / (mean @ mean))
 
@@ -167,11 +123,15 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
 
     tr Sigma ~ S^2 = sum_k n_k |g_k - g|^2 / (K - 1),   |G|^2 ~ |g|^2 - (1 - n/N) S^2 / n,   the ratio of the two, never a mean of ratios.
 
+    Where the layers' inputs and output gradients give the norms of per-example gradients cheaply (dense layers; not convolutions), every example is a group
+    of its own: over all N examples the value is then exact, and `groups` says nothing.
+
     Shapes: value ().   Units: examples.
     Error: 95 % interval by leaving out one group at a time and Fieller's theorem, replacement-corrected; open above where |G|^2 is lost in noise, and
-    the value is then its lower end where the estimate of |G|^2 is not positive.  Per-example gradients with very heavy tails are seen only if drawn.
+    the value is then its lower end where the estimate of |G|^2 is not positive; rounding alone where the value is exact.  Per-example gradients with very heavy
+    tails are seen only if drawn.
     Assumes: the examples are a random sample of their population; eval mode.
-    Cost: one gradient, two where the groups' gradients do not fit into 1 GiB.
+    Cost: 1.2 gradients, 1.5 on a sample; by groups one, two where the groups' gradients do not fit into 1 GiB, and K^2 inner products.
     Raises: OutOfScope for fewer than 8 examples or where every gradient is the same; InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_simple) and appendix A.1.
     """
@@ -180,28 +140,44 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
     n, population = len(subject.train), subject.train.population
     if n < 2 * FEWEST_GROUPS:
         raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    if moments.cheap(subject):
+        return noise_reading("gradient_noise_scale", subject, _by_examples(subject), exact=n == population)
     count = min(groups, n // 2)
     order = chance.permutation(n, rng=rng)
-    estimate = _ratio(_spread(subject, [subject.train.select(order[k::count]) for k in range(count)]), population)
+    spread = _spread(subject, [subject.train.select(order[k::count]) for k in range(count)])
+    fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)
+    return noise_reading("gradient_noise_scale", subject, noise_ratio(spread, population), assumes=fewer)
+
+
+def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes: tuple[str, ...] = (), exact: bool = False) -> Reading:
+    """A noise scale with its interval.
+
+    Shapes: value ().   Units: examples.   Error: as `gradient_noise_scale`.   Raises: OutOfScope where there is no noise, or nothing but noise.
+    """
+    n, population = len(subject.train), subject.train.population
     if not (math.isfinite(estimate.trace) and math.isfinite(estimate.square)):
         raise OutOfScope("a gradient is not finite; look for an overflow in the loss")
-    if estimate.trace <= 0:
+    if estimate.trace <= ROUNDING * torch.finfo(subject.dtype).eps * estimate.square:
         raise OutOfScope("every example has the same gradient: there is no noise")
     if n == population and estimate.square <= 0:
         raise OutOfScope("the gradient of the training loss is exactly 0: every batch is noise")
+    common: dict[str, Any] = {
+        "source": MCCANDLISH_2018.at("section 2.2, appendix A.1"), "assumes": ("the loss is that of eval mode", *assumes),
+        "details": {"trace": estimate.trace, "gradient_square": estimate.square, "groups": estimate.groups, "examples": n, "population": population},
+    }  # fmt: skip
+    if exact:
+        value = estimate.trace / estimate.square
+        # |G| is a sum of n vectors of size sqrt(tr Sigma), rounded
+        bound = ROUNDING * torch.finfo(subject.dtype).eps * value * (1 + math.sqrt(value))
+        return Reading(name, value, "examples", error=bound, error_kind="bound", **common)
     low, high = estimate.interval()
     value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, count - 1)
+    t = student_quantile(0.975, estimate.groups - 1)
     error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
-    fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)
-    return Reading(
-        "gradient_noise_scale", value, "examples", error=error, error_kind="sample" if n < population else "probe", n=count, interval=(low, high),
-        source=MCCANDLISH_2018.at("section 2.2, appendix A.1"), assumes=("the loss is that of eval mode", *fewer),
-        details={"trace": estimate.trace, "gradient_square": estimate.square, "groups": count, "examples": n, "population": population},
-    )  # fmt: skip
+    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=(low, high), **common)
 
 
-def _evaluated(subject: Subject) -> Subject:
+def evaluated(subject: Subject) -> Subject:
     """The examples on which the loss is compared: the same ones for both sides, whatever the rng."""
     return subject.once("sgd-step/evaluated", lambda: subject.sample(EVALUATED, rng=chance.generator(0, "sgd-step/evaluated")))
 
@@ -222,7 +198,7 @@ def _batches(subject: Subject, draws: int) -> tuple[list[Dataset], int]:
     return [subject.train.select(chance.permutation(n, rng=chance.generator(0, "sgd-step", i))[:size]) for i in range(draws)], size
 
 
-def _batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
+def batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
     """The gradient of the loss of one batch; 0 where every target in it is ignored.  Shapes: (P,)."""
     part = dataclasses.replace(subject, train=batch, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
@@ -232,13 +208,13 @@ def _batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
 def _gradients(subject: Subject, draws: int) -> list[Tensor]:
     """One gradient a batch, shared by the two instruments where they fit into memory."""
     batches, _ = _batches(subject, draws)
-    build = lambda: [_batch_gradient(subject, batch) for batch in batches]  # noqa: E731
+    build = lambda: [batch_gradient(subject, batch) for batch in batches]  # noqa: E731
     return subject.once(f"sgd-step/{draws}", build) if _held(subject, len(batches)) <= HELD_BYTES // 4 else build()
 
 
 def _seen(subject: Subject, size: int) -> tuple[str, ...]:
     said = [
-        f"the loss is compared on {len(_evaluated(subject).train):,} of {subject.train.population:,} examples, the same before and after",
+        f"the loss is compared on {len(evaluated(subject).train):,} of {subject.train.population:,} examples, the same before and after",
         "one plain step of gradient descent, whatever the optimizer",
     ]
     wanted = subject.training.batch_size
@@ -274,9 +250,9 @@ def _terms_cost(subject: Subject, draws: int) -> Cost:
 def exact_step_change(subject: Subject) -> float:
     """The change of the loss at the fewest draws, batch by batch."""
     changes = []
-    where, lr = _evaluated(subject), _step_size(subject)
+    where, lr = evaluated(subject), _step_size(subject)
     for batch in _batches(subject, FEWEST_DRAWS)[0]:
-        moved = flatten(subject.parameters.values()) - lr * _batch_gradient(subject, batch)
+        moved = flatten(subject.parameters.values()) - lr * batch_gradient(subject, batch)
         changes.append(loss_value(_moved(where, moved)) - loss_value(where))
     return float(np.mean(changes))
 
@@ -302,7 +278,7 @@ def sgd_step_change(subject: Subject, *, rng: Generator, draws: int = 16) -> Rea
     Raises: OutOfScope without a learning rate, or where a step makes the loss infinite; InvalidInput for no batch.
     Source: McCandlish et al. 2018, section 2.2.
     """
-    lr, where = _step_size(subject), _evaluated(subject)
+    lr, where = _step_size(subject), evaluated(subject)
     start, before = flatten(subject.parameters.values()), loss_value(where)
     gradients = _gradients(subject, draws)
     changes = np.array([loss_value(_moved(where, start - lr * gradient)) for gradient in gradients]) - before
@@ -318,7 +294,7 @@ def sgd_step_change(subject: Subject, *, rng: Generator, draws: int = 16) -> Rea
 
 def exact_step_terms(subject: Subject) -> Array:
     """G . g_B and g_B' H g_B at the fewest draws, by plain double backward over all examples at once."""
-    where = _evaluated(subject)
+    where = evaluated(subject)
     start = flatten(subject.parameters.values()).double()
 
     def loss(flat: Tensor) -> Tensor:
@@ -333,7 +309,7 @@ def exact_step_terms(subject: Subject) -> Array:
     with measuring(subject):
         (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
         for batch in _batches(subject, FEWEST_DRAWS)[0]:
-            g = _batch_gradient(subject, batch)
+            g = batch_gradient(subject, batch)
             (curved,) = torch.autograd.grad(slope @ g, leaf, retain_graph=True)
             rows.append([float(slope.detach() @ g), float(curved @ g)])
     return np.asarray(rows).mean(0)
@@ -352,7 +328,7 @@ def sgd_step_terms(subject: Subject, *, rng: Generator, draws: int = 16) -> Read
     Source: McCandlish et al. 2018, section 2.2.
     """
     _step_size(subject)
-    where = _evaluated(subject)
+    where = evaluated(subject)
     slope, hessian = loss_gradient(where)[1].double(), Hessian(where)
     rows, scales = [], []
     for gradient in _gradients(subject, draws):

@@ -19,6 +19,9 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.instruments.empirical import empirical_nngp as empirical_nngp
+from gnomon.instruments.empirical import empirical_ntk as empirical_ntk
+from gnomon.instruments.empirical import tangent_kernel as tangent_kernel
 from gnomon.instruments.outcomes import labelled
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.gram import gradient_gram

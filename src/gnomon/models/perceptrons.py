@@ -144,6 +144,19 @@ class Perceptrons:
         return [slope * rate for slope, rate in zip(slopes, rates, strict=True)]
 
 
+def least_loss(networks: Perceptrons, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, lr: float, steps: int, every: int = 10) -> Float[Tensor, "members"]:
+    """The least squared error on test data on the way of gradient descent (`Perceptrons.stepped`), looked at so often.
+
+    Shapes: inputs (examples, features) and targets (examples, units), twice -> (members,).   Cost: `steps` gradients.
+    """
+    best = train[0].new_full((len(networks.weights[0]),), math.inf)
+    for step in range(1, steps + 1):
+        networks = networks.stepped(*train, lr)
+        if step % every == 0:
+            best = torch.minimum(best, (networks.outputs(test[0]) - test[1]).square().sum(-1).mean(1))
+    return best
+
+
 def has_kinks(activation: Activation) -> bool:
     """Whether the slope of an activation jumps between -8 and 8: by more than its second derivative explains.   Cost: none to speak of."""
     z = torch.linspace(-8, 8, 16_001, dtype=torch.float64).requires_grad_()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from scipy import stats
 from torch import Generator, Tensor
 
@@ -118,13 +118,15 @@ def spectral_density(
     return Density(grid, samples, s, nodes, weights, dimension)
 
 
-def quadrature(product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:
-    """Nodes and weights of the Gauss quadrature of v^T f(A) v for a random unit vector v, ascending; fewer where v spans an invariant subspace.
+def quadrature(
+    product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor, start: Float[Tensor, "P"] | None = None,
+) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:  # fmt: skip
+    """Nodes and weights of the Gauss quadrature of v^T f(A) v for the unit vector v along `start`, or a random one, ascending; fewer where v spans an invariant subspace.
 
     Shapes: (m,), (m,), m <= steps; weights sum to 1.   Cost: m products.   Source: Golub & Welsch 1969.
     """
     basis = Basis(product, dimension, steps, like, rng)
-    basis.begin(chance.normal(dimension, rng=rng, like=like))
+    basis.begin(chance.normal(dimension, rng=rng, like=like) if start is None else start)
     while basis.filled < steps:
         basis.step()
         if basis.beta == 0:

@@ -25,11 +25,15 @@ PRODUCTS = 1 << 24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """What one call of a layer left behind.  Shapes: `input` and `output` (examples or a multiple, ...), `statistics` a batch norm's mean and variance."""
+    """What one call of a layer left behind.  Shapes: `input` and `output` (examples or a multiple, ...), `statistics` a batch norm's mean and variance.
+
+    `patches` keeps a convolution's input by positions, once it is laid out, for the other directions of the output.
+    """
 
     input: Tensor
     output: Float[Tensor, "..."]
     statistics: tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]] | None = None
+    patches: list[Tensor] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +138,7 @@ def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, 
             g = g * (x != layer.padding_idx)[..., None]
         return Outer(x.reshape(n, -1), g.reshape(n, -1, g.shape[-1]))
     if kind == "convolution":
-        return _convolution(layer, role, x, g, n)
+        return _convolution(layer, role, call, g, n)
     if kind == "normalised":
         return _normalised(layer, role, x, g, n)
     if role == "weight":
@@ -142,10 +146,22 @@ def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, 
     return g.reshape(n, -1, g.shape[1], math.prod(g.shape[2:])).sum((1, 3))
 
 
-def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Outer | Float[Tensor, "{n} _"]:
+def _convolution(layer: nn.Module, role: str, call: Call, g: Tensor, n: int) -> Outer | Float[Tensor, "{n} _"]:
     if role == "bias":
         return g.reshape(n, -1, g.shape[1], math.prod(g.shape[2:])).sum((1, 3))
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    if not call.patches:
+        call.patches.append(_patches(layer, call.input, n))
+    x, g = call.patches[0], g.flatten(2).mT
+    if layer.groups == 1:
+        return Outer(g.reshape(n, -1, layer.out_channels), x)
+    x = x.reshape(n, x.shape[1], layer.groups, -1)
+    g = g.reshape(n, -1, layer.groups, layer.out_channels // layer.groups)
+    return torch.einsum("ntgo,ntgi->ngoi", g, x).reshape(n, -1)
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, n: int) -> Float[Tensor, "{n} T size"]:
+    """What each position of a convolution's output reads.  Shapes: x (n a, C, ...) -> (n, a positions, C kernel)."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     spatial = len(layer.kernel_size)
@@ -153,14 +169,8 @@ def _convolution(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> O
         reach = (int(layer.kernel_size[d]) - 1) * int(layer.dilation[d]) + 1
         x = x.unfold(2 + d, reach, int(layer.stride[d]))[..., :: int(layer.dilation[d])]
     # Now (N, C, *positions, *kernel).
-    rows, kernel = len(x), x.shape[2 + spatial :]
-    x = x.movedim(1, 1 + spatial).reshape(rows, -1, layer.in_channels, math.prod(kernel))
-    g = g.flatten(2).mT
-    if layer.groups == 1:
-        return Outer(g.reshape(n, -1, layer.out_channels), x.reshape(n, -1, layer.in_channels * math.prod(kernel)))
-    x = x.reshape(n, -1, layer.groups, layer.in_channels // layer.groups * math.prod(kernel))
-    g = g.reshape(n, -1, layer.groups, layer.out_channels // layer.groups)
-    return torch.einsum("ntgo,ntgi->ngoi", g, x).reshape(n, -1)
+    positions = math.prod(x.shape[2 : 2 + spatial]) * (len(x) // n)
+    return x.movedim(1, 1 + spatial).reshape(n, positions, -1)
 
 
 def _normalised(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Float[Tensor, "{n} _"]:

@@ -25,13 +25,25 @@ def measuring(subject: Subject) -> Iterator[None]:
 
     Assumes: the network is in eval mode, as `Subject` keeps it.   Cost: none to speak of; contexts may be nested.
     """
-    recurrent = subject.once("numerics.recurrent", lambda: any(isinstance(layer, nn.RNNBase) for layer in subject.module.modules()))
+    recurrent = subject.once("numerics.recurrent", lambda: has_recurrence(subject.module))
+    with differentiable(subject.device, recurrent=recurrent):
+        yield
+
+
+def has_recurrence(module: nn.Module) -> bool:
+    """Whether a network has an RNN, whose fast kernels have first derivatives alone."""
+    return any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+
+
+@contextlib.contextmanager
+def differentiable(device: torch.device, *, recurrent: bool) -> Iterator[None]:
+    """What `measuring` does, for a module that is no subject."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
-        if subject.device.type == "cuda":
+        if device.type == "cuda":
             stack.enter_context(_full_precision())
         if recurrent:
             stack.enter_context(_kernels_off())

@@ -27,15 +27,20 @@ class _Held:
         self.tensor: Tensor | None = tensor
 
 
-def kept_bytes(subject: Subject, split: str = "train") -> float:
-    """Bytes that the graphs of the gradients of all chunks of a split take.   Units: bytes.   Cost: a gradient of two examples, once a network."""
+def graph_bytes(subject: Subject) -> float:
+    """Bytes that the graph of the gradient of one example takes.   Units: bytes.   Cost: a gradient of two examples, once a network."""
     known = _MEASURED.setdefault(subject.module, {})
     key = (str(subject.dtype), str(subject.device), *subject.trainable)
     if key not in known:
         with measuring(subject):
             known[key] = _of_one_example(subject)
+    return known[key]
+
+
+def kept_bytes(subject: Subject, split: str = "train") -> float:
+    """Bytes that the graphs of the gradients of all chunks of a split take.   Units: bytes.   Cost: that of `graph_bytes`."""
     data = subject.train if split == "train" else subject.test
-    return known[key] * (len(data) if data is not None else 0)
+    return graph_bytes(subject) * (len(data) if data is not None else 0)
 
 
 def operator_bytes(subject: Subject) -> int:

@@ -188,3 +188,17 @@ def kendall_pseudo_values(x: Array | Sequence[float], y: Array | Sequence[float]
     rows = (np.sign(first[:, None] - first) * np.sign(second[:, None] - second)).sum(1)
     whole = rows.sum()
     return np.asarray(whole / (n - 1) - (whole - 2 * rows) / (n - 2))
+
+
+def parabola_minimum(x: Float64[Array, "points"], y: Float64[Array, "points"]) -> float:
+    """Where the parabola through the least of some values and its two neighbours is least, within the ends of x; the end itself where the least value stands there.
+
+    Shapes: (points,) twice, x growing -> ().   Cost: none.   Raises: InvalidInput for fewer than three points.
+    """
+    if len(x) < 3 or x.shape != y.shape:
+        raise InvalidInput(f"A parabola takes three points, not arrays of shapes {x.shape} and {y.shape}.")
+    least = int(np.argmin(y))
+    if least in (0, len(x) - 1):
+        return float(x[least])
+    bend, slope, _ = np.polyfit(x[least - 1 : least + 2], y[least - 1 : least + 2], 2)
+    return float(-slope / (2 * bend))

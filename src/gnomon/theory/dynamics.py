@@ -1,4 +1,8 @@
-"""Predictions about stochastic gradient steps: what one step does to the loss, and how far a larger batch helps."""
+"""Predictions about stochastic gradient steps: what one step does to the loss, how far a larger batch helps; and, from `stochastic/`, SGD as a process in time.
+
+`stochastic.quadratic` and `stationary`: where SGD settles about a minimum, three ways, and where it diverges; `moments`: its stochastic differential equations;
+`scaling`: larger batches; `flow`: the flow that gradient descent follows; `langevin`, `fokker_planck`, `escape`: noisy descent.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,39 @@ import numpy as np
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
+from gnomon.theory.landscape import largest_stable_lr as largest_stable_lr
+from gnomon.theory.landscape import stability_limit as stability_limit
+from gnomon.theory.stochastic.escape import kramers_rate as kramers_rate
+from gnomon.theory.stochastic.escape import mean_passage_time as mean_passage_time
+from gnomon.theory.stochastic.flow import implicit_regularizer as implicit_regularizer
+from gnomon.theory.stochastic.flow import modified_loss as modified_loss
+from gnomon.theory.stochastic.fokker_planck import fokker_planck as fokker_planck
+from gnomon.theory.stochastic.fokker_planck import fokker_planck_generator as fokker_planck_generator
+from gnomon.theory.stochastic.fokker_planck import relaxation_rate as relaxation_rate
+from gnomon.theory.stochastic.langevin import gibbs_density as gibbs_density
+from gnomon.theory.stochastic.langevin import sgld_density as sgld_density
+from gnomon.theory.stochastic.langevin import sgld_variance as sgld_variance
+from gnomon.theory.stochastic.moments import averaged_covariance as averaged_covariance
+from gnomon.theory.stochastic.moments import robbins_monro_covariance as robbins_monro_covariance
+from gnomon.theory.stochastic.moments import sde_losses as sde_losses
+from gnomon.theory.stochastic.moments import step_losses as step_losses
+from gnomon.theory.stochastic.quadratic import LeastSquares as LeastSquares
+from gnomon.theory.stochastic.quadratic import Quadratic as Quadratic
+from gnomon.theory.stochastic.quadratic import mean_limit as mean_limit
+from gnomon.theory.stochastic.quadratic import mean_square_limit as mean_square_limit
+from gnomon.theory.stochastic.scaling import critical_batch_size as critical_batch_size
+from gnomon.theory.stochastic.scaling import scaled as scaled
+from gnomon.theory.stochastic.scaling import scaling_break as scaling_break
+from gnomon.theory.stochastic.scaling import scaling_departure as scaling_departure
+from gnomon.theory.stochastic.scaling import steps_and_examples as steps_and_examples
+from gnomon.theory.stochastic.stationary import discrete_covariance as discrete_covariance
+from gnomon.theory.stochastic.stationary import effective_temperature as effective_temperature
+from gnomon.theory.stochastic.stationary import exact_covariance as exact_covariance
+from gnomon.theory.stochastic.stationary import excess_loss as excess_loss
+from gnomon.theory.stochastic.stationary import ou_covariance as ou_covariance
+from gnomon.theory.stochastic.stationary import sde_covariance as sde_covariance
+from gnomon.theory.stochastic.stationary import stationary_covariances as stationary_covariances
+from gnomon.theory.stochastic.stationary import variance_over_ou as variance_over_ou
 
 MCCANDLISH_2018 = Source("mccandlish2018")
 GOYAL_2017 = Source("goyal2017")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
-from gnomon.core.training import Training
+from gnomon.core.training import OPTIMIZERS, Training
 
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
@@ -29,6 +29,8 @@ def stability_limit(training: Training) -> Reading:
     """
     if training.optimizer is None or training.lr is None:
         raise OutOfScope("optimizer and learning rate are not known (--optimizer, --lr)")
+    if training.optimizer not in OPTIMIZERS:
+        raise OutOfScope(f"no limit of stability is known for the optimizer {training.optimizer!r}; known are {', '.join(OPTIMIZERS)}")
     lr, b = training.lr, training.momentum
     limits = {"sgd": (2 + 2 * b) / lr, "nesterov": (2 + 2 * b) / (lr * (1 + 2 * b)), "adam": (2 + 2 * b) / ((1 - b) * lr), "adamw": (2 + 2 * b) / ((1 - b) * lr)}
     decay = training.weight_decay if training.optimizer in ("sgd", "nesterov") else 0.0
