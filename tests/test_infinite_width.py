@@ -127,6 +127,21 @@ def test_blocks_are_parts_of_the_whole_and_say_beforehand_what_they_take(name):
         tiles.block(slice(3, 3))
 
 
+def test_slabs_and_tiles_do_not_change_the_kernel(monkeypatch):
+    """One position's row at a time, and one pair of examples at a time, give what all at once do."""
+    images = torch.randn(3, 2, 6, 5, generator=chance.generator(0), dtype=torch.float64)
+    padded = [nn.Conv2d(8, 8, 3, padding=1, padding_mode=mode) for mode in ("zeros", "circular", "reflect", "replicate")]
+    network = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), *[layer for conv in padded for layer in (conv, nn.LeakyReLU(0.2))], nn.Conv2d(8, 8, 1, stride=(2, 1)), nn.Tanh(), nn.Conv2d(8, 8, (2, 3), stride=2, padding=1, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))  # fmt: skip
+    flat = nn.Sequential(*list(network)[:-3], nn.Flatten(), nn.Linear(32, 1))
+    for each in (network, flat):
+        whole = infinite_width(each)(images, kind=BOTH)
+        for name in ("propagation.SLAB", "tiles.TILE"):
+            monkeypatch.setattr(f"gnomon.theory.infinite.{name}", 8)
+            for made, expected in zip(infinite_width(each)(images, kind=BOTH), whole, strict=True):
+                torch.testing.assert_close(made, expected, rtol=1e-11, atol=0)
+        monkeypatch.undo()
+
+
 def relu(z):
     return z if z > 0 else mp.mpf(0)
 
@@ -267,6 +282,7 @@ class AttentionBlock(nn.Module):
 W = WIDTH
 FINITE = {
     "product": (Gated(), (6,), 3),
+    "one by one with a stride": (nn.Sequential(nn.Conv2d(2, W, 3, padding=1), nn.ReLU(), nn.Conv2d(W, W, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(W, 1)), (2, 5, 4), 3),
     "linear attention": (LinearAttention(), (3, 3), 5),
     "groups": (nn.Sequential(nn.Conv1d(2, W, 3, padding=1), nn.ReLU(), nn.Conv1d(W, W, 3, padding=1, groups=2), nn.ReLU(), nn.Conv1d(W, W, 1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * W, 1)), (2, 4), 4),
     "three dimensions": (nn.Sequential(nn.Conv3d(1, W, 2), nn.ReLU(), nn.Conv3d(W, W, (1, 2, 1)), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(W, 1)), (1, 3, 3, 2), 3),
@@ -358,6 +374,8 @@ def test_mean_field_is_mup_with_one_hidden_layer_and_is_refused_beyond():
     two = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
     with pytest.raises(OutOfScope, match="second hidden layer all pre-activations are 0.*'mup'"):
         infinite_width(two, parametrization="mean_field")(x)
+    with pytest.raises(OutOfScope, match="features move at any width"):
+        gradient_flow(infinite_width(one, parametrization="mup"), x, torch.ones(3), time=1.0)
     with pytest.raises(OutOfScope, match="one layer with weights, the readout"):
         infinite_width(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), parametrization="mup")(x)
 

@@ -248,11 +248,12 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
         made: tuple[Tensor, Tensor | None] = asked.once(side, lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
         return made
 
-    (first, u), (second, v) = own(0, x.first), own(1, x.second)
+    (one, u), (two, v) = own(0, x.first), own(1, x.second)
     if asked.rows is not None:
-        first, u = first[:, asked.rows], None if u is None else u[:, :, asked.rows]
+        one, u = one[:, asked.rows], None if u is None else u[:, :, asked.rows]
+    made = Pair(one + bias, two + bias, None, None, None, None, x.full)
+    roots = x.spread(one.sqrt(), two.sqrt())
     cov, gap, total, ntk = x.each(mean)
-    made = Pair(first, second, None, None, None, None, x.full)
     if gap is None:
         assert cov is not None
         if ntk is not None:
@@ -264,7 +265,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     if u is not None and v is not None:
         more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
     elif bias:
-        (a1, a2), floor = x.spread((each * x.first).sqrt(), (each * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
+        (a1, a2), floor = roots, gap.new_tensor(math.sqrt(bias))
         more = _excess((a1, floor), (a2, floor))
     if total is not None:
         total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)
@@ -278,12 +279,12 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
 
 
 def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
-    """A linear layer's variances for one side, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
+    """A linear layer's variances for one side but for the bias, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
     made, views = q, [(each * q).sqrt()]
     for axis, window in enumerate(windows):
         made = window.summed(made, (1 + axis,))
         views = [part for view in views for part in window.views(view, 1 + axis)] if patch else views
-    made = each * made + bias
+    made = each * made
     if not patch:
         return made, None
     vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views)
