@@ -335,7 +335,7 @@ def test_an_attention_block_is_read_and_softmax_is_refused_by_name():
     for made, full in zip(kernel(x[:2], x[2:], BOTH), whole, strict=True):
         torch.testing.assert_close(made, full[:2, 2:], rtol=1e-12, atol=0)
     assert all(bool((torch.linalg.eigvalsh(part) > 0).all()) for part in whole)
-    with pytest.raises(OutOfScope, match="softmax and other functions of its scores"):
+    with pytest.raises(OutOfScope, match="softmax and other functions of the scores"):
         infinite_width(AttentionBlock(softmax=True))(x)
 
 
@@ -498,13 +498,13 @@ class Shared(nn.Module):
         (nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(), nn.Linear(4, 1)), "hardtanh.*Hermite series of 192 terms leaves .*tolerance"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layer with weights"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(12, 1)), "'2': a depthwise"),
-        (
-            nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3), nn.ReLU(), Do(lambda x: x.transpose(1, 2)), nn.Linear(4, 1)),
-            "positions mixed by something else|other dimensions|read as positions",
-        ),
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Do(lambda x: 1 / x), nn.Linear(4, 1)), "a constant divided by random features"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 1)), "'3': MaxPool1d"),
         (nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 4, 1), nn.Flatten(), nn.Linear(8, 1)), "'1': a reshape other than"),
+        (
+            nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 1), nn.ReLU(), Do(lambda x: x), nn.Linear(5, 4), nn.Flatten(), nn.Linear(16, 1)),
+            "'4': it reads positions as features.*MLP-Mixer",
+        ),
     ],
 )
 def test_what_is_not_covered_is_named(network, message):
@@ -567,6 +567,22 @@ def test_poolings_written_as_functions_are_their_modules(function, module):
 
     for one, two in zip(kernels(Do(function)), kernels(module), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(2), Do(lambda x: x.transpose(1, 2)), nn.Linear(8, 8)),
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), Do(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(8, 8), Do(lambda x: x.flatten(1, 2))),
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(2), Do(lambda x: x.permute(0, 2, 1))),
+    ],
+)
+def test_channels_at_the_end_are_channels(before):
+    x = torch.tensor(REFERENCE["images"], dtype=torch.float64).movedim(-1, 1)
+    plain = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    expected = infinite_width(plain)(x, kind=BOTH)
+    for made, one in zip(infinite_width(nn.Sequential(*before, nn.ReLU(), Do(lambda x: x.mean(1)), nn.Linear(8, 1)))(x, kind=BOTH), expected, strict=True):
+        torch.testing.assert_close(made, one, rtol=1e-12, atol=0)
 
 
 def test_what_would_not_fit_is_refused_before_it_is_made():

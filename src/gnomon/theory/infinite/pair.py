@@ -99,6 +99,12 @@ class Pair:
         parts = self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape))
         return Pair(self.first, self.second, *parts, full=False, factor=self.factor)
 
+    def reshaped(self, positions: tuple[int, ...]) -> Pair:
+        """The same positions in another shape."""
+        doubled = positions * 2 if self.full else positions
+        parts = self.each(lambda x: x.reshape(*x.shape[:2], *doubled))
+        return Pair(self.first.reshape(-1, *positions), self.second.reshape(-1, *positions), *parts, self.full, self.factor)
+
     def narrowed(self, rows: slice) -> Pair:
         """Some positions of the first side, along their first dimension.  Shapes: as if `full`."""
         return Pair(self.first[:, rows], self.second, *self.each(lambda x: x[:, :, rows]), self.full, self.factor)
@@ -251,8 +257,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     (one, u), (two, v) = own(0, x.first), own(1, x.second)
     if asked.rows is not None:
         one, u = one[:, asked.rows], None if u is None else u[:, :, asked.rows]
-    made = Pair(one + bias, two + bias, None, None, None, None, x.full)
-    roots = x.spread(one.sqrt(), two.sqrt())
+    before, made = (one, two), Pair(one + bias, two + bias, None, None, None, None, x.full)
     cov, gap, total, ntk = x.each(mean)
     if gap is None:
         assert cov is not None
@@ -265,7 +270,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     if u is not None and v is not None:
         more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
     elif bias:
-        (a1, a2), floor = roots, gap.new_tensor(math.sqrt(bias))
+        (a1, a2), floor = x.spread(before[0].sqrt(), before[1].sqrt()), gap.new_tensor(math.sqrt(bias))
         more = _excess((a1, floor), (a2, floor))
     if total is not None:
         total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)

@@ -20,7 +20,11 @@ from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.window import Window
 
 INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
-MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT")
+MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT", "permute")
+SOFTMAX = (
+    "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
+    "(Hron et al. 2020)"
+)
 
 
 class Reader:
@@ -54,8 +58,8 @@ class Reader:
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         name, known = self.names[output], self._of(output)
-        if known.scores or known.turned:
-            self.refuse(self.layers[output], "the network returns attention's scores, or positions in place of channels")
+        if known.scores:
+            self.refuse(self.layers[output], "the network returns attention's scores")
         own = self._layouts(name)
         return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
 
@@ -115,8 +119,10 @@ class Reader:
         mixed = [source for source in sources if source in self.data]
         if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
             self.refuse(layer, "it joins data and random features in a way that is not covered")
-        if any(self._of(source).scores or self._of(source).turned for source in sources if source not in self.data) or called in MATMUL or called in TURN:
-            self._attend(node, layer, sources, str(called))
+        if called in MATMUL or any(self._of(source).scores for source in sources if source not in self.data):
+            self._attend(layer, sources, str(called))
+        elif called in TURN:
+            self._turn(node, layer, sources[0], str(called))
         elif called in ("mul", "imul") and len(sources) == 2:
             self._product(layer, sources)
         elif layer.kind == "identity":
@@ -134,7 +140,7 @@ class Reader:
         elif layer.kind == "pool":
             self._pool(node, layer, sources[0], module, str(called))
         else:
-            self.refuse(layer, layer.why or f"{called} is not covered")
+            self.refuse(layer, SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
 
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
@@ -142,7 +148,7 @@ class Reader:
     def _emit(
         self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, pools: bool = False, nonlinear: Dual | None = None
     ) -> None:
-        keeps = layer.kind != "flatten" or reads == "same"
+        keeps = layer.kind != "flatten" or bool(known.positions)
         kinked = nonlinear is not None and nonlinear.kinked
         self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools, keeps, folds, nonlinear is not None, kinked=kinked))
         self.known[layer.name] = known
@@ -168,7 +174,11 @@ class Reader:
         if source not in self.data:
             before = self._of(source)
             if before.positions and before.last != last:
-                self.refuse(layer, "it reads positions as features; flatten before it")
+                self.refuse(
+                    layer,
+                    "it reads positions as features (as the token mixing of an MLP-Mixer does): all channels share its weights, over which they are not averaged, so that the kernel stays "
+                    "random at any width; flatten before it, or mix positions by a convolution or a pooling",
+                )
         name = self._enter(source, layer.kind, last) if source in self.data else self.names[source]
         standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
         of = {"weight": weight, "bias": bias, "ntk_weight": float(layer.fan_in) if standard else weight, "ntk_bias": float(has_bias) if standard else bias}
@@ -216,7 +226,7 @@ class Reader:
         if not (before.gaussian or before.chain):
             self.refuse(
                 layer,
-                "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product, a flatten, or a sum with data or with activations): put a layer with weights, or the activation, before it (a residual block that begins with its activation)",
             )
         applied = dual(chain, self.options.tolerance)
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
@@ -227,8 +237,13 @@ class Reader:
         if layer.input_shape == layer.output_shape:
             self._emit(layer, (self.names[source],), lambda given, _: given[0], before, folds=True)
             return
+        channel = -1 if before.last else 0
+        if len(layer.output_shape) > 1 and before.positions and layer.input_shape[channel] == layer.output_shape[channel]:
+            positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
+            self._emit(layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), dataclasses.replace(before, positions=positions), reads="all", folds=True)
+            return
         if len(layer.output_shape) != 1:
-            self.refuse(layer, "a reshape other than one of all positions into features")
+            self.refuse(layer, "a reshape other than one of positions among themselves or of all of them into features")
         many = math.prod(before.positions) > 1
         known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="")
         self._emit(layer, (self.names[source],), lambda given, _: pairs.flattened(given[0]), known, reads="all")
@@ -277,36 +292,43 @@ class Reader:
         known = Known(False, any(known.centred for known in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions, alike=alike)
         self._emit(layer, names, lambda given, _: pairs.multiply(*given), known)
 
-    def _attend(self, node: fx.Node, layer: Layer, sources: list[fx.Node], called: str) -> None:
-        """Linear attention, (Q K^T) V: a transpose, scores and factors of them leave no step, their product with the values does."""
+    def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
+        """A permutation that moves the channels to the end or to the front."""
+        before, rank = self._of(source), len(layer.output_shape) + 1
+        order = list(range(rank))
+        dims: list[Any] = [dim for arg in node.args[1:] for dim in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+        if called == "permute" and all(isinstance(dim, int) for dim in dims):
+            order = [dim % rank for dim in dims]
+        elif called == "mT" or len(dims) == 2:
+            a, b = (-2, -1) if called == "mT" else dims
+            order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
+        if order != ([0, rank - 1, *range(1, rank - 1)] if before.last else [0, *range(2, rank), 1]):
+            self.refuse(layer, "a permutation other than one that moves the channels to the end or to the front")
+        self._emit(layer, (self.names[source],), lambda given, _: given[0], dataclasses.replace(before, last=not before.last), folds=True)
+
+    def _attend(self, layer: Layer, sources: list[fx.Node], called: str) -> None:
+        """Linear attention, (Q K^T) V: scores and factors of them leave no step, their product with the values does."""
+        if any(source in self.data for source in sources):
+            self.refuse(layer, "attention to the data themselves, without layers with weights for queries, keys and values")
         knowns = [self._of(source) for source in sources]
-        by, first = factor(layer), knowns[0]
-        rest = node.args[1:] if called in TURN else ()
-        if called in TURN and first.last and len(first.positions) == 1 and not first.scores and (rest in ((1, 2), (2, 1), (-1, -2), (-2, -1)) or called == "mT"):
-            self.known[layer.name] = dataclasses.replace(first, turned=not first.turned, base=first.base or self.names[sources[0]])
-        elif first.scores and by is not None:
-            self.known[layer.name] = dataclasses.replace(first, scores=(*first.scores[:2], first.scores[2] * by**2))
-        elif first.scores and layer.kind == "identity":
-            self.known[layer.name] = first
-        elif called in MATMUL and len(sources) == 2 and not first.turned and not first.scores and knowns[1].turned:
+        by, first, second = factor(layer), knowns[0], knowns[-1]
+        scored = first.scores is not None
+        pair = called in MATMUL and len(sources) == 2 and not second.scores and len(second.positions) == 1
+        if first.scores is not None and (by is not None or layer.kind == "identity"):
+            size = first.scores[2] * (1 if by is None else by**2)
+            self.known[layer.name] = dataclasses.replace(first, scores=(*first.scores[:2], size))
+        elif pair and not scored and first.last and not second.last and len(first.positions) == 1:
             self._check_attention(layer, knowns)
-            channels = self.layers[sources[0]].output_shape[-1]
-            roots = knowns[0].roots | knowns[1].roots
-            names = self.names[sources[0]], knowns[1].base
-            self.known[layer.name] = Known(False, True, roots, True, first.positions, scores=(*names, float(channels)))
-        elif called in MATMUL and len(sources) == 2 and first.scores and not (knowns[1].turned or knowns[1].scores):
+            scores = self.names[sources[0]], self.names[sources[1]], float(self.layers[sources[0]].output_shape[-1])
+            self.known[layer.name] = Known(False, True, first.roots | second.roots, True, first.positions, scores=scores)
+        elif pair and first.scores is not None and second.last:
             self._check_attention(layer, knowns)
             query, key, size = first.scores
-            known = Known(False, True, first.roots | knowns[1].roots, True, knowns[1].positions, alike=False)
-            self._emit(layer, (query, key, self.names[sources[1]]), lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
-        elif first.scores or any(known.scores for known in knowns):
-            self.refuse(layer, "attention other than linear: softmax and other functions of its scores have no kernel in closed form (Hron et al. 2020)")
+            known = Known(False, True, first.roots | second.roots, True, first.positions, alike=False)
+            names = query, key, self.names[sources[1]]
+            self._emit(layer, names, lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
         else:
-            self.refuse(
-                layer,
-                "features are read as positions, or positions mixed by something else than a convolution or a pooling (as the token mixing of an MLP-Mixer does): "
-                "weights that all channels share are not averaged over, so that the kernel stays random at any width",
-            )
+            self.refuse(layer, SOFTMAX)
 
     def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
         if not all(known.centred for known in knowns) or knowns[0].roots & knowns[1].roots:

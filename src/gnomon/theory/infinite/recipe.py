@@ -46,7 +46,6 @@ class Known:
     chain: tuple[Layer, ...] = ()
     alike: bool = True
     scores: tuple[str, str, float] | None = None
-    turned: bool = False
 
 
 Rule = Callable[[list[Pair], Asked], Pair]
