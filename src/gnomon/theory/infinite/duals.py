@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Image(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, and whether the image's n - k is.  Shapes: broadcast together."""
+    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, whether the image's n - k is, and what keeps what one side alone gives.  Shapes: broadcast together."""
 
     first: Tensor
     second: Tensor
@@ -39,6 +39,7 @@ class Arguments(NamedTuple):
     total: Tensor | None
     tangent: Tensor | None
     wanted: bool = True
+    once: Callable[[int, str, Callable[[], Any]], Any] = lambda side, what, make: make()
 
     @property
     def norm(self) -> Tensor:

@@ -116,7 +116,7 @@ class Asked(NamedTuple):
     gap: bool
     variances: tuple[Tensor, Tensor] | None
     rows: slice | None
-    once: Callable[[int, Callable[[], Any]], Any]
+    once: Callable[[int, str, Callable[[], Any]], Any]
 
 
 def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
@@ -251,7 +251,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     patch = size > 1 and x.gap is not None
 
     def own(side: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
-        made: tuple[Tensor, Tensor | None] = asked.once(side, lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
+        made: tuple[Tensor, Tensor | None] = asked.once(side, "side", lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
         return made
 
     (one, u), (two, v) = own(0, x.first), own(1, x.second)

@@ -419,9 +419,12 @@ class Reader:
 
 def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap))
-    variances = (x.first, x.second) if image.factor != 1 else (applied.variance(x.first), applied.variance(x.second))
-    return Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once))
+    first, second = x.first, x.second
+    if image.factor == 1:
+        (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
+        (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
+    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
 
 
 def _squeezed(x: Pair, axes: list[int]) -> Pair:
