@@ -220,11 +220,10 @@ def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = Fal
 
 
 def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
-    made: Tensor | None = None
-    for a, b in zip(one, two, strict=True):
-        difference = torch.add(*spread(a, b, full=full), alpha=sign)
-        made = difference.square_() if made is None else made.addcmul_(difference, difference)
-    assert made is not None
+    made, difference = torch.add(*spread(one[0], two[0], full=full), alpha=sign).square_(), None
+    for a, b in zip(one[1:], two[1:], strict=True):
+        difference = torch.add(*spread(a, b, full=full), alpha=sign, out=difference)
+        made.addcmul_(difference, difference)
     return made.mul_(0.5)
 
 
