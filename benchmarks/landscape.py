@@ -246,7 +246,7 @@ def convolutional_rows(x, y):
 def large():
     """The largest eigenvalue and the trace of a network of ten million parameters; prints them and the peak of resident memory."""
     with chance.scoped(chance.generator(0)):
-        model = nn.Sequential(nn.Linear(1024, 2800), nn.ReLU(), nn.Linear(2800, 2400), nn.ReLU(), nn.Linear(2400, 10))
+        model = nn.Sequential(nn.Linear(1024, 3000), nn.ReLU(), nn.Linear(3000, 2400), nn.ReLU(), nn.Linear(2400, 10))
     rng = chance.generator(1)
     subject = Subject.freeze(model, "cross_entropy", (chance.normal(256, 1024, rng=rng).float(), chance.integers(10, 256, rng=rng)))
     value = landscape.sharpness(subject, rng=chance.generator(2), products=64)

@@ -7,7 +7,8 @@ from torch import nn
 from gnomon.core import rng as chance
 from gnomon.core.errors import OutOfScope
 from gnomon.core.subject import Subject
-from gnomon.numerics.class_means import class_part_eigenvalues
+from gnomon.instruments.mini_bulk import mini_bulk
+from gnomon.numerics.class_means import class_part_eigenvalues, cross_class_means
 from gnomon.numerics.operators import GaussNewton
 
 
@@ -40,6 +41,24 @@ def test_it_is_the_second_moment_of_the_class_means_over_labels_that_the_example
     product = GaussNewton(found)
     whole = torch.linalg.eigvalsh(torch.stack([product(row) for row in torch.eye(found.dimension, dtype=torch.float64)])).flip(0)
     assert bool((whole[:3] >= values).all())
+
+
+def test_pairs_of_classes_are_the_whole_where_the_examples_of_a_class_are_one():
+    """Then nothing of the Gauss-Newton matrix is left outside their means, C^2 - C directions; it is never less than their second moment."""
+    spread = subject(n=60)
+    labels = spread.train.blocks[0].targets
+    collapsed = Subject.freeze(spread.module.requires_grad_(True), "cross_entropy", (torch.eye(3, 4, dtype=torch.float64)[labels], labels))
+    for found, same in ((collapsed, True), (spread, False)):
+        means = cross_class_means(found)
+        assert means.shape == (found.dimension, 6)
+        product = GaussNewton(found)
+        left = torch.stack([product(row) for row in torch.eye(found.dimension, dtype=torch.float64)]) - means @ means.T
+        assert torch.linalg.eigvalsh(left)[0] > -1e-12
+        basis = torch.linalg.qr(means)[0]
+        assert (float((left - basis @ (basis.T @ left)).abs().max()) < 1e-12) is same
+    assert mini_bulk(collapsed, rng=chance.generator(0)).value.tolist() == [2.0, 6.0]
+    with pytest.raises(OutOfScope, match="2 to 10 classes"):
+        mini_bulk(subject(classes=11, n=40), rng=chance.generator(0))
 
 
 def test_what_has_no_class_part_is_refused():

@@ -1,6 +1,7 @@
 """Sharpness in a ball, slices, trajectories and local entropy, against closed forms on quadratic losses and against rescaled networks."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -275,3 +276,42 @@ def test_a_plane_has_lines_of_equal_height_and_a_matrix_of_elements_has_none():
     assert draw(bowl).count('class="pw"') >= 9
     numbered = describe(Reading("matrix", np.eye(4), ""))
     assert numbered.contours(numbered.series[0]) == []
+
+
+def bowl_reading():
+    steps = np.linspace(-1, 1, 9)
+    axes = tuple(Axis(f"step along the {which}", tuple(steps.tolist())) for which in ("first", "second"))
+    return Reading("bowl", steps[:, None] ** 2 + 2 * steps**2 + 0.5, "loss", axes=axes)
+
+
+def test_a_plane_is_drawn_as_a_surface_too():
+    """In the SVG a quadrilateral a cell, lower cells behind higher ones nearer by; the corners are where the projection puts them."""
+    picture = draw(describe(bowl_reading()))
+    cells = re.findall(r'<path class="s(\d+)" d="M([^"]+)z"', picture)
+    assert len(cells) == 64
+    assert {int(shade) for shade, _ in cells} <= set(range(12))
+    points = [[tuple(map(float, point.split())) for point in path.split("L")] for _, path in cells]
+    far, near = points[0][0], points[-1][2]
+    left = min(point for path in points for point in path)
+    right = max(point for path in points for point in path)
+    assert far[0] == pytest.approx(near[0], abs=0.11)
+    assert left[0] + right[0] == pytest.approx(2 * far[0], abs=0.21)
+    assert left[1] == pytest.approx(right[1], abs=0.11)
+    assert int(cells[0][0]) == int(cells[-1][0]) == 9
+    assert min(int(shade) for shade, _ in cells) == 0
+    numbered = draw(describe(Reading("v", np.eye(3), "", axes=(Axis("i", (1.0, 2.0, 3.0)), Axis("j", (1.0, 2.0, 3.0))))))
+    assert 'class="s' not in numbered
+
+
+def test_matplotlib_draws_map_and_surface():
+    import matplotlib.pyplot as plt
+
+    ax = bowl_reading().plot()
+    assert [axes.name for axes in ax.figure.axes if axes.get_label() != "<colorbar>"] == ["rectilinear", "3d"]
+    own = plt.figure().add_subplot(projection="3d")
+    assert bowl_reading().plot(own) is own
+    assert (own.get_zlim()[0] <= 0.5, own.get_zlabel()) == (True, "loss")
+    alone = plt.figure().add_subplot()
+    bowl_reading().plot(alone)
+    assert alone.get_xlabel() == "step along the second"
+    plt.close("all")

@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, T
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import CannotWrite, InvalidInput
+from gnomon.core.registry import get_instrument
 from gnomon.core.subject import Subject
 from gnomon.hooks import Watch
 from gnomon.hooks.data import hold
 from gnomon.hooks.watch import choose
 from gnomon.instruments.dynamics import exact_noise_scale
+from gnomon.numerics import dense
+from gnomon.numerics.lanczos import Basis
 from gnomon.numerics.operators import loss_value
 from gnomon.run import history as histories
 from gnomon.run.history import History
@@ -220,6 +223,63 @@ def test_bad_wishes_are_refused_at_once(tmp_path):
             made(**options)
     with pytest.raises(InvalidInput, match="folder"):
         Watch(model, "cross_entropy", data, out=tmp_path)
+
+
+def test_sharpness_is_followed_from_the_last_eigenvector(tmp_path):
+    """Against the dense Hessian at every record; each but the first takes fewer products than a search of its own."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)), pair(64)
+    watch = Watch(model, "cross_entropy", data, every=1, out=tmp_path / "h.json", readings=("sharpness",), examples=64)
+    optimizer, exact, counted = torch.optim.SGD(model.parameters(), lr=0.5), [], [0]
+    for step in range(12):
+        subject = Subject.freeze(model, "cross_entropy", data)
+        exact.append(float(torch.linalg.eigvalsh(dense.hessian(subject))[-1]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gnomon.numerics.lanczos.Basis.step", counting(counted, Basis.step))
+            watch.step(step)
+            counted.append(0)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    low, high = watch["sharpness"].interval
+    assert ((low <= exact) & (exact <= high)).all()
+    np.testing.assert_allclose(watch["sharpness"].value, exact, rtol=1e-4)
+    assert max(counted[1:-1]) < counted[0]
+    assert watch["sharpness"].plot().get_xlabel() == "step"
+
+
+def counting(counted, step):
+    """Lanczos's step, counted in the last entry of a list."""
+
+    def stepped(basis):
+        counted[-1] += 1
+        step(basis)
+
+    return stepped
+
+
+def test_a_direction_that_has_overtaken_is_found(tmp_path):
+    """What was kept is, exactly, an eigenvector that is no longer the leading one."""
+    subject = Subject.freeze(nn.Linear(6, 1), "mse", (pair(64)[0], pair(64)[0][:, :1]))
+    values, vectors = torch.linalg.eigh(dense.hessian(subject))
+    for index in range(3):
+        subject._shared["kept"] = {"hessian/followed": vectors[:, index].float()}
+        found = get_instrument("sharpness")(subject, rng=chance.generator(index))
+        assert abs(float(found) - float(values[-1])) <= float(found.error)
+
+
+def test_what_is_followed_on_a_half_covers_the_whole():
+    """80 halves of the examples, each followed from the eigenvector of the last: their intervals hold the whole's value at least nine times in ten."""
+    torch.manual_seed(1)
+    model, data = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double(), (pair(64)[0].double(), pair(64)[1])
+    whole, instrument, hits = Subject.freeze(model, "cross_entropy", data), get_instrument("sharpness"), 0
+    exact, vector = float(torch.linalg.eigvalsh(dense.hessian(whole))[-1]), None
+    for draw in range(80):
+        half = whole.sample(32, rng=chance.generator(draw, "half"))
+        half._shared["kept"] = {} if vector is None else {"hessian/followed": vector}
+        low, high = instrument(half, rng=chance.generator(draw)).ends()
+        vector, hits = half.kept["hessian/followed"], hits + (low <= exact <= high)
+    assert hits >= 72
 
 
 def test_the_share_bounds_what_the_plan_costs():

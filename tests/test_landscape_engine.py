@@ -238,6 +238,23 @@ def test_traces_by_every_method_agree_with_the_dense_one():
         landscape.hessian_trace(subject, rng=chance.generator(0), method="deflate")
 
 
+@pytest.mark.parametrize("method", ["deflated", "hutch++"])
+def test_a_trace_on_a_half_has_the_error_of_the_examples(method):
+    """Where the exact part is the whole, no probe is left: the error is that of the examples alone, from the dense Hessians of its groups."""
+    data = chance.normal(48, 2, rng=chance.generator(0)), chance.integers(3, 48, rng=chance.generator(1))
+    with chance.scoped(chance.generator(0)):
+        whole = Subject.freeze(nn.Linear(2, 3).double(), "cross_entropy", data)
+    half = whole.sample(32, rng=chance.generator(2))
+    found = landscape.hessian_trace(half, rng=chance.generator(3), probes=30, method=method)
+    assert float(found) == pytest.approx(dense.hessian_trace(half), rel=1e-12)
+    order = chance.permutation(32, rng=chance.generator(0, "groups"))
+    groups = np.array([dense.hessian_trace(dataclasses.replace(half, train=half.train.select(order[g::16]), _shared={})) for g in range(16)])
+    assert float(found.error) == pytest.approx((groups.var(ddof=1) / 16 * (1 - 32 / 48)) ** 0.5, rel=1e-10)
+    assert found.n == 16
+    mixed = landscape.hessian_trace(half, rng=chance.generator(3), probes=12, method="hutch++")
+    assert float(mixed.error) > float(found.error)
+
+
 def test_the_identity_names_what_bends():
     for build, culprit in ((cnn, "tanh"), (tied_frozen, "shared")):
         with pytest.raises(OutOfScope, match=culprit):

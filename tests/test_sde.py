@@ -50,9 +50,9 @@ def test_runs_have_the_exact_mean_loss_at_every_level(sampling):
     subject = mean_of()
     sgd = Sgd(lr=0.2, batch_size=4, examples=40, sampling=sampling)
     for level in (1, 2, 8):
-        ends = walks.walks(subject, sgd, steps=5, runs=4000, level=level, rng=chance.generator(0, sampling, level))
+        ends = walks.walks(subject, sgd, steps=5, runs=2000, level=level, rng=chance.generator(0, sampling, level))
         gap = float(ends.losses.mean()) - expected_loss(subject, level, 5, factor_of(40, 4, sampling))
-        assert abs(gap) < 4 * float(ends.losses.std()) / 4000**0.5
+        assert abs(gap) < 4 * float(ends.losses.std()) / 2000**0.5
     y = next(subject.train.chunks(100)).targets
     assert walks.noise_free(subject, sgd, steps=5) == pytest.approx(float(y.var(correction=0)) + 0.25 * 0.6**10, rel=1e-12)
 
@@ -85,11 +85,19 @@ def test_runs_at_once_are_runs_one_by_one(build, monkeypatch):
     sgd = Sgd(lr=0.01, batch_size=3, examples=8, sampling="without_replacement")
     subject = build(n=8)
     fast = walks.walks(subject, sgd, steps=2, runs=2, level=2, rng=chance.generator(1))
-    monkeypatch.setattr(walks, "_traced", lambda *args: None)
-    monkeypatch.setattr(walks, "_traced_losses", lambda *args: None)
+    monkeypatch.setattr(walks, "_at_once", lambda *args: None)
+    monkeypatch.setattr(walks, "_losses_at_once", lambda *args: None)
     slow = walks.walks(build(n=8), sgd, steps=2, runs=2, level=2, rng=chance.generator(1))
     assert fast.losses.numpy() == pytest.approx(slow.losses.numpy(), rel=1e-9)
     assert fast.distances.numpy() == pytest.approx(slow.distances.numpy(), rel=1e-9)
+
+
+def test_the_traced_operations_are_the_same_to_the_bit(monkeypatch):
+    found = []
+    for after in (1, 1000):
+        monkeypatch.setattr(walks, "TRACED_AFTER", after)
+        found.append(sde.svag_gap(images(batch_size=8, chunk=64), rng=chance.generator(0), steps=3).to_json())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 4)])
@@ -104,7 +112,7 @@ def test_batches_without_replacement_are_sets_each_as_likely(n, size):
 def test_the_gap_is_what_the_equation_lacks():
     """lr x curvature = .8: SGD's noise is larger than that of its equation by 1 / (1 - .4), and the levels say so within their errors."""
     subject = mean_of(lr=0.4, start=0.0)
-    reading = sde.svag(subject, rng=chance.generator(2), runs=4000, steps=6, levels=(4, 16), sampling="without_replacement")
+    reading = sde.svag(subject, rng=chance.generator(2), runs=2000, steps=6, levels=(4, 16), sampling="without_replacement")
     factor = factor_of(40, 4, "without_replacement")
     for level, mean, error in zip(reading.details["levels"], reading.details["means"], reading.details["errors"], strict=True):
         assert abs(mean - expected_loss(subject, level, 6, factor)) < 4 * error
@@ -113,14 +121,17 @@ def test_the_gap_is_what_the_equation_lacks():
     assert reading.ends()[0] > 0
 
 
-def test_what_noise_costs_is_predicted_from_its_spectrum():
-    subject = mean_of(lr=0.4, start=0.0)
+@pytest.mark.parametrize("change", [{}, {"momentum": 0.6}, {"optimizer": "nesterov", "momentum": 0.6}, {"momentum": 0.6, "weight_decay": 0.3}])
+def test_what_noise_costs_is_predicted_from_its_spectrum(change):
+    subject = mean_of(lr=0.2, start=0.0, **change)
     measured = sde.noise_excess_loss(sde.svag(subject, rng=chance.generator(3), runs=2000, steps=6, levels=(2,), sampling="without_replacement"))
     seen = noise_spectrum.noise_curvature(subject, rng=chance.generator(0), probes=32)
     y = next(subject.train.chunks(100)).targets
     predicted = theory.noise_excess_loss(seen.details["nodes"], seen.details["weights"], sde.steps_of(subject, "without_replacement"), steps=6, trace=4 * float(y.var()))
     assert abs(float(measured) - float(predicted)) < 4 * float(measured.error)
-    assert float(predicted) == pytest.approx(expected_loss(subject, 1, 6, factor_of(40, 4, "without_replacement")) - float(y.var(correction=0)), rel=1e-9)
+    assert float(measured.error) < 0.05 * float(predicted)
+    if not change:
+        assert float(predicted) == pytest.approx(expected_loss(subject, 1, 6, factor_of(40, 4, "without_replacement")) - float(y.var(correction=0)), rel=1e-9)
 
 
 def test_a_run_that_diverges_is_kept_with_its_step():
@@ -177,9 +188,9 @@ def test_the_chapter_sets_prediction_and_measurement_side_by_side():
     rows = {row.title: row for row in chapter.chapter(facts_of(subject), {name: Reading.from_json(reading.to_json()) for name, reading in readings.items()})}
     cost, equation = rows["loss that gradient noise costs"], rows["SGD beside its stochastic differential equation"]
     assert cost.settle()[0].outcome in ("holds", "fails", "inconclusive")
-    assert "it would settle at" in cost.settle()[1]
+    assert "it settles at" in cost.settle()[1]
     assert equation.settle()[0].outcome in ("holds", "fails", "inconclusive")
-    assert "after 8 steps of lr 0.100 at batch 8" in equation.settle()[1]
+    assert "after 8 steps the loss is" in equation.settle()[1]
 
 
 def test_batch_norm_is_another_loss():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from gnomon.core.architecture import Architecture
+from gnomon.core.reading import Reading
 from gnomon.core.training import Training
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Plain numbers and names about a subject: no tensor, no module."""
+    """Plain numbers and names about a subject: no tensor, no module.
+
+    `predictions` are what theory says of the data at hand, made before a chapter is written; `uncovered` says why it says nothing.
+    """
 
     name: str
     parameters: int
@@ -26,3 +31,7 @@ class Facts:
     architecture: Architecture
     has_initial: bool
     has_make: bool
+    bent: str = "it is not known"
+    """Why the output is not piecewise linear along every single parameter; empty where it is."""
+    predictions: Mapping[str, Reading] = dataclasses.field(default_factory=dict)
+    uncovered: Mapping[str, str] = dataclasses.field(default_factory=dict)

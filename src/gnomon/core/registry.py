@@ -46,6 +46,7 @@ class Instrument:
     cost: Callable[..., Cost]
     shares: str | None = None
     essential: bool = False
+    warm: Callable[..., Cost] | None = None
 
     @property
     def name(self) -> str:
@@ -63,14 +64,15 @@ _INSTRUMENTS: dict[str, Instrument] = {}
 def instrument(
     *, topic: str, needs: tuple[Need, ...] = (), at: tuple[Where, ...] = ("end",), truth: Callable[..., Any] | None = None,
     knob: str | None = None, smallest: int = 8, largest: int = 1024, cost: Callable[..., Cost],
-    shares: str | None = None, essential: bool = False,
+    shares: str | None = None, essential: bool = False, warm: Callable[..., Cost] | None = None,
 ) -> Callable[[Callable[..., Reading]], Callable[..., Reading]]:  # fmt: skip
     """Register a function of a Subject as an instrument; the function stays as it was.
 
     `knob` is its one setting that buys accuracy, moved in powers of two from `smallest` to `largest`; `truth(subject)` the exact answer on a small
     subject, for the contract tests; `cost(subject, knob=value)` what it takes.  `shares` names an instrument whose work this one reuses through
     `subject.once`: a plan gives both the same examples and knob, and `cost` says what is added.
-    `essential` ones, which a chapter rests on, are the last to be skipped when the budget is short.
+    `essential` ones, which a chapter rests on, are the last to be skipped when the budget is short.  `warm(subject, knob=value)` is what it takes in a training that is
+    watched, where it starts from what it found a little earlier (`subject.kept`); such a reading shares nothing.
     Raises: InvalidInput for an unknown topic or need, or a second instrument of the same name.
     """
     if topic not in TOPICS:
@@ -86,7 +88,7 @@ def instrument(
         known = _INSTRUMENTS.get(name)
         if known and known.function.__module__ != function.__module__:
             raise InvalidInput(f"Two instruments are called {name!r}: in {known.function.__module__} and in {function.__module__}. Rename one.")
-        _INSTRUMENTS[name] = Instrument(function, topic, needs, at, truth, knob, smallest, largest, cost, shares, essential)
+        _INSTRUMENTS[name] = Instrument(function, topic, needs, at, truth, knob, smallest, largest, cost, shares, essential, warm)
         return function
 
     return register

@@ -205,6 +205,11 @@ class Subject:
         return sum(self.state[key].numel() for key in self.trainable)
 
     @property
+    def kept(self) -> dict[str, Any] | None:
+        """What a reading leaves for that of a later step, in a training that is watched; None elsewhere, where each reading stands alone."""
+        return self._shared.get("kept")
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name."""
         return {key: self.state[key] for key in self.trainable}

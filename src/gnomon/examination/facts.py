@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gnomon.core import architecture
+from gnomon.core.affine import bent_by
 from gnomon.core.dataset import Block
 from gnomon.core.facts import Facts
 from gnomon.core.subject import Subject
@@ -20,5 +21,5 @@ def facts_of(subject: Subject) -> Facts:
         name=subject.name, parameters=sum(value.numel() for key, value in subject.module.named_parameters()), trainable=subject.dimension, classes=subject.classes,
         output_size=output[0].numel(), loss=subject.loss.name, reduction=subject.loss.reduction, train_examples=len(subject.train), train_population=subject.train.population,
         test_examples=len(subject.test) if subject.test else 0, training=subject.training, architecture=architecture.of(subject),
-        has_initial=subject.initial is not None, has_make=subject.make is not None,
+        has_initial=subject.initial is not None, has_make=subject.make is not None, bent=bent_by(subject),
     )  # fmt: skip

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from gnomon.core.errors import OutOfScope
 from gnomon.core.facts import Facts
 from gnomon.core.judge import Verdict
-from gnomon.core.reading import Reading, format_number
+from gnomon.core.reading import Axis, Reading, format_number
 from gnomon.examination.row import Row
+from gnomon.theory import eigenlearning
 from gnomon.theory import kernels as theory
 from gnomon.theory.landscape import stability_limit
 
@@ -39,6 +43,8 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     yield from _steps(facts, readings)
     yield from _alignment(readings, movement)
     yield from _spectrum(readings)
+    yield from _infinite(facts, readings)
+    yield from _curve(readings)
 
 
 def _percent(value: float) -> str:
@@ -154,3 +160,61 @@ def _spectrum(readings: Mapping[str, Reading]) -> Iterator[Row]:
     predicted, tolerance = theory.frozen_spectrum(initial), LAZY * initial.details["norm"]
     because = "by Weyl's inequality no eigenvalue moves by more than the kernel does, in a lazy network by less than 5 % of its norm (a choice, as above)"
     yield Row("eigenvalues of the NTK", predicted, end, "equal", tolerance, because=because, words=words)
+
+
+def _infinite(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
+    """The measured kernel at initialisation beside that of the architecture at infinite width: entry by entry, and its eigenvalues."""
+    title, measured = "NTK at initialisation and at infinite width", readings.get("ntk_spectrum@initial")
+    if measured is None:
+        return
+    if (why := facts.uncovered.get("infinite_width_ntk")) is not None:
+        yield Row(title, out_of_scope=why, words="theory has no kernel of infinite width for this network")
+        return
+    predicted = facts.predictions.get("infinite_width_ntk")
+    if predicted is None or predicted.value.shape != measured.value.shape:
+        return
+    relative, corners = predicted.details["fluctuation"], [np.asarray(reading.details["corner"]) for reading in (predicted, measured)]
+    because = f"two standard deviations of one random network about the limit, a relative {format_number(2 * relative, 2)}: the square root of the sum of 5/width"
+    sizes, names = np.sqrt(np.diag(corners[0])), tuple(float(i + 1) for i in range(len(corners[0])))
+    fields: dict[str, Any] = {"name": "ntk", "axes": (Axis("example", names), Axis("with example", names)), "details": {}, "interval": None, "samples": None, "n": None}
+    limit = predicted.replace(value=corners[0], error=2 * relative * np.outer(sizes, sizes), **fields)
+    seen = measured.replace(value=corners[1], error=np.asarray(measured.details["corner_error"]), error_kind="bound", **fields)
+    distance, ratio = (float(np.linalg.norm(part) / np.linalg.norm(corners[0])) for part in (corners[1] - corners[0], corners[1]))
+
+    def words(verdict: Verdict) -> str:
+        told = {"holds": "as near to the limit as its width allows", "vacuous": "the network is too narrow for the limit to say more than the order of magnitude"}
+        return f"{told.get(verdict.outcome, 'not the kernel of the limit')}: at a distance of {_percent(distance)} of it"
+
+    def advice(verdict: Verdict) -> str | None:
+        if verdict.outcome != "fails":
+            return None
+        return f"Your network's NTK at initialisation is {format_number(ratio, 2)} times that of infinite width: look whether it is drawn as declared (--init says otherwise)."
+
+    yield Row(title, limit, seen, "equal", because=because, words=words, advice=advice)
+    yield Row("eigenvalues of the NTK at infinite width", predicted, measured, "equal", because=because, words=lambda verdict: _eigenvalues(verdict, measured, predicted))
+
+
+def _eigenvalues(verdict: Verdict, measured: Reading, predicted: Reading) -> str:
+    ratios = measured.value[predicted.value > 0] / predicted.value[predicted.value > 0]
+    span = f"{format_number(float(ratios.min()), 2)} to {format_number(float(ratios.max()), 2)} times those of the limit"
+    return (
+        f"{'too narrow a network to tell' if verdict.outcome == 'vacuous' else 'the spectrum of the limit' if verdict.outcome == 'holds' else 'measured eigenvalues are'}: {span}"
+    )
+
+
+def _curve(readings: Mapping[str, Reading]) -> Iterator[Row]:
+    """The learning curve that the measured spectrum predicts, beside regressions with the measured kernel."""
+    title, measured = "learning curve of kernel regression", readings.get("kernel_regression_curve@initial")
+    if measured is None:
+        return
+    values, power = (np.asarray(measured.details[part]) for part in ("eigenvalues", "power"))
+    sizes = np.array(measured.axes[0].values, dtype=np.float64).astype(int).tolist()
+    predicted = eigenlearning.learning_curve(values, power, sizes, ridge=measured.details["ridge"])
+    shown = ", ".join(f"{format_number(float(e), 2)} from {n}" for n, e in zip(sizes, measured.value, strict=True))
+
+    def words(verdict: Verdict) -> str:
+        told = {"holds": "as the kernel's spectrum predicts", "fails": "not what the kernel's spectrum predicts", "vacuous": "too few examples for the theory to say more"}
+        return f"{told.get(verdict.outcome, 'about what the spectrum predicts, as far as the error tells')}: mean square error {shown} examples"
+
+    because = "1/sqrt(n) of the error, what n examples leave of an average"
+    yield Row(title, predicted, measured.replace(details={}, interval=measured.interval), "equal", because=because, words=words)

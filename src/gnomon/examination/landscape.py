@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -34,11 +35,7 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if eigenvalues is not None:
         positive = int((eigenvalues.value > 0).sum())
         yield Row("largest Hessian eigenvalues", measured=eigenvalues, words=f"{positive} of the {eigenvalues.value.size} largest are positive")
-    if trace is not None:
-        share = (
-            "" if eigenvalues is None or float(trace) <= 0 else f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
-        )
-        yield Row("Hessian trace", measured=trace, words=share or "sum of all curvatures")
+    yield from _traces(facts, trace, readings.get("ggn_trace"), eigenvalues)
     if (adaptive := readings.get("adaptive_sharpness")) is not None:
         yield Row("adaptive sharpness", measured=adaptive, words="sharpness in units of the weights, which rescaling units does not move")
     if (along := readings.get("loss_slice")) is not None:
@@ -47,8 +44,31 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
             "loss along a random direction", measured=along,
             words=f"from {format_number(middle)} to {format_number(float(along.value[[0, -1]].mean()))} on average a step as long as the weights away",
         )  # fmt: skip
+    if (plane := readings.get("loss_plane")) is not None:
+        lowest = np.unravel_index(int(plane.value.argmin()), plane.value.shape)
+        away = math.hypot(*(float(axis.values[k]) for axis, k in zip(plane.axes, lowest, strict=True)))
+        words = "lowest where the network is" if away == 0 else f"lowest {format_number(away, 2)} steps away from the network"
+        yield Row("loss over a random plane", measured=plane, words=f"{words}; a step is as long as the weights")
     if density is not None:
         yield Row("spectral density of the Hessian", measured=density, words="how the eigenvalues are spread, smoothed")
+
+
+def _traces(facts: Facts, trace: Reading | None, gauss_newton: Reading | None, eigenvalues: Reading | None) -> Iterator[Row]:
+    """The trace of the Hessian beside that of the Gauss-Newton matrix: equal by theory where the output is piecewise linear along every parameter."""
+    share = "sum of all curvatures"
+    if trace is not None and eigenvalues is not None and float(trace) > 0:
+        share = f"the {eigenvalues.value.size} largest eigenvalues make {100 * eigenvalues.value.sum() / float(trace):.0f} % of it"
+    if trace is not None and gauss_newton is not None and not facts.bent:
+        because = "the identity is exact; a quarter of the trace is allowed for the probes, a choice"
+        yield Row("Hessian trace", theory.hessian_trace(gauss_newton, facts.bent), trace, "equal", abs(float(gauss_newton)) / 4, because=because, words=share)
+        return
+    if trace is not None:
+        yield Row("Hessian trace", measured=trace, words=share)
+    if gauss_newton is not None:
+        part = "" if trace is None else f"{format_number(100 * float(gauss_newton) / float(trace), 2)} % of the Hessian's; " if float(trace) > 0 else ""
+        yield Row(
+            "Gauss-Newton trace", measured=gauss_newton, words=part + (f"not equal: {facts.bent}" if facts.bent else "equal to the Hessian's: the network is piecewise linear")
+        )
 
 
 def _sharpness(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:

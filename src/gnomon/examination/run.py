@@ -15,7 +15,7 @@ from gnomon.core.environment import cache_folder, code_hash, environment, fixed_
 from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Reading
 from gnomon.core.subject import Subject
-from gnomon.examination import checkpoints
+from gnomon.examination import checkpoints, infinite
 from gnomon.examination import facts as facts_module
 from gnomon.examination import history as over_training
 from gnomon.examination.document import assemble, bounded
@@ -72,6 +72,8 @@ def examine(
         subject = subject.with_chunk(chosen.chunk)
         readings, failures, skipped = measure(subject, chosen, keep, key, report_progress)
         facts = facts_module.facts_of(subject)
+        if "kernels" in wanted:
+            facts = infinite.with_predictions(facts, subject, chosen, _placed)
     document, arrays = assemble(
         facts, chosen, readings, failures=failures, skipped=skipped, chapters={name: module for name, module in chapters.items() if name in wanted}, data_name=data_name,
         fingerprint=fingerprint, environment=environment(threads=threads, device=str(subject.device)), history=history,

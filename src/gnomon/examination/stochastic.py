@@ -82,7 +82,7 @@ def _larger_batch(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row
             if largest < lr * ratio
             else f" (the sharpness allows up to {format_number(largest, 2)})"
         )
-    advice = f"Your learning rate can be raised by {raised}, to about {format_number(lr * ratio, 2)}, with batch {new:,}, {format_number(new / batch, 2)} times as large{limit}."
+    advice = f"Weighed by the curvature, your learning rate can be raised by {raised}, to about {format_number(lr * ratio, 2)}, with batch {new:,}, {format_number(new / batch, 2)} times as large{limit}."
     yield Row(title, measured=noise, words=f"batch {new:,} may have {raised} the learning rate; {format_number(new / batch, 2)} times under linear scaling", advice=advice)
 
 
@@ -99,7 +99,8 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
     """Predicted and measured: what noise adds to the loss in the test's steps, and where that settles."""
     measured, noise = noise_excess_loss(gap), readings.get("noise_curvature")
     steps, calm = int(gap.details["steps"]), float(gap.details["noise_free"])
-    share = f"noise adds {format_number(float(measured), 2)} to a loss of {format_number(calm)} in {steps} steps"
+    part = float(measured) / (calm + float(measured))
+    share = f"noise makes {format_number(100 * part, 2)} % of the loss after {steps} steps"
     if noise is None:
         yield Row(TITLE_COST, measured=measured, words=share)
         return
@@ -110,17 +111,17 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
     try:
         settled = predictions.stationary_excess_loss(nodes, weights, sgd, trace=trace)
         when = settled.details["relaxation"]
-        after = f"within some {format_number(when, 2)} steps" if np.isfinite(when) else "slowly"
-        end = f"; it would settle at {format_number(float(settled), 2)} {after}"
+        after = f"in some {format_number(when, 2)} steps" if np.isfinite(when) else "slowly"
+        end = f"; it settles at {format_number(float(settled), 2)} {after}"
     except OutOfScope as error:
         end = f"; it does not settle: {error}"
 
     def words(verdict: Verdict) -> str:
-        said = {"holds": "as predicted", "fails": "not as predicted", "inconclusive": "as predicted as far as the errors tell"}.get(verdict.outcome, "")
+        more = "more than predicted: it grows away from the minimum" if float(measured) > float(predicted) else "less than predicted"
+        said = {"holds": "as predicted", "fails": more, "inconclusive": "as predicted, as far as the errors tell"}.get(verdict.outcome, "")
         return f"{share}, {said}{end}" if said else f"{share}{end}"
 
     def advice(verdict: Verdict) -> str | None:
-        part = float(measured) / (calm + float(measured))
         if part < 0.1 or measured.ends()[0] <= 0:
             return None
         return f"Noise makes {format_number(100 * part, 2)} % of your training loss; a smaller learning rate at the end of training takes it away in proportion (half the rate, about half of it)."
@@ -132,7 +133,7 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
 def _equation(gap: Reading) -> Row:
     """Whether SGD's differential equation describes the run."""
     details = gap.details
-    steps, lr, batch = int(details["steps"]), float(details["lr"]), int(details["batch"])
+    steps, lr = int(details["steps"]), float(details["lr"])
     if lost := int(details["diverged"][0]):
         why = f"{lost} of {len(details['losses'])} runs diverge at lr {format_number(lr)}, the first by step {details['diverged_at_step'][0]}: the equation says nothing of that"
         return Row(TITLE_SDE, measured=gap, out_of_scope=why, words="runs diverge at this learning rate", headline=True)
@@ -143,12 +144,12 @@ def _equation(gap: Reading) -> Row:
     side = "above" if float(gap) > 0 else "below"
 
     def words(verdict: Verdict) -> str:
-        there = f"after {steps} steps of lr {format_number(lr)} at batch {batch:,} its loss is {percent} % {side} its equation's"
+        there = f"after {steps} steps the loss is {percent} % {side} its equation's"
         if verdict.outcome == "holds":
-            return f"the differential equation describes this run: {there}"
+            return f"its equation describes this run: {there}"
         if verdict.outcome == "fails":
-            return f"the differential equation does not describe this run: {there}"
-        return f"{there}; the error does not tell whether that is more than a tenth"
+            return f"its equation does not describe this run: {there}"
+        return f"{there}; the error does not tell whether it is more than a tenth"
 
     because = f"{100 * DESCRIBED:.0f} % of the loss is what we call described; the equation's own error is of order lr times the curvature"
     return Row(TITLE_SDE, predicted, gap, "equal", DESCRIBED, 1.0, because=because, words=words, headline=True)

@@ -48,7 +48,8 @@ class Watch:
 
     In a bare loop, call `watch.step(step)` once a step; `watch.lightning()` and `watch.trainer()` are callbacks for Lightning and the Hugging Face
     Trainer.  The training is left bit for bit as it would be: readings are taken on a copy of the network in eval mode, outside autocast, in the
-    parameters' dtype, and the global random state is put back.  Nothing that goes wrong while watching stops the training.
+    parameters' dtype, and the global random state is put back.  Sharpness is followed: each reading starts from the eigenvector of the last, which takes a
+    third of the products or fewer; `choices` says what each reading costs in steps of training.  Nothing that goes wrong while watching stops the training.
     Of several processes the one of rank 0 watches; parameters that are sharded over them (FSDP, ZeRO) are not covered, and are skipped with that reason.
     """
 
@@ -63,7 +64,7 @@ class Watch:
         `train` and `test` are tensors (inputs, targets), a Dataset or a DataLoader, of which `examples` are drawn once.  `readings` are names of
         instruments, or a mapping from names to settings (`{"sharpness": {"products": 32}}`); without it the usual ones are taken.  `share` is the most
         that watching may cost as a part of the training: what is too dear for every record is taken at every 2nd, 5th, 10th, ...; by default 5 % for the
-        usual readings and no limit for those that are named.  `optimizer` is best the torch optimizer itself, whose learning rate is then read at each record.
+        usual readings and no limit for those that are named, which are read on all `examples`.  `optimizer` is best the torch optimizer itself, whose learning rate is then read at each record.
         Raises: InvalidInput for unknown readings (with the nearest name), for readings whose needs are not met, and as `Subject.freeze`; CannotWrite for a place that cannot be written.
         """
         if every < 1:
@@ -95,7 +96,7 @@ class Watch:
     def _plan(self, subject: Subject) -> None:
         """Choose what is read at which steps of a network, whose own parameters are no longer looked at."""
         with _quiet(self.model):  # the first look at the instruments imports them, and what is imported may draw random numbers
-            self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed)
+            self._recorder = Recorder(subject, choose(subject, self._asked, every=self.every, share=self.share), seed=self.seed, warm=True)
             settings = {"every": self.every, "share": self.share, "seed": self.seed, "batch_size": self.batch_size}
             head = head_of(subject, self._recorder.choices, kind="watch", settings=settings, threads=torch.get_num_threads())
         for choice in self._recorder.choices:
@@ -288,12 +289,12 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 def choose(subject: Subject, asked: Mapping[str, Mapping[str, int]] | None, *, every: int, share: float | None) -> tuple[Choice, ...]:
     """What is read, on how many examples and at which steps: a pure function of the costs that instruments state, so that it is the same on every machine.
 
-    What fits into OFTEN of the share is taken at every record, the cheap first.  The others are taken at every m-th record, m one of 1, 2, 3, 4, 5, 6, 8,
+    Without a share all examples are read; with one, what is dear is read on FEWEST of them.  What fits into OFTEN of the share is taken at every record, the cheap first.  The others are taken at every m-th record, m one of 1, 2, 3, 4, 5, 6, 8,
     10, 15, 20, ..., and not at step 0: with costs c_i and s left, m_i = sqrt(c_i) sum_j sqrt(c_j) / s spends s and makes the sum of the m_i least.
     Raises: InvalidInput for an unknown reading or setting, and where a need is not met.
     """
     names = asked if asked is not None else {name: {} for name in USUAL if unmet(subject, registry.get_instrument(name), "end") is None}
-    found = sorted((_choice(subject, name, given, every) for name, given in names.items()), key=lambda choice: choice.cost)
+    found = sorted((_choice(subject, name, given, every, share) for name, given in names.items()), key=lambda choice: choice.cost)
     if not found:
         raise InvalidInput("readings is empty; name at least one instrument, or leave it out.")
     if share is None:
@@ -307,7 +308,7 @@ def choose(subject: Subject, asked: Mapping[str, Mapping[str, int]] | None, *, e
     return (*found[:often], *rare)
 
 
-def _choice(subject: Subject, name: str, given: Mapping[str, int], every: int) -> Choice:
+def _choice(subject: Subject, name: str, given: Mapping[str, int], every: int, share: float | None) -> Choice:
     instrument = registry.get_instrument(name)
     why = unmet(subject, instrument, "end")
     if why is not None:
@@ -318,10 +319,10 @@ def _choice(subject: Subject, name: str, given: Mapping[str, int], every: int) -
     if instrument.knob and value < 1:
         raise InvalidInput(f"{name}: {instrument.knob} must be at least 1, not {value}.")
     settings = {instrument.knob: value} if instrument.knob else {}
-    gradients = instrument.cost(subject, **settings).gradients
-    if instrument.shares:
+    gradients = (instrument.warm or instrument.cost)(subject, **settings).gradients
+    if instrument.shares and not instrument.warm:
         gradients += registry.get_instrument(instrument.shares).cost(subject, **settings).gradients
-    n = min(FEWEST, len(subject.train)) if gradients >= DEAR else len(subject.train)
-    calls = max(gradients * math.ceil(n / subject.chunk), value)
+    n = min(FEWEST, len(subject.train)) if gradients >= DEAR and share is not None else len(subject.train)
+    calls = max(gradients * math.ceil(n / subject.chunk), 0 if instrument.warm else value)
     least = SMALL_CALL_COST if subject.dimension < SMALL else CALL_COST
     return Choice(name, settings, n, every, round(max(gradients * n / (subject.training.batch_size or 32), least * calls), 3))

@@ -26,6 +26,7 @@ from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import GaussNewton, Hessian, _Curvature, loss_gradient
 from gnomon.numerics.per_example import plan_of
 from gnomon.numerics.solve import Solution, conjugate_gradient
+from gnomon.numerics.trace import deflated, hutch_plus_plus
 
 HUTCHINSON_1989 = Source("hutchinson1989")
 SCHRAUDOLPH_2002 = Source("schraudolph2002")
@@ -42,30 +43,44 @@ def one_by_one(subject: Subject) -> tuple[str, ...]:
     return tuple(f"{key}: no layer that is known holds it, so its gradients are taken one example at a time" for key in plan_of(subject).slow)
 
 
-def probed_trace(subject: Subject, operator: _Curvature, *, name: str, probes: int, rng: Generator, source: Source = HUTCHINSON_1989) -> Reading:
-    """Hutchinson's estimate of a curvature's trace, with the error of the probes and, on a subsample, that of the examples.
+def probed_trace(
+    subject: Subject, operator: _Curvature, *, name: str, probes: int, rng: Generator, source: Source = HUTCHINSON_1989, method: str = "hutchinson", known: Tensor | None = None,
+) -> Reading:  # fmt: skip
+    """An estimate of a curvature's trace by random signs, with the error of the probes and, on a subsample, that of the examples.
 
-    Shapes: value (); samples (probes,).   Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
-    Raises: InvalidInput for fewer than two probes.
+    `hutchinson` probes the whole; `deflated` what is left outside the span of `known`, whose part is exact; `hutch++` what is left outside a sketch of `probes` / 3 products.
+
+    Shapes: value (); samples (probes,) on all examples.   Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the
+    finite-population factor.   Raises: InvalidInput for fewer than two probes (six for `hutch++`).
     """
     if probes < 2:
         raise InvalidInput(f"A standard error needs at least two probes, not {probes}.")
     like, n, population = subject.state[subject.trainable[0]], len(subject.train), subject.train.population
-    groups = min(GROUPS, n) if n < population else 1
+    groups, share = min(GROUPS, n) if n < population else 1, torch.ones(1, dtype=torch.float64)
+
+    def form(v: Tensor) -> Tensor:
+        nonlocal share
+        if groups == 1:
+            return torch.dot(v.double().cpu(), operator(v).double().cpu())[None]
+        values, share = operator.quadratic(v, groups=groups)
+        return values * share
+
     common: dict[str, Any] = {"unit": UNIT, "source": source, "assumes": ("the loss is that of eval mode",)}
-    draws = (chance.rademacher(subject.dimension, rng=chance.child(rng, "probe", index), like=like) for index in range(probes))
+    none = like.new_zeros(subject.dimension, 0)
+    if method == "hutch++":
+        found = hutch_plus_plus(operator, subject.dimension, rng=rng, products=probes, like=like, form=form)
+    else:
+        found = deflated(operator, none if known is None else known, rng=rng, probes=probes, like=like, form=form)
+    rows = found.samples.sum(1)
     if groups == 1:
-        rows = torch.tensor([float(torch.dot(v.double().cpu(), operator(v).double().cpu())) for v in draws], dtype=torch.float64)
+        if not found.probes:
+            return Reading(name, found.value, error=ROUNDING * found.error, error_kind="bound", **common)
         return Reading.of_samples(name, rows, error_kind="probe", **common)
-    found = [operator.quadratic(v, groups=groups) for v in draws]
-    parts, weights = torch.stack([values for values, _ in found]).double().cpu(), found[0][1]
-    share = (weights / weights.sum()).double().cpu()
-    rows, columns = parts @ share, parts.mean(0)
-    by_probe = float(rows.var(unbiased=True)) / probes
-    by_group = float((share**2 * (columns - rows.mean()) ** 2).sum()) * groups / (groups - 1) * (1 - n / population)
+    by_probe = found.error**2 if found.probes else 0.0
+    by_group = float(((found.samples.mean(0) - share * found.value) ** 2).sum()) * groups / (groups - 1) * (1 - n / population)
     total = by_probe + by_group
-    freedom = total**2 / max(by_probe**2 / (probes - 1) + by_group**2 / (groups - 1), 1e-300)
-    return Reading(name, float(rows.mean()), error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
+    freedom = total**2 / max(by_probe**2 / max(found.probes - 1, 1) + by_group**2 / (groups - 1), 1e-300)
+    return Reading(name, found.value, error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
 
 
 def exact_trace(subject: Subject, *, name: str, source: Source = SCHRAUDOLPH_2002) -> Reading:

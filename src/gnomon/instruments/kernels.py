@@ -36,6 +36,8 @@ FORT_2020 = Source("fort2020")
 MOST = 512
 """Most examples that the kernel is formed on: it has their square many entries."""
 FEWEST = 4
+CORNER = 8
+"""Examples whose kernel is given as it is."""
 SHOWN = 10
 """Eigenvalues that are given."""
 GROUPS = 16
@@ -291,8 +293,15 @@ def ntk_spectrum(subject: Subject, *, rng: Generator, probes: int = 16) -> Readi
     fields = _estimate(seen, largest, (kernel,), rounding_of(seen) * trace / n, least=0.0, positive=True)
     return Reading(
         "ntk_spectrum", unit="output² / parameter²", source=JACOT_2018, axes=(Axis("eigenvalue", tuple(float(i + 1) for i in range(k))),), assumes=_about(seen, probes),
-        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "norm": float(np.linalg.norm(whole)) / n}, **fields,
+        details={"examples": n, "outputs": kernel.outputs, "trace": trace / n, "norm": float(np.linalg.norm(whole)) / n, **_corner(seen, kernel)}, **fields,
     )  # fmt: skip
+
+
+def _corner(subject: Subject, kernel: Kernel) -> dict[str, Any]:
+    """The kernel of the first CORNER examples as it is, and a 95 % half-width for the random directions that stand for outputs, rounding included."""
+    part = kernel.parts[:, :CORNER, :CORNER]
+    chance_error = student_quantile(0.975, len(part) - 1) * part.std(0, ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0
+    return {"corner": part.mean(0).tolist(), "corner_error": (chance_error + rounding_of(subject) * np.abs(part).mean(0).max() * np.ones_like(part[0])).tolist()}
 
 
 def exact_movement(subject: Subject) -> float:

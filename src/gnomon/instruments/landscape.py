@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,19 @@ from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
-from gnomon.instruments.curvature import ROUNDING, identity_trace, one_by_one, probed_trace
+from gnomon.instruments.curvature import HUTCHINSON_1989, ROUNDING, identity_trace, one_by_one, probed_trace
 from gnomon.instruments.curvature import ggn_trace as ggn_trace
 from gnomon.instruments.curvature import influence as influence
 from gnomon.instruments.curvature import inverse_hessian_product as inverse_hessian_product
 from gnomon.instruments.curvature import layer_curvature as layer_curvature
 from gnomon.numerics import dense
+from gnomon.numerics.checkpoint import Checkpoint
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
-from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, basis_size, lanczos_eigenvalues
+from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, Product, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.operators import Hessian, loss_gradient
-from gnomon.numerics.trace import deflated, hutch_plus_plus
 
 MEYER_2021 = Source("meyer2021")
 GOODFELLOW_2015 = Source("goodfellow2015")
@@ -48,6 +49,9 @@ MOST_CLASSES = 20
 """Most classes for which outliers are counted: each needs an eigenvector."""
 TOLERANCE = (1e-4, 1e-6)
 """Residual of an eigenvalue that has converged, relative to it, in single and in double precision: the eigenvalue's own error is about its square over the gap."""
+WARM, WARM_TOLERANCE, WARM_NOISE = 8, 1e-3, 0.1
+"""Along a training: products that an eigenvalue takes from the last eigenvector on, its relative residual, and the length of the random part of the start, by which a direction
+that has overtaken is seen."""
 STEPS = 24
 """Lanczos steps for one probe of the density."""
 
@@ -68,7 +72,12 @@ def _count(subject: Subject) -> int:
     return min(wanted, subject.dimension)
 
 
-def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen:
+def _checkpoint(subject: Subject, path: str | Path | None, what: str) -> Checkpoint | None:
+    """The file in which a spectrum's state is kept, for this subject and these settings alone."""
+    return None if path is None else Checkpoint(path, f"{subject.fingerprint()}/{subject.chunk}/{what}")
+
+
+def _eigenpairs(subject: Subject, *, products: int, k: int, which: str, checkpoint: Checkpoint | None = None) -> Eigen:
     """Eigenpairs of the training Hessian, computed once for all that share them, and resumed where a call was interrupted; the starting vector is keyed by name, so that it matters not who asks first."""
     if products < 1:
         raise InvalidInput(f"products must be at least 1, not {products}.")
@@ -78,13 +87,28 @@ def _eigenpairs(subject: Subject, *, products: int, k: int, which: str) -> Eigen
             return lanczos_eigenvalues(
                 Hessian(subject), subject.dimension, k=k, which=which, rng=chance.generator(0, f"hessian/{which}"), like=subject.state[subject.trainable[0]],
                 max_products=max(products, min(k + 2, subject.dimension)), tolerance=TOLERANCE[subject.dtype == torch.float64],
-                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict),
+                interrupted=subject.once(f"interrupted/{which}/{k}/{products}", dict), checkpoint=checkpoint,
             )  # fmt: skip
         except NotFiniteProduct:
             norms_of_gradients(subject)  # names the example where one is to blame
             raise
 
     return subject.once(f"eigenpairs/{which}/{k}/{products}", build)
+
+
+def _followed(subject: Subject, product: Product, name: str, *, products: int, rng: Generator) -> Eigen | None:
+    """The leading eigenpair, found from the one that was kept at an earlier state, which it replaces; None where nothing is kept (each reading stands alone)."""
+    if subject.kept is None:
+        return None
+    like, start = subject.state[subject.trainable[0]], subject.kept.get(name)
+    if start is not None:
+        noise = chance.normal(subject.dimension, rng=chance.child(rng, name), like=like)
+        start = start + WARM_NOISE * noise / noise.norm()
+    found = lanczos_eigenvalues(
+        product, subject.dimension, k=1, rng=chance.generator(0, name), like=like, max_products=max(products, 3), tolerance=WARM_TOLERANCE, start=start,
+    )  # fmt: skip
+    subject.kept[name] = found.vectors[:, 0]
+    return found
 
 
 def _is_subsample(subject: Subject) -> bool:
@@ -138,16 +162,18 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
     topic="landscape", truth=dense.largest_eigenvalues, knob="products", smallest=32, largest=256, essential=True,
     cost=lambda subject, products: _product_cost(subject, products + 10, _basis(subject, _count(subject)) + 2 * _count(subject)),
 )  # fmt: skip
-def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128) -> Reading:
+def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which: str = "largest", products: int = 128, checkpoint: str | Path | None = None) -> Reading:
     """Largest (or smallest) eigenvalues of the Hessian of the mean training loss, by thick-restart Lanczos with full reorthogonalisation.
 
     H v = lambda v;  |lambda_true - lambda| <= |H v - lambda v| for some eigenvalue lambda_true.
+
+    `checkpoint` is a file in which the state is kept meanwhile: a process that was killed is followed by one that goes on from it, to the same bits.
 
     Shapes: value (k,), descending for `largest`, ascending for `smallest`.   Units: loss / parameter^2.
     Error: the residual bound, rounding included; on a subsample the standard error over groups of examples, the bound added to
     the interval, and the value corrected for the upward bias of a sample's eigenvalues (second-order perturbation; uncorrected in `details`).
     Assumes: eval mode.   Cost: at most `products` Hessian products (and k more on a subsample), about 3 gradients each; k + 20 vectors of memory, up to k + 70 where those fit into 256 MiB.
-    Raises: InvalidInput for k above the number of parameters, or an unknown `which`.
+    Raises: InvalidInput for k above the number of parameters, an unknown `which`, or a checkpoint of something else; CannotWrite for a full disk.
     Source: Wu & Simon 2000.
     """
     if which not in ("largest", "smallest"):
@@ -155,22 +181,25 @@ def hessian_eigenvalues(subject: Subject, *, rng: Generator, k: int = 10, which:
     if not 1 <= k <= subject.dimension:
         raise InvalidInput(f"k must lie in 1 .. {subject.dimension}, the number of trainable parameters, not {k}.")
     shared = max(k, _count(subject)) if which == "largest" else k
-    eigen = _eigenpairs(subject, products=products, k=shared, which=which)
+    eigen = _eigenpairs(subject, products=products, k=shared, which=which, checkpoint=_checkpoint(subject, checkpoint, f"eigenvalues/{which}/{shared}"))
     return _with_sampling(subject, eigen, k, name="hessian_eigenvalues", which=which, source=WU_SIMON_2000)
 
 
 @instrument(
     topic="landscape", truth=dense.sharpness, knob="products", smallest=32, largest=256, shares="hessian_eigenvalues",
-    cost=lambda subject, products: _product_cost(subject, 1),
+    cost=lambda subject, products: _product_cost(subject, 1), warm=lambda subject, products: _product_cost(subject, min(products, WARM) + 1, _basis(subject)),
 )  # fmt: skip
 def sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Sharpness: the largest eigenvalue of the Hessian of the mean training loss.
 
     Shapes: value ().   Units: loss / parameter^2.   Error: as `hessian_eigenvalues`.   Assumes: eval mode.
-    Cost: shared with `hessian_eigenvalues`.   Raises: InvalidInput for fewer than one product.
+    Cost: shared with `hessian_eigenvalues`; in a training that is watched about 8 products, from the last eigenvector on, to a residual of 1e-3.
+    Raises: InvalidInput for fewer than one product.
     Source: Cohen et al. 2021, section 2.
     """
-    eigen = _eigenpairs(subject, products=products, k=_count(subject), which="largest")
+    if products < 1:
+        raise InvalidInput(f"products must be at least 1, not {products}.")
+    eigen = _followed(subject, Hessian(subject), "hessian/followed", products=products, rng=rng) or _eigenpairs(subject, products=products, k=_count(subject), which="largest")
     reading = _with_sampling(subject, eigen, 1, name="sharpness", which="sharpness", source=COHEN_2021.at("section 2"))
     assert reading.interval is not None
     details = {key: value[0] if key in ("bound", "converged", "of_sample") else value for key, value in reading.details.items()}
@@ -254,13 +283,14 @@ def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
 
 
 @instrument(
-    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256, cost=lambda subject, products: _product_cost(subject, products, _basis(subject)),
+    topic="landscape", needs=("adaptive", "optimizer"), truth=dense.preconditioned_sharpness, knob="products", smallest=32, largest=256,
+    cost=lambda subject, products: _product_cost(subject, products, _basis(subject)), warm=lambda subject, products: _product_cost(subject, min(products, WARM) + 1, _basis(subject)),
 )  # fmt: skip
 def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int = 128) -> Reading:
     """Largest eigenvalue of P^(-1/2) H P^(-1/2), with P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps) from Adam's second moments v after t steps.
 
     Shapes: value ().   Units: 1 / lr.   Error: the residual bound; on a subsample the standard error over groups of examples.
-    Assumes: eval mode.   Cost: at most `products` Hessian products.
+    Assumes: eval mode.   Cost: at most `products` Hessian products; along a training as `sharpness`.
     Raises: OutOfScope where the optimizer is not Adam, or its state is not known.
     Source: Cohen et al. 2022, section 2.
     """
@@ -276,8 +306,12 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     second = second.to(subject.device, subject.dtype)
     scale = ((1 - training.momentum**steps) * ((second / (1 - training.beta2**steps)).sqrt() + training.epsilon)).rsqrt()
     hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
-    eigen = lanczos_eigenvalues(
-        lambda v: scale * hessian(scale * v), subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
+
+    def product(v: Tensor) -> Tensor:
+        return scale * hessian(scale * v)
+
+    eigen = _followed(subject, product, "hessian/preconditioned", products=products, rng=rng) or lanczos_eigenvalues(
+        product, subject.dimension, k=1, which="largest", rng=chance.generator(0, "hessian/preconditioned"), like=like, max_products=max(products, 3),
     )  # fmt: skip
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
@@ -295,42 +329,27 @@ def hessian_trace(subject: Subject, *, rng: Generator, probes: int = 64, method:
     `method`: `hutchinson`; `deflated`, the same outside the ten leading eigenvectors, whose part is exact; `hutch++`, the same outside a random sketch of `probes` / 3 products;
     `identity`, exactly by tr H = tr GGN, where every parameter enters one affine layer and what follows is piecewise linear.
 
-    Shapes: value (); samples (probes,) for `hutchinson`.   Units: loss / parameter^2 (summed over parameters).
-    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor (`hutchinson`, `identity`).
+    Shapes: value (); samples (probes,) on all examples.   Units: loss / parameter^2 (summed over parameters).
+    Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the finite-population factor.
     Assumes: eval mode.   Cost: `probes` Hessian products; `deflated` those of `hessian_eigenvalues` beside; `identity` a third of a gradient for each output.
-    Raises: InvalidInput for fewer than two probes or an unknown method; OutOfScope for `identity` where it does not hold.
+    Raises: InvalidInput for fewer than two probes (six for `hutch++`) or an unknown method; OutOfScope for `identity` where it does not hold.
     Source: Hutchinson 1989; Meyer et al. 2021.
     """
     if method == "identity":
         return identity_trace(subject)
-    if method == "hutchinson":
-        return probed_trace(subject, Hessian(subject), name="hessian_trace", probes=probes, rng=rng)
-    hessian, like = Hessian(subject), subject.state[subject.trainable[0]]
-    if method == "deflated":
-        known = _eigenpairs(subject, products=128, k=_count(subject), which="largest").vectors
-        found = deflated(hessian, known, rng=rng, probes=probes, like=like)
-    elif method == "hutch++":
-        found = hutch_plus_plus(hessian, subject.dimension, rng=rng, products=probes, like=like)
-    else:
+    if method not in ("hutchinson", "deflated", "hutch++"):
         raise unknown("method", method, ("hutchinson", "deflated", "hutch++", "identity"))
-    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
-    return Reading(
-        "hessian_trace",
-        found.value,
-        "loss / parameter²",
-        error=found.error,
-        error_kind="probe",
-        n=found.probes,
-        source=MEYER_2021,
-        assumes=("the loss is that of eval mode", *seen),
-    )
+    known = _eigenpairs(subject, products=128, k=_count(subject), which="largest").vectors if method == "deflated" else None
+    source = HUTCHINSON_1989 if method == "hutchinson" else MEYER_2021
+    return probed_trace(subject, Hessian(subject), name="hessian_trace", probes=probes, rng=rng, source=source, method=method, known=known)
 
 
 @instrument(topic="landscape", truth=dense.density, knob="probes", smallest=2, largest=32, cost=lambda subject, probes: _product_cost(subject, STEPS * probes, STEPS + 4))
-def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps: int = STEPS, scale: str = "linear") -> Reading:
+def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps: int = STEPS, scale: str = "linear", checkpoint: str | Path | None = None) -> Reading:
     """Density of the Hessian's eigenvalues, smoothed by a Gaussian, by stochastic Lanczos quadrature.
 
     phi(t) = mean over probes of sum_m w_m N(t; theta_m, s^2), with Ritz values theta_m and weights w_m of a random start; s is the range over the steps.
+    `checkpoint` is a file in which the state is kept meanwhile, as for `hessian_eigenvalues`.
     With `scale="log"` it is the density of ln(lambda) over the positive eigenvalues of the six decades below the largest.
 
     Shapes: value (points,).   Units: 1 / eigenvalue; with `log` a share for each factor e.
@@ -344,6 +363,7 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps
         raise unknown("scale", scale, ("linear", "log"))
     found = lanczos_density(
         Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(steps, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
+        checkpoint=_checkpoint(subject, checkpoint, f"density/{steps}/{rng.initial_seed()}"),
     )  # fmt: skip
     seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
     logarithmic = scale == "log"

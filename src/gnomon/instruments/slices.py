@@ -28,7 +28,8 @@ from gnomon.numerics.parameter_space import at_vector, parameters_of
 LI_2018 = Source("li2018")
 Normalisation = Literal["filter", "layer", "element", "none"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-POINTS = 21
+POINTS, ACROSS = 21, 11
+"""Points of a slice, and along each side of a plane."""
 
 
 def normalised(subject: Subject, direction: Float[Tensor, "P"], *, by: Normalisation = "filter") -> Float[Tensor, "P"]:
@@ -121,9 +122,10 @@ def loss_slice(
     return Reading("loss_slice", values, "loss", axes=(Axis("step", tuple(steps)),), source=LI_2018.at("section 4"), assumes=(along, *_seen(subject)), details={"split": split})
 
 
+@instrument(topic="landscape", cost=lambda subject: Cost(gradients=ACROSS**2 / 3))
 def loss_plane(
     subject: Subject, *, rng: Generator, directions: Sequence[Float[Tensor, "P"]] | None = None, normalise: Normalisation = "filter",
-    span: tuple[float, float] = (-1.0, 1.0), points: int = 17, split: str = "train",
+    span: tuple[float, float] = (-1.0, 1.0), points: int = ACROSS, split: str = "train",
 ) -> Reading:  # fmt: skip
     """The loss over the plane of two directions, random ones scaled filter by filter where none are given: L(w + s d1 + t d2).
 

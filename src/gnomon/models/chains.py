@@ -68,7 +68,7 @@ class LeastSquaresChains:
         self._velocity = torch.zeros_like(self._state)
         self._mean = torch.zeros_like(self._state)
         self._averaged = 0
-        self.diverged = torch.zeros(chains, dtype=torch.int64)
+        self.diverged = torch.zeros(chains, dtype=torch.int64, device=self._rows.device)
         weights = [weight / sgd.batch_size for weight in svag_weights(sgd.svag)[: 1 if sgd.svag == 1 else 2]]
         self._weights = torch.tensor(weights).to(self._rows).repeat_interleave(sgd.batch_size)[:, None] if sgd.svag > 1 else None
         self._drawn = len(weights) * sgd.batch_size
@@ -116,7 +116,7 @@ class LeastSquaresChains:
         batches = [draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng)]
         if self._weights is not None:
             batches.append(draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng))
-        chosen = torch.cat(batches, -1).view(count, -1) if len(batches) > 1 else batches[0].view(count, -1)
+        chosen = torch.cat(batches, -1).view(count, -1).to(self._rows.device)
         before = self._state.clone(), self._velocity.clone()
         rates = [self.sgd.step if schedule is None else schedule(self.steps + k + 1) for k in range(count)]
         for index, rate in zip(chosen.unbind(), rates, strict=True):
@@ -216,3 +216,18 @@ def falling_steps(
     made.run(steps, schedule=schedule, averaged=averaged)
     away = (made.mean if averaged else made.theta) - minimum
     return float((away @ inputs.T).square().sum(1).mean()) / len(inputs) / 2
+
+
+def losses_on_the_way(
+    inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"], sgd: Sgd, *, away: Tensor, steps: Sequence[int], chains: int, rng: Generator
+) -> Float64[Array, "steps"]:
+    """The mean excess loss over chains after each of these numbers of steps, from `away` beside the minimum.
+
+    Shapes: (N, d), (N,), away () or (d,) -> (steps,).   Units: loss.   Cost: the last number of steps.   Raises: as `LeastSquaresChains`.
+    """
+    minimum = torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0]
+    made, losses = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum + away), []
+    for step in steps:
+        made.run(step - made.steps)
+        losses.append(float(((made.theta - minimum) @ inputs.T).square().sum(1).mean()) / len(inputs) / 2)
+    return np.array(losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.numerics.checkpoint import Checkpoint, State
 from gnomon.numerics.lanczos import Basis, Product
 
 
@@ -87,7 +88,7 @@ def bumps(grid: Float64[Tensor, "points"], nodes: Float64[Tensor, "*nodes"], wid
 
 
 def spectral_density(
-    product: Product, dimension: int, *, rng: Generator, probes: int, steps: int, like: Tensor, points: int = 200, width: float | None = None
+    product: Product, dimension: int, *, rng: Generator, probes: int, steps: int, like: Tensor, points: int = 200, width: float | None = None, checkpoint: Checkpoint | None = None,
 ) -> Density:  # fmt: skip
     """The density of the eigenvalues of a symmetric operator, smoothed by a Gaussian.
 
@@ -97,19 +98,31 @@ def spectral_density(
     Shapes: grid (points,), samples (probes, points); the grid covers every node and three widths beyond.   Units: 1 / those of the operator.
     Error: the spread over probes; besides, the quadrature with m steps is exact for polynomials of degree 2m - 1 alone, so that features of the bulk
     narrower than about range / m are not resolved: the default width is range / steps, at least 1 % of the range.
+    `checkpoint` is a file in which the state is kept meanwhile, for another process to go on from, to the same bits; more probes go on from it too.
+
     Cost: probes x steps products; steps + 1 vectors of memory.
-    Raises: InvalidInput for no probe or no step.
+    Raises: InvalidInput for no probe or no step, or a checkpoint of something else; CannotWrite for a full disk.
     Source: Ghorbani, Krishnan & Xiao 2019; Ubaru, Chen & Saad 2017.
     """
     if probes < 1 or steps < 1:
         raise InvalidInput(f"A density takes at least one probe and one step, not {probes} and {steps}.")
     steps = min(steps, dimension)
     nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
-    for index in range(probes):
+    saved = (checkpoint.load() if checkpoint else None) or {}
+    done = len(saved.get("nodes", ()))
+    if done:
+        nodes[:done], weights[:done] = saved["nodes"][:probes], saved["weights"][:probes]
+    for index in range(done, probes):
         child = chance.child(rng, "probe", index)
-        theta, weight = quadrature(product, dimension, steps=steps, rng=child, like=like)
+
+        def keep(basis: Basis | None, past: int = index) -> None:
+            if checkpoint is not None:
+                checkpoint.save(lambda: {"nodes": nodes[:past], "weights": weights[:past], **(basis.state() if basis else {})}, now=basis is None)
+
+        theta, weight = quadrature(product, dimension, steps=steps, rng=child, like=like, keep=keep, state=saved if index == done and "matrix" in saved else None)
         nodes[index, : len(theta)], weights[index, : len(theta)] = theta, weight
         nodes[index, len(theta) :] = theta[0]
+        keep(None, index + 1)
     low, high = float(nodes.min()), float(nodes.max())
     reach = high - low or max(abs(low), 1e-12)
     s = width or max(reach / steps, 0.01 * reach)
@@ -120,16 +133,22 @@ def spectral_density(
 
 def quadrature(
     product: Product, dimension: int, *, steps: int, rng: Generator, like: Tensor, start: Float[Tensor, "P"] | None = None,
+    keep: Callable[[Basis], None] | None = None, state: State | None = None,
 ) -> tuple[Float64[Tensor, "m"], Float64[Tensor, "m"]]:  # fmt: skip
     """Nodes and weights of the Gauss quadrature of v^T f(A) v for the unit vector v along `start`, or a random one, ascending; fewer where v spans an invariant subspace.
+
+    `keep` is called with the basis before each product; `state` is one that was kept.
 
     Shapes: (m,), (m,), m <= steps; weights sum to 1.   Cost: m products.   Source: Golub & Welsch 1969.
     """
     basis = Basis(product, dimension, steps, like, rng)
-    basis.begin(chance.normal(dimension, rng=rng, like=like) if start is None else start)
-    while basis.filled < steps:
+    if state is None:
+        basis.begin(chance.normal(dimension, rng=rng, like=like) if start is None else start)
+    else:
+        basis.restore(state)
+    while basis.filled < steps and not (basis.filled and basis.beta == 0):
+        if keep is not None and basis.filled:
+            keep(basis)
         basis.step()
-        if basis.beta == 0:
-            break
     nodes, rows = torch.linalg.eigh(basis.matrix[: basis.filled, : basis.filled])
     return nodes, rows[0] ** 2

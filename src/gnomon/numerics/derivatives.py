@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
+from gnomon.core import loss as loss_module
 from gnomon.core.dataset import Block, Tree
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
@@ -24,6 +26,8 @@ Route = Literal["forward", "double"]
 Tensors = tuple[Tensor, ...]
 LinearMap = Callable[[Tensors], Tensors]
 """From one tensor a trainable parameter to the same."""
+FAR = 1e4
+"""A logit beside zeros whose softmax is 1 to the last bit."""
 FAILURES = (RuntimeError, NotImplementedError)
 
 
@@ -122,7 +126,7 @@ def gauss_newton_map(subject: Subject, block: Block, route: Route) -> LinearMap:
 
     Cost: by double backward one gradient now and one to one and a half a product; in forward mode about two and a half a product and nothing kept.
     """
-    return sandwich_map(subject, block, route, lambda output: _loss_curvature(subject, block, route, output))
+    return sandwich_map(subject, block, route, lambda output: loss_curvature(subject, block, route, output))
 
 
 def sandwich_map(subject: Subject, block: Block, route: Route, middle: Middle) -> LinearMap:
@@ -136,8 +140,13 @@ def sandwich_map(subject: Subject, block: Block, route: Route, middle: Middle) -
     return lambda tangents: _transposed([output], leaves, [inside(pushed_by(tangents)[0])])
 
 
-def _loss_curvature(subject: Subject, block: Block, route: Route, output: Tensor) -> Callable[[Tensor], Tensor]:
-    """u -> H_out u."""
+def loss_curvature(subject: Subject, block: Block, route: Route, output: Tensor) -> Callable[[Tensor], Tensor]:
+    """u -> H_out u, the Hessian of the loss with respect to the network's output; in closed form for the cross-entropy of a softmax.
+
+    Shapes: u like the output.   Cost: negligible beside the network's.
+    """
+    if output.ndim == 2 and output.shape[1] > 1 and _is_softmax(subject.loss.function):
+        return _softmax_curvature(subject, block, output.detach())
     seen = output.detach().requires_grad_()
     if route == "double":
         slope = gradients(subject.loss(seen, block.targets), [seen], keep=True)
@@ -147,6 +156,27 @@ def _loss_curvature(subject: Subject, block: Block, route: Route, output: Tensor
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(seen, pushed)
             return _tangent(gradients(subject.loss(dual, _at_rest(block.targets)), [dual])[0])
+
+    return curved
+
+
+def _is_softmax(function: object) -> bool:
+    return function in (loss_module.cross_entropy, F.cross_entropy) or type(function) is nn.CrossEntropyLoss
+
+
+def _softmax_curvature(subject: Subject, block: Block, output: Float[Tensor, "N C"]) -> Callable[[Tensor], Tensor]:
+    """u -> a_n (p_n u_n - p_n (p_n . u_n)): the loss's gradient in a row is a_n p_n - q_n, whatever the class weights, smoothing and ignored targets.
+
+    Where p_n is (1, 0, ..) and where it is (0, 1, ..), the first entries of that differ by a_n.
+    """
+    first, second = (torch.zeros_like(output).index_fill_(1, torch.tensor([column], device=output.device), FAR).requires_grad_() for column in (0, 1))
+    counts = [gradients(subject.loss(rows, block.targets), [rows])[0][:, :1] for rows in (first, second)]
+    p = output.softmax(1)
+    weighted = (counts[0] - counts[1]) * p
+
+    def curved(u: Tensor) -> Tensor:
+        bent = weighted * u
+        return bent.addcmul_(p, bent.sum(1, keepdim=True), value=-1)
 
     return curved
 

@@ -15,7 +15,7 @@ from gnomon.core.dataset import Block, Tree, leaves
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.loss import class_last
 from gnomon.core.subject import Subject
-from gnomon.numerics import derivatives
+from gnomon.numerics import chain, derivatives
 from gnomon.numerics.derivatives import LinearMap, Route, gradients
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import KEEP
@@ -65,7 +65,7 @@ class MonteCarloFisher(_Curvature):
             targets, terms = drawn(self.family, output, block.targets, rng=stream)
             scale = terms if self.subject.loss.reduction == "mean" else 1
             slopes.append(_slope(self.subject, output, targets) * (scale / self.draws) ** 0.5)
-        return derivatives.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed(slopes, pushed))
+        return chain.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed(slopes, pushed))
 
 
 class EmpiricalFisher(_Curvature):
@@ -78,7 +78,7 @@ class EmpiricalFisher(_Curvature):
 
     def _map(self, block: Block, share: float, route: Route) -> LinearMap:
         slope = _slope(self.subject, _output(self.subject, block), block.targets) * (share * self._examples()) ** 0.5
-        return derivatives.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed([slope], pushed))
+        return chain.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed([slope], pushed))
 
     def _examples(self) -> int:
         data = self.subject.train if self.split == "train" else self.subject.test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput, NotEnoughMemory, unknown
+from gnomon.core.errors import CannotWrite, InvalidInput, NotEnoughMemory, unknown
+from gnomon.numerics.checkpoint import Checkpoint, State
 
 Product = Callable[[Float[Tensor, "P"]], Float[Tensor, "P"]]
 """A symmetric matrix, by its product with a vector."""
@@ -51,7 +53,7 @@ class Eigen:
 def lanczos_eigenvalues(
     product: Product, dimension: int, *, k: int = 1, which: str = "largest", rng: Generator, like: Tensor,
     tolerance: float = 1e-4, max_products: int = 300, basis: int | None = None,
-    start: Float[Tensor, "P"] | None = None, interrupted: dict[str, Any] | None = None,
+    start: Float[Tensor, "P"] | None = None, interrupted: dict[str, Any] | None = None, checkpoint: Checkpoint | None = None,
 ) -> Eigen:  # fmt: skip
     """The k largest (or smallest) eigenvalues of a symmetric matrix that is known by its products, with a bound on each.
 
@@ -63,6 +65,8 @@ def lanczos_eigenvalues(
 
     `start` is the first vector, such as an eigenvector of a matrix nearby; it is drawn where none is given.  `interrupted` is a dict in which the basis is left should the call
     be broken off (Ctrl-C, an error in a product); with the same dict another call goes on where that one was, to the same result.
+    `checkpoint` is a file in which the state is kept meanwhile, for another process to go on from, to the same bits; it is taken away once all has converged, and where the
+    products ran out, more of them go on from it.
 
     Shapes: product (P,) -> (P,), P = dimension; vectors have dtype and device of `like`.   Units: those of the operator.
     Error: the residual bound, to which rounding is added, as far as products and recurrence show it (never 0).  From the first value that has not
@@ -70,7 +74,7 @@ def lanczos_eigenvalues(
     Assumes: the operator is symmetric.   A value is converged where its residual, rounding included as far as that leaves a quarter, is at most `tolerance` times
     the larger of |value| and a hundredth of the largest |eigenvalue| seen; those that are not are returned with the bounds they have.
     Cost: at most `max_products` products; `basis` + 1 vectors of memory (default k + 20, up to k + 70 where those fit into 256 MiB).
-    Raises: InvalidInput for k outside 1 .. dimension, too few products, or a product that is not finite.
+    Raises: InvalidInput for k outside 1 .. dimension, too few products, a product that is not finite, or a checkpoint of something else; CannotWrite for a full disk.
     Source: Wu & Simon 2000 (thick restart); Parlett 1980, section 4.5 (residual bounds).
     """
     if which not in ("largest", "smallest"):
@@ -85,13 +89,19 @@ def lanczos_eigenvalues(
     run = (interrupted or {}).pop("run", None)
     if run is None:
         run = _Lanczos(product, dimension, size, like, rng, sign=1.0 if which == "largest" else -1.0)
-        run.begin(start)
         run.look = min(k + 1, dimension)
+        if (saved := checkpoint.load() if checkpoint else None) is None:
+            run.begin(start)
+        else:
+            run.restore(saved)
     try:
-        run.grow(k, tolerance, max_products)
+        run.grow(k, tolerance, max_products, checkpoint)
     except BaseException:
-        if interrupted is not None and run.whole:
+        if run.whole and interrupted is not None:
             interrupted["run"] = run
+        if run.whole and checkpoint is not None:
+            with contextlib.suppress(CannotWrite):
+                checkpoint.save(run.state, now=True)
         raise
     values, rows, residuals = run.ritz()
     if run.filled < k:
@@ -100,6 +110,8 @@ def lanczos_eigenvalues(
     vectors = (vectors / vectors.norm(dim=1, keepdim=True)).T
     converged = run.small(values[:k], residuals[:k], tolerance)
     residuals = residuals[:k] + run.rounding()
+    if checkpoint is not None:
+        checkpoint.clear() if bool(converged.all()) else checkpoint.save(run.state, now=True)
     return Eigen(run.sign * values[:k], vectors, _bounds(values[:k], residuals, converged), run.products, converged, residuals)
 
 
@@ -141,6 +153,24 @@ class Basis:
                 f"A start must be a finite vector of shape ({self.dimension},) that is not 0, not one of shape {tuple(start.shape)} and norm {float(start.norm()):g}."
             )
         self.vectors[0] = self._fresh(0) if start is None else start / start.norm()
+
+    counts: tuple[str, ...] = ("filled", "products", "draws", "block", "previous")
+
+    def state(self) -> State:
+        """All that it takes to go on, as tensors; the rows are not copied."""
+        numbers = torch.tensor([self.norm, self.noise, self.beta], dtype=torch.float64)
+        counted = torch.tensor([getattr(self, name) for name in self.counts])
+        return {"vectors": self.vectors[: self.filled + 1], "matrix": self.matrix, "numbers": numbers, "counts": counted}
+
+    def restore(self, state: State) -> None:
+        """Take up a state.  Raises: InvalidInput for one of another shape."""
+        if state["matrix"].shape != self.matrix.shape or state["vectors"].shape[1:] != self.vectors.shape[1:] or state["vectors"].dtype != self.vectors.dtype:
+            raise InvalidInput("The state that was kept is that of a basis of another size. Delete its file, or give another place.")
+        self.matrix.copy_(state["matrix"])
+        self.vectors[: len(state["vectors"])] = state["vectors"].to(self.vectors.device)
+        self.norm, self.noise, self.beta = state["numbers"].tolist()
+        for name, count in zip(self.counts, state["counts"].tolist(), strict=True):
+            setattr(self, name, count)
 
     def step(self) -> None:
         """One product; the projection gets a row, the basis the next vector."""
@@ -212,9 +242,13 @@ class _Lanczos(Basis):
     whole = True
     """False while the basis is turned in place."""
 
-    def grow(self, k: int, tolerance: float, max_products: int) -> None:
-        """Make products until the leading k have converged, or so many have been made."""
+    counts = (*Basis.counts, "look")
+
+    def grow(self, k: int, tolerance: float, max_products: int, checkpoint: Checkpoint | None = None) -> None:
+        """Make products until the leading k have converged, or so many have been made; the state is kept in the checkpoint meanwhile."""
         while self.products < max_products and self.filled < self.dimension:
+            if checkpoint is not None and self.products:
+                checkpoint.save(self.state)
             if self.filled == self.size:
                 self.restart(min(k + (self.size - k) // 2, self.size - 1))
             self.step()

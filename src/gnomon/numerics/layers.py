@@ -168,9 +168,10 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, n: int) -> Flo
     for d in range(spatial):
         reach = (int(layer.kernel_size[d]) - 1) * int(layer.dilation[d]) + 1
         x = x.unfold(2 + d, reach, int(layer.stride[d]))[..., :: int(layer.dilation[d])]
-    # Now (N, C, *positions, *kernel).
-    positions = math.prod(x.shape[2 : 2 + spatial]) * (len(x) // n)
-    return x.movedim(1, 1 + spatial).reshape(n, positions, -1)
+    # Now (N, C, *positions, *kernel); the copy runs along positions, which lie side by side in memory.
+    size, positions = layer.in_channels * math.prod(x.shape[2 + spatial :]), math.prod(x.shape[2 : 2 + spatial])
+    x = x.permute(0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial)).reshape(len(x), size, positions).mT
+    return x.reshape(n, len(x) // n * positions, size)
 
 
 def _normalised(layer: nn.Module, role: str, x: Tensor, g: Tensor, n: int) -> Float[Tensor, "{n} _"]:

@@ -1,15 +1,16 @@
-"""How much memory the graph of a gradient takes."""
+"""How much memory the graph of a gradient, or a chain, takes."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from gnomon.core.dataset import leaves
 from gnomon.core.subject import Subject
-from gnomon.numerics import derivatives
+from gnomon.numerics import chain, derivatives
 from gnomon.numerics.measuring import measuring
 
 KEEP = 2**30
@@ -29,18 +30,22 @@ class _Held:
 
 def graph_bytes(subject: Subject) -> float:
     """Bytes that the graph of the gradient of one example takes.   Units: bytes.   Cost: a gradient of two examples, once a network."""
-    known = _MEASURED.setdefault(subject.module, {})
-    key = (str(subject.dtype), str(subject.device), *subject.trainable)
-    if key not in known:
-        with measuring(subject):
-            known[key] = _of_one_example(subject)
-    return known[key]
+    return _measured(subject, "graph", _graph)
 
 
 def kept_bytes(subject: Subject, split: str = "train") -> float:
-    """Bytes that the graphs of the gradients of all chunks of a split take.   Units: bytes.   Cost: that of `graph_bytes`."""
+    """Bytes that the graphs of the gradients of all chunks of a split take, or the chains.   Units: bytes.   Cost: a gradient of two examples, once a network."""
     data = subject.train if split == "train" else subject.test
-    return graph_bytes(subject) * (len(data) if data is not None else 0)
+    return _measured(subject, "kept", _chain_or_graph) * (len(data) if data is not None else 0)
+
+
+def _measured(subject: Subject, what: str, measure: Callable[[Subject], float]) -> float:
+    known = _MEASURED.setdefault(subject.module, {})
+    key = (what, str(subject.dtype), str(subject.device), *subject.trainable)
+    if key not in known:
+        with measuring(subject):
+            known[key] = measure(subject)
+    return known[key]
 
 
 def operator_bytes(subject: Subject) -> int:
@@ -49,7 +54,16 @@ def operator_bytes(subject: Subject) -> int:
     return int(whole if whole <= KEEP else whole * min(subject.chunk / len(subject.train), 1.0))
 
 
-def _of_one_example(subject: Subject) -> float:
+def _chain_or_graph(subject: Subject) -> float:
+    block = derivatives.first_block(subject, SEVERAL)
+    found = chain.read(subject, block) if chain.is_chain(subject) else None
+    if found is None:
+        return graph_bytes(subject)
+    found[0].follow(found[0].rows.new_ones(found[0].units, len(found[0].rows)))
+    return found[0].nbytes / len(block)
+
+
+def _graph(subject: Subject) -> float:
     held: list[_Held] = []
 
     def pack(tensor: Tensor) -> _Held:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnomon.core.subject import Subject
 from gnomon.numerics import gram
+from gnomon.numerics.derivatives import accumulator
 from gnomon.numerics.layers import Outer
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.per_example import Feature, plan_of
@@ -62,25 +63,26 @@ def gradient_moments(subject: Subject, rows: Int64[Tensor, "m"] | None = None, *
     sums: dict[str, Tensor] = {}
     kept: list[dict[str, Feature]] = []
     squares: list[Tensor] = []
-    start = 0
+    wide, start = accumulator(subject.dtype, subject.device), 0
     with measuring(subject):
         for found in gram._chunks(subject, plan, data, total, formed):
             squares.append(torch.stack([gram.squares_of(feature) for feature in found.values()]).sum(0))
             for key, feature in found.items():
                 part = _summed(feature, shapes.get(key, subject.state[key].shape))
-                sums[key] = part.double() if key not in sums else sums[key].add_(part)
+                # one chunk is taken as it is; the sum of several is carried in float64
+                sums[key] = part if key not in sums else sums[key].to(wide).add_(part)
             if keep and len(rows):
                 kept.append(_some(found, rows, start))
             start += len(squares[-1])
-        mean = {key: value / len(data) for key, value in sums.items()}
         sizes = torch.cat(squares)
         if not bool(torch.isfinite(sizes).all()):
             raise gram._not_finite(int((~torch.isfinite(sizes)).nonzero()[0]))
         part_of = data.select(rows) if len(rows) and not keep else None
         again = gram._chunks(subject, plan, part_of, total, formed, len(data)) if part_of is not None else ()
-        products = [_along(found, mean) for found in (*kept, *again)]
-    along = torch.cat(products) if products else torch.zeros(0, dtype=torch.float64)
-    return Moments(sum(float(value.square().sum()) for value in mean.values()), sizes, rows, along)
+        products = [_along(found, sums) for found in (*kept, *again)]
+    along = torch.cat(products) / len(data) if products else torch.zeros(0, dtype=torch.float64)
+    square = sum(float(torch.linalg.vector_norm(value, dtype=wide)) ** 2 for value in sums.values())
+    return Moments(square / len(data) ** 2, sizes, rows, along)
 
 
 def _some(found: dict[str, Feature], rows: Tensor, start: int) -> dict[str, Feature]:
@@ -103,7 +105,7 @@ def _summed(feature: Feature, shape: torch.Size) -> Tensor:
 
 
 def _along(found: dict[str, Feature], mean: dict[str, Tensor]) -> Float64[Tensor, "n"]:
-    """g_i . g of some examples."""
+    """g_i . g of some examples, for the mean or a multiple of it."""
     parts = []
     for key, feature in found.items():
         if not isinstance(feature, Outer):

@@ -18,7 +18,7 @@ from gnomon.core import rng as chance
 from gnomon.core.dataset import Block, Tree, length
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.subject import Subject
-from gnomon.numerics import derivatives
+from gnomon.numerics import chain, derivatives
 from gnomon.numerics.algebra import Columns, Operator, check_block, restrict
 from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, flatten, gradients, output_of, route_of, scaled_blocks
 from gnomon.numerics.measuring import measuring
@@ -93,7 +93,7 @@ class _Curvature(Operator):
     """A symmetric matrix that is a weighted mean (or sum) over chunks.
 
     Products with one vector or with the columns of a matrix, restrictions, sums and multiples: see `Operator`.
-    The chunks' graphs are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product, one at a time.
+    The chunks' graphs, or chains (`numerics.chain`), are kept from the first product on where they fit in `keep` bytes; else they are made anew for every product.
     """
 
     of_chunk: Callable[[Subject, Block, Route], LinearMap]
@@ -108,7 +108,7 @@ class _Curvature(Operator):
         return self.subject.dimension
 
     def __call__(self, v: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and one more for the first."""
+        """The product with a vector.  Shapes: v (P,) -> (P,), in the dtype of v.  Cost: one to two gradients, and up to two more for the first."""
         return self._products([v])[0]
 
     def block(self, vectors: Columns) -> Columns:
@@ -140,7 +140,7 @@ class _Curvature(Operator):
         """Every chunk's map, and what it counts for."""
         if self._kept is not None:
             return self._kept
-        route = route_of(self.subject, "double")
+        route = chain.route_of(self.subject)
         made = ((self._map(block, share, route), share) for block, share in scaled_blocks(self.subject, self.split))
         if route == "double" and kept_bytes(self.subject, self.split) <= self.keep:
             self._kept = list(made)
@@ -167,7 +167,7 @@ class _Curvature(Operator):
             raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
         count = min(groups, len(data))
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
-        route = route_of(self.subject, "double")
+        route = chain.route_of(self.subject)
         total = self.subject.total_weight(self.split)
         for g in range(count):
             members = order[g::count]
@@ -196,7 +196,7 @@ class Hessian(_Curvature):
     Source: Pearlmutter 1994.
     """
 
-    of_chunk = staticmethod(derivatives.hessian_map)
+    of_chunk = staticmethod(chain.hessian_map)
 
 
 class GaussNewton(_Curvature):
@@ -207,7 +207,7 @@ class GaussNewton(_Curvature):
     Source: Schraudolph 2002.
     """
 
-    of_chunk = staticmethod(derivatives.gauss_newton_map)
+    of_chunk = staticmethod(chain.gauss_newton_map)
 
 
 class ParameterJacobian:

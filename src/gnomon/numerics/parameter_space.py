@@ -31,7 +31,7 @@ def at_vector(subject: Subject, parameters: Float[Tensor, "P"]) -> Subject:
         raise InvalidInput("The parameters to move to have NaN or infinite values. Take a smaller step, radius or span.")
     parts = derivatives.split(subject, parameters)
     # what is shared under these names depends on data and structure alone
-    kept = {key: value for key, value in subject._shared.items() if key.startswith(("numerics.total.", "numerics.recurrent"))}
+    kept = {key: value for key, value in subject._shared.items() if key.startswith(("numerics.total.", "numerics.recurrent", "numerics.chain"))}
     return dataclasses.replace(subject, state={**subject.state, **dict(zip(subject.trainable, parts, strict=True))}, where="elsewhere", _shared=kept)
 
 

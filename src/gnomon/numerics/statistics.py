@@ -69,12 +69,6 @@ def skewed_interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, flo
     return mean - spread * ends[0], mean - spread * ends[1]
 
 
-def normal_interval(value: float, error: float, level: float = 0.95) -> tuple[float, float]:
-    """value -+ z error."""
-    half = float(stats.norm.ppf(0.5 + level / 2)) * error
-    return value - half, value + half
-
-
 def finite_population_factor(n: int, population: int | None) -> float:
     """sqrt(1 - n/N): what a standard error is multiplied by for n drawn without replacement out of N; 1 where N is None, 0 where all were drawn.
 

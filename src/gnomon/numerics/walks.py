@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -26,6 +27,8 @@ from gnomon.numerics.operators import loss_gradient
 
 MEMORY = 1 << 28
 """Bytes that the parameters of the runs that go at once may take, with their gradients."""
+TRACED_AFTER = 32
+"""Calls after which the operations of a step are called without the layers around them."""
 Parts = dict[str, Tensor]
 
 
@@ -190,8 +193,8 @@ Gradient = Callable[[Parts, Any, Any], Parts]
 
 
 def _gradients(subject: Subject, runs: int, size: int, level: int) -> Gradient:
-    """The gradient of every run's own batch: traced once for all runs where the network allows it, checked against one run at a time, which it is otherwise."""
-    return subject.once(f"walks.{runs}.{size}.{level}", lambda: _traced(subject, runs, size, level) or _looped(subject, size, level))
+    """The gradient of every run's own batch: of all runs at once where the network allows it, checked against one run at a time, which it is otherwise."""
+    return subject.once(f"walks.{runs}.{size}.{level}", lambda: _at_once(subject, runs, size, level) or _looped(subject, size, level))
 
 
 def _looped(subject: Subject, size: int, level: int) -> Gradient:
@@ -221,17 +224,33 @@ def _trace(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
     return traced
 
 
-def _traced(subject: Subject, runs: int, size: int, level: int) -> Gradient | None:
+class _AtOnce:
+    """A function of all runs at once; the first calls go through the layers, and then its operations alone are made, the same ones.  Cost of the change: some hundred calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self.calls == TRACED_AFTER:
+            # what cannot be traced (a branch on a number) goes on as it is
+            with contextlib.suppress(Exception):
+                self.function = _trace(self.function, *args)
+        with torch.no_grad():
+            return self.function(*args)
+
+
+def _at_once(subject: Subject, runs: int, size: int, level: int) -> Gradient | None:
     block = subject.train.blocks[0]
     both = size if level == 1 else 2 * size
     rng = chance.generator(0, "walks")
     chosen = torch.randint(len(subject.train), (runs, both), generator=rng)
     inputs, targets = (subject.to_device(tree_map(lambda leaf: leaf[chosen], part)) for part in (block.inputs, block.targets))
     theta = {key: value + 0.01 * value.abs().mean() * chance.normal(runs, *value.shape, rng=rng, like=value) for key, value in subject.parameters.items()}
+    gradient = _AtOnce(vmap(grad(_batch_loss(subject, size, level))))
     try:
-        graph = _trace(vmap(grad(_batch_loss(subject, size, level))), theta, inputs, targets)
-        with torch.no_grad():
-            found = graph(theta, inputs, targets)
+        with chance.preserved():
+            found = gradient(theta, inputs, targets)
     except Exception:
         # what a network does that vmap cannot follow has no common class of errors; one run at a time always works
         return None
@@ -239,14 +258,7 @@ def _traced(subject: Subject, runs: int, size: int, level: int) -> Gradient | No
     truth = _looped(subject, size, level)(few, *(tree_map(lambda leaf: leaf[:2], part) for part in (inputs, targets)))
     scale = max(float(value.abs().max()) for value in truth.values())
     close = 1e4 * torch.finfo(subject.dtype).eps * max(scale, 1e-30)
-    if any(float((found[key][:2] - value).abs().max()) > close for key, value in truth.items()):
-        return None
-
-    def gradient(parameters: Parts, inputs: Any, targets: Any) -> Parts:
-        with torch.no_grad():
-            return graph(parameters, inputs, targets)
-
-    return gradient
+    return gradient if all(float((found[key][:2] - value).abs().max()) <= close for key, value in truth.items()) else None
 
 
 def _losses(subject: Subject, parameters: Parts) -> Float64[Tensor, "runs"]:
@@ -264,7 +276,7 @@ Losses = Callable[[Parts, Any, Any], Float[Tensor, "runs"]]
 
 
 def _losses_of(subject: Subject, parameters: Parts, block: Block) -> Losses:
-    return _traced_losses(subject, parameters, block) or _looped_losses(subject)
+    return _losses_at_once(subject, parameters, block) or _looped_losses(subject)
 
 
 def _looped_losses(subject: Subject) -> Losses:
@@ -276,16 +288,17 @@ def _looped_losses(subject: Subject) -> Losses:
     return losses
 
 
-def _traced_losses(subject: Subject, parameters: Parts, block: Block) -> Losses | None:
+def _losses_at_once(subject: Subject, parameters: Parts, block: Block) -> Losses | None:
     def loss(own: Parts, inputs: Any, targets: Any) -> Float[Tensor, ""]:
         return subject.loss(derivatives.output_of(subject, own, inputs), targets)
 
     few = {key: value[:2] for key, value in parameters.items()}
+    losses = _AtOnce(vmap(loss, in_dims=(0, None, None)))
     try:
-        graph: Losses = _trace(vmap(loss, in_dims=(0, None, None)), parameters, block.inputs, block.targets)
-        found = graph(parameters, block.inputs, block.targets)[:2]
+        with chance.preserved():
+            found = losses(parameters, block.inputs, block.targets)[:2]
     except Exception:
         # as for the gradients: one run at a time always works
         return None
     truth = _looped_losses(subject)(few, block.inputs, block.targets)
-    return graph if bool(torch.isclose(found, truth, rtol=1e4 * torch.finfo(subject.dtype).eps, equal_nan=True).all()) else None
+    return losses if bool(torch.isclose(found, truth, rtol=1e4 * torch.finfo(subject.dtype).eps, equal_nan=True).all()) else None

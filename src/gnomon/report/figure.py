@@ -61,12 +61,16 @@ class Figure:
         """Whether both axes of a heat map are coordinates, not numbers of elements: lines of equal height mean something then."""
         return len(self.axes) == 2 and all(not isinstance(axis.values[0], str) and any(float(v) != int(float(v)) for v in axis.values) for axis in self.axes)
 
+    def rises(self, series: Series) -> bool:
+        """Whether a heat map is also a surface: continuous, finite, and not flat."""
+        return self.continuous and min(series.values.shape) >= 3 and bool(np.isfinite(series.values).all()) and bool(series.values.min() < series.values.max())
+
     def contours(self, series: Series, levels: int = 9) -> list[Array]:
         """Lines of equal height of a continuous heat map, equal steps apart.  Shapes: points (n, 2) a line, column then row, in cells from the centre of the first."""
         from contourpy import contour_generator
 
         values = series.values
-        if not self.continuous or min(values.shape) < 3 or not np.isfinite(values).all() or values.min() == values.max():
+        if not self.rises(series):
             return []
         drawn = contour_generator(z=values)
         return [np.asarray(line) for level in np.linspace(values.min(), values.max(), levels + 2)[1:-1] for line in drawn.lines(float(level))]

@@ -10,10 +10,28 @@ from gnomon.core.reading import Array
 from gnomon.report.figure import Figure, Series
 
 MEASURED, PREDICTED = "#0b5a78", "#1b1d1f"
+DECADES = 10
+"""Powers of ten below the largest value that a logarithmic axis shows at most."""
 
 
 def paint(figure: Figure, ax: Any = None) -> Any:
-    """Draw the picture on Axes, made if not given, and return them."""
+    """Draw the picture on Axes, made if not given, and return them.
+
+    What is both a map and a surface is drawn as both where the Axes are made here (the map's are returned, the surface stands beside), as a surface on three-dimensional
+    Axes, as a map on others.
+    """
+    shown = next((s for s in figure.series if not s.predicted), figure.series[0])
+    both = figure.kind == "heatmap" and figure.rises(shown)
+    if ax is None and both:
+        import matplotlib.pyplot as plt
+
+        whole = plt.figure(figsize=(9.6, 3.8), layout="constrained")
+        ax = whole.add_subplot(1, 2, 1)
+        _surface(figure, shown, whole.add_subplot(1, 2, 2, projection="3d"))
+    elif both and ax.name == "3d":
+        _surface(figure, shown, ax)
+        ax.set_title(figure.title, loc="left", fontsize="medium")
+        return ax
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -63,6 +81,8 @@ def _along(figure: Figure, ax: Any) -> None:
         ax.set_xscale("log")
     if figure.log:
         ax.set_yscale("log")
+        top = max(float(np.nanmax(s.values)) for s in figure.series)
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], top / 10**DECADES))
     ax.set_xlabel(axis.name + (f" ({axis.unit})" if axis.unit else ""))
     ax.set_ylabel(figure.unit)
     if len(figure.series) > 1:
@@ -80,6 +100,15 @@ def _heatmap(figure: Figure, ax: Any) -> None:
         put(list(places), [v if isinstance(v, str) else f"{v:g}" for v in (axis.values[k] for k in places)])
     ax.set_ylabel(figure.axes[0].name)
     ax.set_xlabel(figure.axes[1].name)
+
+
+def _surface(figure: Figure, s: Series, ax: Any) -> None:
+    across, down = np.meshgrid(*(np.asarray(axis.values, dtype=np.float64) for axis in figure.axes[::-1]))
+    ax.plot_surface(down, across, s.values, cmap="viridis", linewidth=0, rcount=64, ccount=64)
+    ax.set_xlabel(figure.axes[0].name)
+    ax.set_ylabel(figure.axes[1].name)
+    ax.set_zlabel(figure.unit)
+    ax.set_box_aspect(None, zoom=0.85)
 
 
 def _spread(s: Series) -> Array:

@@ -14,6 +14,8 @@ from gnomon.core.reading import Array, Axis
 from gnomon.report import words
 from gnomon.report.figure import Figure, Series
 from gnomon.report.scale import Scale
+from gnomon.report.surface import STYLE as SHADES
+from gnomon.report.surface import surface
 
 WIDTH = 640
 GLYPH = 6.9
@@ -22,15 +24,15 @@ ROWS = 26
 """Most bars drawn as rows with their names; more become columns."""
 
 STYLE = (
-    ".gf{--i:var(--ink,#1b1d1f);--m:var(--muted,#596067);--r:var(--rule,#d9dcdf);--a:var(--accent,#0b5a78);display:block;max-width:100%;height:auto;"
+    ".gf{--b:var(--paper,#fff);--i:var(--ink,#1b1d1f);--m:var(--muted,#596067);--r:var(--rule,#d9dcdf);--a:var(--accent,#0b5a78);display:block;max-width:100%;height:auto;"
     'font-family:-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,system-ui,sans-serif;font-size:12px;font-variant-numeric:tabular-nums}'
-    "@media (prefers-color-scheme:dark){.gf{--i:var(--ink,#e4e6e8);--m:var(--muted,#a3aab1);--r:var(--rule,#3a4046);--a:var(--accent,#7cc4e0)}}"
+    "@media (prefers-color-scheme:dark){.gf{--b:var(--paper,#15181b);--i:var(--ink,#e4e6e8);--m:var(--muted,#a3aab1);--r:var(--rule,#3a4046);--a:var(--accent,#7cc4e0)}}"
     ".gf text{fill:var(--i)}.gf .m{fill:var(--m)}.gf .b{font-weight:600}.gf path{fill:none}.gf .g{stroke:var(--r);stroke-width:1}"
     ".gf .ax{stroke:var(--m);stroke-width:1}.gf .ms{stroke:var(--a);stroke-width:1.75;stroke-linejoin:round}.gf .mw{stroke:var(--i);stroke-width:1.1}"
     ".gf .mf{fill:var(--a)}.gf .md{stroke:var(--a);stroke-width:7;stroke-linecap:round}.gf .mds{stroke:var(--a);stroke-width:4.5;stroke-linecap:round}"
     ".gf .mb{fill:var(--a);fill-opacity:.38}.gf .band{fill:var(--a);fill-opacity:.2}.gf .ps{stroke:var(--i);stroke-width:1.5;stroke-dasharray:5 3}"
     ".gf .pt{stroke:var(--i);stroke-width:2.25}.gf .pf{fill:var(--i)}.gf .pw{stroke:var(--i);stroke-width:1}.gf .ok{fill:var(--i);fill-opacity:.08}"
-    ".gf .x{stroke:var(--i);stroke-width:1.75}.gf .ring{stroke:var(--i);stroke-width:1.25}@media print{.gf{--i:#000;--m:#444;--r:#ccc;--a:#0b5a78}}"
+    ".gf .x{stroke:var(--i);stroke-width:1.75}.gf .ring{stroke:var(--i);stroke-width:1.25}@media print{.gf{--b:#fff;--i:#000;--m:#444;--r:#ccc;--a:#0b5a78}}" + SHADES
 )
 """The style of every picture; a page that holds several includes it once."""
 
@@ -248,7 +250,7 @@ def _heatmap(figure: Figure, canvas: _Canvas) -> float:
     rows, columns = (len(axis.values) for axis in figure.axes)
     finite = np.concatenate([s.values[np.isfinite(s.values)].ravel() for s in figure.series]) if figure.series else np.zeros(0)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    names = [words.shorten(words.clean(v) if isinstance(v, str) else words.plain_number(v), int(canvas.width * 0.3 / GLYPH)) for v in figure.axes[0].values]
+    names = [words.shorten(words.clean(v) if isinstance(v, str) else words.typeset(words.plain_number(v)), int(canvas.width * 0.3 / GLYPH)) for v in figure.axes[0].values]
     gutter = max(len(name) for name in names) * GLYPH + 10
     side = min((canvas.width - gutter - 6) / columns, 34.0)
     tall = min(max(side, 4.0), 26.0)
@@ -274,7 +276,11 @@ def _heatmap(figure: Figure, canvas: _Canvas) -> float:
         top += rows * tall + 6
     _column_names(figure.axes[1], canvas, gutter, side, top)
     _shade_key(canvas, low, high, figure.unit, gutter, top + 38)
-    return top + 54
+    top += 54
+    for s in figure.series:
+        if figure.rises(s) and not s.predicted:
+            top = surface(figure, s, canvas, gutter, top + 8)
+    return top
 
 
 def _shade_key(canvas: _Canvas, low: float, high: float, unit: str, x: float, y: float) -> None:
@@ -298,7 +304,7 @@ def _shade(value: float, low: float, high: float) -> tuple[str, float]:
 
 
 def _column_names(axis: Axis, canvas: _Canvas, gutter: float, side: float, top: float) -> None:
-    names = [words.shorten(words.clean(v), 14) if isinstance(v, str) else words.plain_number(v) for v in axis.values]
+    names = [words.shorten(words.clean(v), 14) if isinstance(v, str) else words.typeset(words.plain_number(v)) for v in axis.values]
     every = max(math.ceil((max(len(name) for name in names) * GLYPH + 8) / side), 1)
     for j in range(0, len(names), every):
         canvas.text(gutter + (j + 0.5) * side, top + 12, names[j], "m", "middle")

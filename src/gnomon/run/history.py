@@ -45,7 +45,9 @@ class Choice:
 class Recorder:
     """Takes chosen readings of one network at any of its states."""
 
-    def __init__(self, subject: Subject, choices: Sequence[Choice], *, seed: int) -> None:
+    def __init__(self, subject: Subject, choices: Sequence[Choice], *, seed: int, warm: bool = False) -> None:
+        """With `warm`, a reading may start from what it found at the state before: in a training, whose states follow each other."""
+        self.kept: dict[int, dict[str, Any]] | None = {choice.examples: {} for choice in choices} if warm else None
         self.subject, self.choices, self.seed = subject, tuple(choices), seed
         self.samples = {choice.examples: subject.sample(choice.examples, rng=chance.generator(seed, "examples")) for choice in choices}
 
@@ -73,6 +75,8 @@ class Recorder:
             base = self.samples[choice.examples]
             # what depends on the network's structure and on the data alone is found once for all steps
             kept = {key: value for key, value in base._shared.items() if key.startswith("numerics.")}
+            if self.kept is not None:
+                kept["kept"] = self.kept[choice.examples]
             at = placed.setdefault(choice.examples, dataclasses.replace(base, state=here, training=known, _shared=kept))
             found, why = _take(at, choice, chance.generator(self.seed, choice.instrument, step))
             base._shared.update({key: value for key, value in at._shared.items() if key.startswith("numerics.")})

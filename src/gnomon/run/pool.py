@@ -9,35 +9,11 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from gnomon.core.errors import GnomonError
-
-
-@dataclass(frozen=True)
-class Task:
-    """A call by name, so that it can be sent to another process: `module:function` and its arguments (plain data)."""
-
-    call: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-class Pool(Protocol):
-    """Runs tasks; yields (position, result) as each ends, so that it can be stored before the next one does."""
-
-    @property
-    def jobs(self) -> int:
-        """How many tasks run at once."""
-        ...
-
-    @property
-    def threads(self) -> int:
-        """Threads of each task, part of what fixes its bits."""
-        ...
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
-        """The results, in the order in which they end."""
-        ...
+from gnomon.core.task import Pool as Pool
+from gnomon.core.task import Task as Task
 
 
 def execute(task: Task, threads: int) -> Any:

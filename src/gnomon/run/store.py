@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gnomon.core.errors import CannotWrite, InvalidInput
+from gnomon.core.errors import InvalidInput
+from gnomon.core.files import write_all as write_all
+from gnomon.core.files import write_atomic as write_atomic
 
 
 def key_of(*parts: Any) -> str:
@@ -22,45 +22,6 @@ def key_of(*parts: Any) -> str:
 def dumps(document: Any) -> str:
     """Canonical JSON: sorted keys, no NaN, one trailing newline; equal documents give equal bytes."""
     return json.dumps(document, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
-
-
-def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file beside the old one and put it in its place: a reader sees the old content or the new, never half of it.
-
-    `durable` waits until the disk has it, so that it outlasts a power cut too.
-    Raises: CannotWrite for a full disk, a read-only place or a device; what stood there stays as it was.
-    """
-    write_all({Path(path): content}, durable=durable)
-
-
-def write_all(contents: Mapping[Path, str | bytes], *, durable: bool = True) -> None:
-    """Write several files beside the old ones, and put them in place once all are there.
-
-    Raises: CannotWrite for a full disk, a read-only place or a device; then every old file stays as it was.
-    """
-    staged: dict[Path, str] = {}
-    path = Path()
-    try:
-        for path, content in contents.items():
-            if path.exists() and not path.is_file():
-                raise CannotWrite(f"{path} is not a regular file; nothing was written. Choose another place (--out).")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, staged[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.chmod(staged[path], 0o644)
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
-    except CannotWrite:
-        raise
-    except OSError as error:
-        raise CannotWrite(f"Cannot write {path}: {error.strerror or error}. Nothing was changed; free some space or choose another place.") from error
-    finally:
-        for temporary in staged.values():
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_json(path: Path, *, schema: str) -> dict[str, Any]:

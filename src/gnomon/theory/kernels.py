@@ -5,13 +5,21 @@ from __future__ import annotations
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
 from gnomon.core.source import Source
-from gnomon.theory.infinite.inference import NotPositiveDefinite as NotPositiveDefinite
+from gnomon.theory.infinite.disk import DiskCost as DiskCost
+from gnomon.theory.infinite.disk import DiskKernel as DiskKernel
+from gnomon.theory.infinite.disk import on_disk as on_disk
 from gnomon.theory.infinite.inference import Prediction as Prediction
 from gnomon.theory.infinite.inference import gradient_flow as gradient_flow
 from gnomon.theory.infinite.inference import posterior as posterior
 from gnomon.theory.infinite.inference import ridge_regression as ridge_regression
 from gnomon.theory.infinite.kernel import Kernel as Kernel
 from gnomon.theory.infinite.kernel import infinite_width as infinite_width
+from gnomon.theory.infinite.likelihood import Likelihood as Likelihood
+from gnomon.theory.infinite.likelihood import log_marginal_likelihood as log_marginal_likelihood
+from gnomon.theory.infinite.matrix import DiskMatrix as DiskMatrix
+from gnomon.theory.infinite.solve import NotPositiveDefinite as NotPositiveDefinite
+from gnomon.theory.infinite.solve import Solved as Solved
+from gnomon.theory.infinite.solve import solve as solve
 
 JACOT_2018 = Source("jacot2018")
 CHIZAT_2019 = Source("chizat2019")

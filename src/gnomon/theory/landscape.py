@@ -10,6 +10,7 @@ from gnomon.core.training import OPTIMIZERS, Training
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
 PAPYAN_2020 = Source("papyan2020")
+SCHRAUDOLPH_2002 = Source("schraudolph2002")
 
 
 def stability_limit(training: Training) -> Reading:
@@ -45,6 +46,25 @@ def largest_stable_lr(training: Training, sharpness: float) -> float:
     decay = training.weight_decay if training.optimizer in ("sgd", "nesterov") else 0.0
     assert training.lr is not None
     return training.lr * limit / (sharpness + decay)
+
+
+def hessian_trace(gauss_newton_trace: Reading, bent: str) -> Reading:
+    """Trace of the Hessian of a network that is piecewise linear along every single parameter: that of its Gauss-Newton matrix.
+
+    H = J^T H_out J + sum_k dL/df_k Hess f_k,   and (Hess f_k)_ii = 0 where f_k is piecewise linear in parameter i alone, so that tr H = tr J^T H_out J.
+
+    `bent` says why the output is not, and is empty where it is (`core.affine.bent_by`).
+
+    Shapes: value ().   Units: loss / parameter^2.   Error: that of the Gauss-Newton trace; the identity itself is exact, except where a unit sits on its kink.
+    Assumes: every parameter enters one affine layer and what follows is piecewise linear.   Cost: none.   Raises: OutOfScope where `bent` says so.
+    Source: Schraudolph 2002 (the two parts); that the second has no diagonal then is derived here.
+    """
+    if bent:
+        raise OutOfScope(f"tr H = tr GGN holds where the output is piecewise linear along every single parameter; here {bent}")
+    return gauss_newton_trace.replace(
+        name="hessian_trace", role="predicted", source=SCHRAUDOLPH_2002, samples=None, details={}, interval=gauss_newton_trace.interval,
+        assumes=(*gauss_newton_trace.assumes, "the output is piecewise linear along every single parameter"),
+    )  # fmt: skip
 
 
 def hessian_outliers(classes: int) -> Reading:

@@ -39,7 +39,7 @@ def measure(s: Settings, *, rng: Generator) -> float:
     """The estimate from one gradient's worth of Gaussian noise."""
     scales = (s.spread * chance.normal(s.coordinates, rng=chance.child(rng, "scales"))).exp()
     noise = scales * chance.normal(s.coordinates, rng=chance.child(rng, "noise"))
-    return float(tail_index_estimate(noise.numpy(), s.group))
+    return 1 / float(tail_index_estimate(noise.numpy(), s.group))
 
 
 CLAIM = Claim(

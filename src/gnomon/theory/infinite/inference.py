@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
-
-KernelFunction = Callable[..., "Tensor | tuple[Tensor, ...]"]
+from gnomon.core.task import Pool
+from gnomon.theory.infinite.disk import on_disk
+from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction
+from gnomon.theory.infinite.solve import check_finite, fits, refusal, solve, too_large
 
 
 class Prediction(NamedTuple):
@@ -22,15 +24,12 @@ class Prediction(NamedTuple):
     covariance: Float[Tensor, "m m"]
 
 
-class NotPositiveDefinite(OutOfScope):
-    """A kernel matrix has an eigenvalue that is not above rounding."""
-
-
 def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: str = "ntk", jitter: float = 0.0) -> Prediction:
     """Outputs after training by gradient flow on half the sum of squares, over networks of infinite width.
 
     mean = T_* A y and covariance = K_** + T_* A K A T_*^T - T_* A K_*^T - K_* A T_*^T with A = T^{-1}(I - e^{-T time}), T the tangent kernel of the training data, K the NNGP kernel and * the
-    test data.  `kind` "nngp" trains the last layer's weights alone, T = K.
+    test data.  `kind` "nngp" trains the last layer's weights alone, T = K.  `jitter` on T's diagonal is a ridge: training with the penalty jitter |w - w_0|^2 / 2.  An ensemble of M networks has the same
+    mean and covariance / M.
 
     Shapes: y_train (n,) or (n, outputs); x_test None is x_train.
     Units: `time` in learning rate x steps for the loss sum |f - y|^2 / 2 (for a mean over n examples divide by n; for |f - y|^2 without the half multiply by 2).
@@ -44,7 +43,7 @@ def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_te
         raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
     if kind not in ("ntk", "nngp"):
         raise unknown("kind of training", str(kind), ("ntk", "nngp"))
-    targets, own = _targets(x_train, y_train), _pair(kernel, x_train, None)
+    targets, own = targets_of(x_train, y_train), _pair(kernel, x_train, None)
     across, tests = (own, own) if x_test is None else (_pair(kernel, x_test, x_train), _pair(kernel, x_test, None))
     which = 0 if kind == "nngp" else 1
     values, vectors = _spectrum(own[which], jitter, strict=math.isinf(time))
@@ -55,37 +54,63 @@ def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_te
     return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), covariance)
 
 
-def posterior(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, noise: float = 0.0, kind: str = "nngp", jitter: float = 0.0) -> Prediction:
+def posterior(
+    kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, noise: float = 0.0, kind: str = "nngp", jitter: float = 0.0, memory: int = 2**32,
+    folder: str | Path | None = None, pool: Pool | None = None,
+) -> Prediction:  # fmt: skip
     """The posterior of a Gaussian process with the network's kernel: for "nngp" that of a Bayesian network of infinite width.
 
     mean = K_* (K + s^2 I)^{-1} y,   covariance = K_** - K_* (K + s^2 I)^{-1} K_*^T, s^2 the variance of the `noise` on the targets.
+    Where the training kernel and its factor do not fit in `memory`, the kernel is kept in `folder` (see `on_disk`) and conjugate gradients take the place of Cholesky (see `solve`).
 
-    Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64.   Assumes: Gaussian noise.   Cost: the kernels, and n^3.
-    Raises: NotPositiveDefinite, with the eigenvalue; `jitter` is added to the diagonal if, and only if, it is given.   Source: Lee et al. 2018, section 2.
+    Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64; 1e-8 of the targets for conjugate gradients.
+    Assumes: Gaussian noise.   Cost: the kernels, and n^3 / 3, or a reading of the kernel a step.
+    Raises: NotPositiveDefinite, with the eigenvalue; `jitter` is added to the diagonal if, and only if, it is given.  NotEnoughMemory where the kernel does not fit and no folder is given.
+    Source: Lee et al. 2018, section 2.
     """
     if not noise >= 0:
         raise InvalidInput(f"noise is a variance and must be at least 0, not {noise}.")
-    targets = _targets(x_train, y_train)
-    own, across, tests = (_one(kernel, a, b, kind) for a, b in ((x_train, None), (x_test, x_train), (x_test, None)))
-    values, vectors = _spectrum(own, noise + jitter, strict=True)
-    reach = (across @ vectors) / values @ vectors.T
-    return Prediction((reach @ targets).reshape(-1, *y_train.shape[1:]), tests - reach @ across.T)
+    targets, across = targets_of(x_train, y_train), matrix_of(kernel, x_test, x_train, kind)
+    found = _solved(kernel, x_train, torch.cat([targets, across.T], 1), noise + _checked(jitter), kind, memory, folder, pool)
+    reach, outputs = found[:, targets.shape[1] :], targets.shape[1]
+    return Prediction((across @ found[:, :outputs]).reshape(-1, *y_train.shape[1:]), matrix_of(kernel, x_test, None, kind) - across @ reach)
 
 
-def ridge_regression(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, ridge: float = 0.0, kind: str = "ntk") -> Float[Tensor, "m ..."]:
+def ridge_regression(
+    kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor, *, ridge: float = 0.0, kind: str = "ntk", memory: int = 2**32,
+    folder: str | Path | None = None, pool: Pool | None = None,
+) -> Float[Tensor, "m ..."]:  # fmt: skip
     """Kernel ridge regression: K_* (K + ridge I)^{-1} y; with "ntk" and ridge 0 the mean of fully trained networks.
 
-    Shapes: y_train (n,) or (n, outputs) -> (m,) or (m, outputs).   Units: those of the targets.   Error: rounding, in float64.   Assumes: squared loss.   Cost: the kernels, and n^3.
+    Shapes: y_train (n,) or (n, outputs) -> (m,) or (m, outputs).   Units: those of the targets.   Error, Cost: as `posterior`, `memory`, `folder` and `pool` too.   Assumes: squared loss.
     Raises: NotPositiveDefinite, with the eigenvalue.   Source: Jacot et al. 2018.
     """
     if not ridge >= 0:
         raise InvalidInput(f"ridge must be at least 0, not {ridge}.")
-    targets = _targets(x_train, y_train)
-    values, vectors = _spectrum(_one(kernel, x_train, None, kind), ridge, strict=True)
-    return (_one(kernel, x_test, x_train, kind) @ vectors / values @ (vectors.T @ targets)).reshape(-1, *y_train.shape[1:])
+    found = _solved(kernel, x_train, targets_of(x_train, y_train), ridge, kind, memory, folder, pool)
+    return (matrix_of(kernel, x_test, x_train, kind) @ found).reshape(-1, *y_train.shape[1:])
 
 
-def _targets(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
+def _solved(
+    kernel: KernelFunction, x: Tensor, right: Float[Tensor, "n k"], shift: float, kind: str, memory: int, folder: str | Path | None, pool: Pool | None
+) -> Float[Tensor, "n k"]:
+    """(K + shift)^{-1} times several columns, the kernel in memory or on disk as it fits."""
+    if folder is None and not fits(len(x), memory):
+        raise too_large(len(x), memory)
+    own: Tensor | DiskMatrix = (
+        matrix_of(kernel, x, None, kind) if fits(len(x), memory) else cast(DiskMatrix, on_disk(kernel, x, folder=cast(Path, folder), kind=kind, memory=memory, pool=pool).run())
+    )
+    return solve(own, right, ridge=shift, memory=memory).x.to(right.device)
+
+
+def _checked(jitter: float) -> float:
+    if not jitter >= 0:
+        raise InvalidInput(f"jitter must be at least 0, not {jitter}.")
+    return jitter
+
+
+def targets_of(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
+    """The targets in float64, checked, one row an example."""
     if y.ndim not in (1, 2) or len(y) != len(x):
         raise InvalidInput(f"y_train must have one row for each of the {len(x)} training examples, shape (n,) or (n, outputs); it has shape {tuple(y.shape)}.")
     targets = y.reshape(len(y), -1).double()
@@ -99,7 +124,8 @@ def _pair(kernel: KernelFunction, a: Tensor, b: Tensor | None) -> tuple[Tensor, 
     return _matrix(made[0]), _matrix(made[1])
 
 
-def _one(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tensor:
+def matrix_of(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tensor:
+    """A kernel matrix in float64.  Raises: InvalidInput where the output has positions."""
     made = kernel(a, b, kind)
     assert isinstance(made, Tensor)
     return _matrix(made)
@@ -115,14 +141,10 @@ def _matrix(made: Tensor) -> Tensor:
 
 def _spectrum(matrix: Tensor, jitter: float, *, strict: bool) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a kernel matrix with what was given on its diagonal, checked."""
-    if not jitter >= 0:
-        raise InvalidInput(f"jitter must be at least 0, not {jitter}.")
     n = len(matrix)
-    values, vectors = torch.linalg.eigh(matrix + jitter * torch.eye(n, dtype=matrix.dtype, device=matrix.device))
+    check_finite(matrix)
+    values, vectors = torch.linalg.eigh(matrix + _checked(jitter) * torch.eye(n, dtype=matrix.dtype, device=matrix.device))
     least, rounding = float(values[0]), n * torch.finfo(matrix.dtype).eps * float(values[-1].abs())
     if least < -rounding or (strict and least <= rounding):
-        raise NotPositiveDefinite(
-            f"the kernel matrix of the {n} training examples is not positive definite: its smallest eigenvalue is {least:.3g}, its largest {float(values[-1]):.3g} (equal examples, or float32 data?); "
-            f"give jitter, noise or ridge of about {max(10 * rounding, 2 * abs(least)):.1g} if a kernel with that on its diagonal is what you want"
-        )
+        raise refusal(n, least, float(values[-1]), "")
     return values.clamp_min(0), vectors

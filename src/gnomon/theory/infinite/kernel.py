@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import traceback
 from pathlib import Path
@@ -59,6 +60,23 @@ class Kernel:
     def lazy(self) -> bool:
         """Whether the network's training is described by this kernel in the limit: not where features move at any width."""
         return self._options.parametrization in ("standard", "ntk")
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in a Sequential where it is a single layer."""
+        return self._module
+
+    @property
+    def options(self) -> Options:
+        """How variances and the parametrisation were chosen."""
+        return self._options
+
+    def within(self, memory: int) -> Kernel:
+        """The same kernel, whose calls may hold so many bytes."""
+        return self if memory >= self._options.memory else Kernel(self._module, dataclasses.replace(self._options, memory=memory))
+
+    def __reduce__(self) -> tuple[type[Kernel], tuple[nn.Module, Options]]:
+        return Kernel, (self._module, self._options)
 
     def variances(self, x: Tensor) -> dict[str, tuple[float, float, str]]:
         """What was taken for every layer with weights, on data shaped like x: C_W (fan-in times the variance of a weight), C_b, and where they come from."""
