@@ -2,6 +2,7 @@ import pytest
 import torch
 from networks import NETWORKS, cnn, tokens
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
@@ -13,7 +14,8 @@ from gnomon.numerics.operators import ParameterJacobian
 def displaced(taylorised, seed=0, size=0.1):
     with torch.no_grad():
         for index, parameter in enumerate(taylorised.parameters()):
-            parameter.copy_(size * chance.normal(*parameter.shape, rng=chance.generator(seed, "step", index), like=parameter))
+            drawn = chance.normal(parameter.numel(), rng=chance.generator(seed, "step", index), like=parameter)
+            parameter.copy_(size * drawn.reshape(parameter.shape))
 
 
 def module_of(subject):
@@ -56,7 +58,20 @@ def test_it_is_the_taylor_expansion(build):
     assert torch.allclose(called(first, block.inputs), value + ParameterJacobian(subject, block.inputs)(vector), atol=1e-10)
 
 
-@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.InstanceNorm1d(3, affine=True), nn.InstanceNorm1d(3), nn.GroupNorm(1, 3), nn.GLU(), nn.Softmax(-1)], ids=repr)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LayerNorm(4),
+        nn.InstanceNorm1d(3, affine=True),
+        nn.InstanceNorm1d(3),
+        nn.GroupNorm(1, 3),
+        nn.GLU(),
+        nn.Softmax(-1),
+        weight_norm(nn.Linear(4, 4)),
+        weight_norm(nn.Linear(4, 4), dim=None),
+    ],
+    ids=repr,
+)
 def test_the_second_order_of_layers_that_forward_mode_alone_gets_wrong(layer):
     """Against the second difference of the network along the step."""
     with chance.scoped(chance.generator(2)):
@@ -67,7 +82,7 @@ def test_the_second_order_of_layers_that_forward_mode_alone_gets_wrong(layer):
     first = linearize(module)
     first.load_state_dict(network.state_dict())
     state = module.state_dict()
-    reached = network.parameters_reached()
+    reached = network.reached()
     values = [torch.func.functional_call(module, {key: state[key] + t * (reached[key] - state[key]) for key in state}, (x,)) for t in (-1, 0, 1)]
     curve = values[0] - 2 * values[1] + values[2]
     assert torch.allclose(2 * (network(x) - first(x)), curve, atol=1e-4 * float(curve.abs().max()))
@@ -110,7 +125,7 @@ def test_any_optimizer_trains_it(optimizer):
             stepper.step()
             losses.append(float(loss.detach()))
         assert losses[-1] < 0.9 * losses[0]
-        reached = network.parameters_reached()
+        reached = network.reached()
         assert any(not torch.equal(reached[key], subject.state[key]) for key in subject.trainable)
         assert set(reached) == set(subject.state)
 

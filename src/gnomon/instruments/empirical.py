@@ -88,7 +88,8 @@ def _subject(network: Subject | nn.Module, x1: Tree) -> Subject:
         return network
     if x1 is None or not leaves(x1):
         raise InvalidInput("A module alone has no data: give x1, or a Subject, whose training data are then taken.")
-    return Subject.freeze(network, lambda output, targets: output.double().sum(), (x1, torch.zeros(length(x1))))
+    # positive and bounded, so that neither cancellation nor overflow stands in the way of its being a sum
+    return Subject.freeze(network, lambda output, targets: output.sigmoid().sum(), (x1, torch.zeros(length(x1))))
 
 
 def _where(subject: Subject) -> tuple[str, ...]:

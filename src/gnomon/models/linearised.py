@@ -60,12 +60,11 @@ class Taylorised(nn.Module):
             return cast(tuple[Tensor, Tensor], jvp(network, (parameters,), (step,)))
 
         try:
-            with differentiable(next(iter(state.values())).device, recurrent=self._recurrent):
+            with differentiable(next(iter(state.values())).device, recurrent=self._recurrent), by_parts():
                 if self.order == 1:
                     value, first = slope(start)
                     return value + first
-                with by_parts():
-                    (value, first), (_, second) = cast(tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], jvp(slope, (start,), (step,)))
+                (value, first), (_, second) = cast(tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], jvp(slope, (start,), (step,)))
                 return value + first + self.bend / 2 * second
         except FAILURES as error:
             if "forward AD" not in str(error) and "forward-mode" not in str(error) and "jvp" not in str(error):
@@ -74,7 +73,7 @@ class Taylorised(nn.Module):
                 f"an operation of the network has no derivative in forward mode ({str(error).strip().splitlines()[0]}): replace it by one that has, to expand it"
             ) from error
 
-    def parameters_reached(self) -> State:
+    def reached(self) -> State:
         """The network's parameters and buffers at w_0 + d, for `load_state_dict(strict=False)`, and for `Subject.at`."""
         state = {key: self.get_buffer(_inside(key)).clone() for key in self._kept}
         return {**state, **{key: state[key] + self.displacement[_inside(key)].detach() for key in self._moved}}

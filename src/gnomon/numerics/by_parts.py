@@ -1,4 +1,4 @@
-"""Operations whose forward mode cannot be taken twice, written out: torch 2.13 gives a wrong second derivative for the two norms, and none for the gate."""
+"""Operations whose forward mode cannot be taken twice, written out: torch 2.13 gives a wrong second derivative for two norms, and none for the gate and for weight norm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 functional: Any = F
+library: Any = torch
 
 
 def layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -24,9 +25,15 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
     return value * torch.sigmoid(gate)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v| over all dimensions but one, or over all for -1, as torch.nn.utils.parametrizations.weight_norm calls it."""
+    over = [d for d in range(v.ndim) if d != dim]
+    return v * (g / v.square().sum(over, keepdim=True).sqrt())
+
+
 @contextlib.contextmanager
 def by_parts() -> Iterator[None]:
-    """Inside, `F.layer_norm`, `F.instance_norm` on the statistics of its input, and `F.glu` are their formulas."""
+    """Inside, `F.layer_norm`, `F.instance_norm` on the statistics of its input, `F.glu` and weight norm are their formulas."""
     plain = functional.instance_norm
 
     def instance_norm(
@@ -39,13 +46,15 @@ def by_parts() -> Iterator[None]:
         shape = (-1, *[1] * (x.ndim - 2))
         return _affine(_standardised(x, tuple(range(2, x.ndim)), eps), *(None if part is None else part.reshape(shape) for part in (weight, bias)))
 
-    before = {name: getattr(functional, name) for name in ("layer_norm", "instance_norm", "glu")}
+    written = ((functional, "layer_norm", layer_norm), (functional, "instance_norm", instance_norm), (functional, "glu", glu), (library, "_weight_norm", weight_norm))
+    before = [(place, name, getattr(place, name)) for place, name, _ in written]
     try:
-        functional.layer_norm, functional.instance_norm, functional.glu = layer_norm, instance_norm, glu
+        for place, name, formula in written:
+            setattr(place, name, formula)
         yield
     finally:
-        for name, function in before.items():
-            setattr(functional, name, function)
+        for place, name, function in before:
+            setattr(place, name, function)
 
 
 def _standardised(x: Tensor, over: tuple[int, ...], eps: float) -> Tensor:

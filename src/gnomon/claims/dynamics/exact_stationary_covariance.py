@@ -55,6 +55,6 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor], *, rng: Generator) -> Ar
 
 CLAIM = Claim(
     version=1, entry="D1", source=Source("dieuleveut2020"), relation="equal", predict=predict, measure=measure, prepare=prepare,
-    scales={"smoke": Settings((96, 6, 4.0), 8, (0.1, 0.5, 0.93), chains=1_000, replicates=8), "standard": Settings((96, 10, 10.0), 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=400, replicates=40), "paper": Settings((96, 10, 10.0), 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=4_000, replicates=40)},
+    scales={"smoke": Settings((96, 6, 4.0), 16, (0.1, 0.5, 0.93), chains=1_000, replicates=8), "standard": Settings((96, 10, 10.0), 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=400, replicates=40), "paper": Settings((96, 10, 10.0), 8, (0.05, 0.2, 0.4, 0.6, 0.8, 0.93), chains=4_000, replicates=40)},
     sabotage=Sabotage("batches drawn without replacement: their covariance is (N - B) / (N - 1) of that", sampling="without_replacement"),
 )  # fmt: skip

@@ -40,10 +40,10 @@ def prepare(s: Settings, *, rng: Generator) -> Subject:
 
 
 def predict(s: Settings, shared: Subject) -> Reading:
-    """Both parts from the gradient of every example; a twentieth is the order of the variance of |G|^2 over draws, by which a ratio of means is biased."""
+    """Both parts from the gradient of every example; 7 % is half of the variance of |G|^2 over draws of its square, the order of a bias."""
     rows = (-2 * shared.train.blocks[0].targets * shared.train.blocks[0].inputs).numpy()
     scale = float(((rows - rows.mean(0)) ** 2).sum() / (len(rows) - 1) / (rows.mean(0) ** 2).sum())
-    made = Reading.predicted("gradient_noise_scale", scale, unit="examples", error=scale / 20, error_kind="truncation", source=CLAIM.source)
+    made = Reading.predicted("gradient_noise_scale", scale, unit="examples", error=0.07 * scale, error_kind="truncation", source=CLAIM.source)
     return made.replace(assumes=(f"|G|^2 is told from 0: the noise of {s.seen} examples is {scale / s.seen:.2f} of it",))
 
 
@@ -56,5 +56,5 @@ def measure(s: Settings, shared: Subject, *, rng: Generator) -> float:
 
 
 CLAIM = Claim(
-    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((400, 6, 4.0), 40, draws=40, replicates=6), "standard": Settings((2_000, 10, 4.0), 40, draws=100, replicates=20), "paper": Settings((20_000, 10, 4.0), 40, draws=1_000, replicates=40)}, sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
+    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((400, 20, 2.0), 30, draws=40, replicates=8), "standard": Settings((2_000, 20, 2.0), 30, draws=100, replicates=20), "paper": Settings((20_000, 20, 2.0), 30, draws=1_000, replicates=40)}, sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
 )  # fmt: skip

@@ -55,6 +55,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 
 CLAIM = Claim(
     version=1, entry="B4", source=Source("schoenholz2017", "section 3"), relation="equal", predict=predict, measure=measure,
-    scales={"smoke": Settings(64, 60, replicates=10), "standard": Settings(200, 100, replicates=16), "paper": Settings(1000, 200, replicates=24)},
+    scales={"smoke": Settings(64, 60, replicates=10), "standard": Settings(200, 30, replicates=16), "paper": Settings(1000, 200, replicates=24)},
     sabotage=Sabotage("weights of 1.25 times the variance", times=1.25),
 )  # fmt: skip

@@ -51,6 +51,6 @@ def measure(s: Settings, *, rng: Generator) -> float:
 
 CLAIM = Claim(
     version=1, entry="B4", source=Source("schoenholz2017", "section 3"), relation="equal", predict=predict, measure=measure,
-    scales={"smoke": Settings(128, 24, replicates=8), "standard": Settings(400, 40, replicates=16), "paper": Settings(1000, 200, replicates=24)},
+    scales={"smoke": Settings(128, 24, replicates=8), "standard": Settings(256, 32, replicates=16), "paper": Settings(1000, 200, replicates=24)},
     sabotage=Sabotage("weights of 0.95 times the variance: the ordered phase", times=0.95),
 )  # fmt: skip

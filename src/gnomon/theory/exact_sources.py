@@ -1,0 +1,184 @@
+"""Expectations of four smooth factors at any number of correlated inputs, by Hermite series between one or two inputs and two others: never more than a plane is integrated over.
+
+F(x, y) of a pair of inputs has coefficients F_pq in the Hermite polynomials of its principal axes.  With M the correlations of the axes of two pairs,
+    E F G = sum over N of F_N . S_N(M) G_N,     (S_N)_(pq)(rs) = E h_p(x) h_q(y) h_r(x') h_s(y'),  p + q = r + s = N,
+where S_N = (1/N) sum over axes i, j of M_ij (raise i) S_(N-1) (raise j)^T, a product of contractions, so that rounding does not grow.  Four slots are split as (ab | cd), (aa | bc), (aa | bb),
+(aaa | b) and (aaaa).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from gnomon.core.reading import Array
+from gnomon.numerics import chaos
+from gnomon.numerics.nodes import POLE, derivatives
+from gnomon.theory.activations import Function
+from gnomon.theory.pairs import Table
+from gnomon.theory.sources import Sources
+
+FAMILIES = {"ssss": (0, 0, 0, 0), "sspp": (0, 0, 1, 1), "pppp": (1, 1, 1, 1), "qspp": (2, 0, 1, 1), "rppp": (3, 1, 1, 1), "qqpp": (2, 2, 1, 1)}
+"""The derivative of each of four factors."""
+NEEDED = {1: ("ssss", "sspp", "pppp"), 2: ("ssss", "sspp", "pppp", "qspp"), 3: tuple(FAMILIES)}
+
+Key = tuple[int, ...]
+
+
+@functools.cache
+def _keys(order: int) -> tuple[Key, ...]:
+    """The products of derivatives at one input that occur in a family, pairs first."""
+    found = {tuple(sorted(part)) for name in NEEDED[order] for size in (1, 2, 3, 4) for part in itertools.combinations(FAMILIES[name], size)}
+    return tuple(sorted(found, key=lambda key: (len(key) != 2, len(key), key)))
+
+
+def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Table, *, order: int, digits: float) -> Sources:
+    """The sources of a smooth activation.
+
+    Shapes: kernel (n, n), positive semi-definite -> (n, n, n, n) each.   Error: about 10^-digits; it is measured by taking fewer.   Cost: n^2/2 planes, n^4/24 series.
+    """
+    n, none = len(kernel), np.zeros((0, 0, 0, 0))
+    row = _moments(activation, kernel, order, digits * math.log(10) + 1)
+    full = {name: row[at].reshape(n, n, n, n) for name, at in _plan(n, order).items()}
+    ss, pp = two[0, 0], two[1, 1]
+    return Sources(
+        full["ssss"] - np.multiply.outer(ss, ss), full["sspp"] - np.multiply.outer(ss, pp), full["pppp"] - np.multiply.outer(pp, pp), full["sspp"], full["pppp"],
+        full.get("qspp", none), full.get("rppp", none), full.get("qqpp", none),
+    )  # fmt: skip
+
+
+def _moments(activation: Function, kernel: Float64[Array, "n n"], order: int, need: float) -> Float64[Array, "moments"]:
+    """All moments in a row: those of one input, of two, of three as (key, f, g), of four."""
+    n, keys = len(kernel), _keys(order)
+    size = np.sqrt(np.diag(kernel))
+    u, _ = chaos.line()
+    f = derivatives(activation, size[:, None] * u, order)
+    one = chaos.coefficients(np.stack([np.prod([f[k] for k in key], axis=0) for key in keys], 1))
+    powers = np.clip(kernel / np.outer(size, size), -1, 1)[:, :, None] ** np.arange(chaos.ORDER)
+    parts = [one[:, :, 0], (one[:, None] * powers[:, :, None]) @ one[None].transpose(0, 1, 3, 2)]
+    if n > 2:
+        pairs = np.array(list(itertools.combinations(range(n), 2)))
+        roots = np.stack([_root(kernel[np.ix_(pair, pair)]) for pair in pairs])
+        planes = _planes(activation, roots, order, need)
+        inverse = np.stack([np.linalg.pinv(root, rcond=1e-7) for root in roots])
+        parts.append(_threes(one, inverse, kernel, size, planes))
+        if n > 3:
+            parts.append(_fours(inverse, kernel, planes))
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _root(block: Float64[Array, "2 2"]) -> Float64[Array, "2 2"]:
+    """The principal axes of a pair, the longer first, as columns."""
+    values, vectors = np.linalg.eigh(block)
+    return (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
+
+
+def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int, need: float) -> Float64[Array, "pairs f g p q"]:
+    """Hermite coefficients of f(z_1) g(z_2), z = root (x, y), for all derivatives f and g, cut where they no longer matter."""
+    axes = []
+    for moved in np.abs(roots).max((0, 1)):
+        terms = int(min((need * moved / math.pi) ** 2 + 16, chaos.ORDER)) if moved > 0 else 1
+        step = min(math.pi * math.sqrt(2 / need), 2 * math.pi * POLE / need / max(moved, 1e-300), math.pi / math.sqrt(2 * terms + 1))
+        count = math.ceil((math.sqrt(2 * need) + 1.0) / step)
+        u = np.arange(-count, count + 1) * step
+        axes.append((u, chaos.hermite(u, max(terms, 2))[:terms] * (step / math.sqrt(2 * math.pi) * np.exp(-(u**2) / 4))))
+    (x, left), (y, right) = axes
+    z = roots[:, :, 0, None, None] * x[:, None] + roots[:, :, 1, None, None] * y
+    f = np.stack(derivatives(activation, z, order))
+    projected = (f[:, None, :, 0] * f[None, :, :, 1]) @ right.T
+    return np.moveaxis(left @ projected, 2, 0)
+
+
+def _threes(one: Array, inverse: Float64[Array, "pairs 2 2"], kernel: Array, size: Array, planes: Array) -> Float64[Array, "triples keys f g"]:
+    """E k(z_a) f(z_b) g(z_c) for products k of two derivatives, in the order of `_plan`."""
+    n, (count, _, terms, rest) = len(kernel), planes.shape[1:]
+    p, q = np.arange(terms)[:, None], np.arange(rest)[None, :]
+    lengths = _log_factorial(terms + rest)
+    shared = np.exp((lengths[p + q] - lengths[p] - lengths[q]) / 2)
+    doubles = [number for number in range(one.shape[1]) if number < _doubles(count - 1)]
+    padded = np.concatenate([one[:, doubles], np.zeros((n, len(doubles), rest))], 2)
+    found = []
+    for number, (b, c) in enumerate(itertools.combinations(range(n), 2)):
+        flat = planes[number].reshape(count**2, -1).T
+        for a in range(n):
+            if a not in (b, c):
+                along = inverse[number] @ kernel[[b, c], a] / size[a]
+                weights = shared * along[0] ** p * along[1] ** q
+                found.append(((padded[a][:, p + q] * weights).reshape(len(doubles), -1) @ flat).reshape(len(doubles), count, count))
+    return np.stack(found)
+
+
+@functools.cache
+def _log_factorial(count: int) -> Float64[Array, "count"]:
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
+
+
+def _doubles(order: int) -> int:
+    """How many keys are pairs; they come first."""
+    return sum(len(key) == 2 for key in _keys(order))
+
+
+def _fours(inverse: Float64[Array, "pairs 2 2"], kernel: Array, planes: Array) -> Float64[Array, "groups f g h k"]:
+    """E f(z_a) g(z_b) h(z_c) k(z_d) for all a < b < c < d."""
+    n, (count, _, terms, rest) = len(kernel), planes.shape[1:]
+    where = {pair: number for number, pair in enumerate(itertools.combinations(range(n), 2))}
+    groups = list(itertools.combinations(range(n), 4))
+    left, right = np.array([where[g[:2]] for g in groups]), np.array([where[g[2:]] for g in groups])
+    cross = np.stack([kernel[np.ix_(g[:2], g[2:])] for g in groups])
+    m = (inverse[left] @ cross @ inverse[right].transpose(0, 2, 1))[:, :, :, None, None]
+    f = planes.reshape(-1, count**2, terms, rest)
+    s = np.zeros((len(groups), rest, rest))
+    s[:, 0, 0] = 1.0
+    q = np.arange(rest)
+    total = (f[left, :, 0, 0])[:, :, None] * (f[right, :, 0, 0])[:, None, :]
+    for level in range(1, terms):
+        s = _raised(s, m, level)
+        width = min(level + 1, rest)
+        diagonal = f[:, :, level - q[:width], q[:width]]
+        total += diagonal[left] @ s[:, :width, :width] @ diagonal[right].transpose(0, 2, 1)
+    return total.reshape(len(groups), count, count, count, count)
+
+
+def _raised(s: Float64[Array, "groups q s"], m: Float64[Array, "groups 2 2 1 1"], level: int) -> Float64[Array, "groups q s"]:
+    """S_N from S_(N-1), indexed by the power of the second axis on either side."""
+    q = np.arange(s.shape[1])
+    first, second = np.sqrt(np.maximum(level - q, 0.0) / level), np.sqrt(q / level)
+    down = np.zeros_like(s)
+    down[:, :, 1:] = s[:, :, :-1]
+    x, y = s * first, down * second  # raised on the right along the first axis, the second
+    ahead, below = m[:, 0, 0] * x + m[:, 0, 1] * y, m[:, 1, 0] * x + m[:, 1, 1] * y
+    made = ahead * first[:, None]
+    made[:, 1:] += below[:, :-1] * second[1:, None]
+    return np.asarray(made)
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(n: int, order: int) -> dict[str, Int64[Array, "places"]]:
+    """Where each element of each family stands among all moments in a row."""
+    keys = _keys(order)
+    index, count, size, doubles = {key: number for number, key in enumerate(keys)}, order + 1, len(keys), _doubles(order)
+    triples = [(a, b, c) for b, c in itertools.combinations(range(n), 2) for a in range(n) if a not in (b, c)]
+    threes: dict[tuple[int, ...], int] = {group: number for number, group in enumerate(triples)}
+    fours: dict[tuple[int, ...], int] = {group: number for number, group in enumerate(itertools.combinations(range(n), 4))}
+    starts = np.cumsum([0, n * size, n * n * size**2, len(threes) * doubles * count**2])
+
+    def place(slots: tuple[tuple[int, int], ...]) -> int:
+        groups: dict[int, list[int]] = {}
+        for a, derivative in slots:
+            groups.setdefault(a, []).append(derivative)
+        found = sorted(((a, tuple(sorted(key))) for a, key in groups.items()), key=lambda pair: (-len(pair[1]), pair[0]))
+        at = tuple(a for a, _ in found)
+        if len(found) == 1:
+            return int(at[0] * size + index[found[0][1]])
+        if len(found) == 2:
+            return int(starts[1] + ((at[0] * n + at[1]) * size + index[found[0][1]]) * size + index[found[1][1]])
+        rest = [key[0] for _, key in found[1:]]
+        if len(found) == 3:
+            return int(starts[2] + ((threes[at] * doubles + index[found[0][1]]) * count + rest[0]) * count + rest[1])
+        return int(starts[3] + fours[at] * count**4 + np.ravel_multi_index((found[0][1][0], *rest), (count,) * 4))
+
+    return {name: np.array([place(tuple(zip(at, FAMILIES[name], strict=True))) for at in itertools.product(range(n), repeat=4)]) for name in NEEDED[order]}

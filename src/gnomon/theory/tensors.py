@@ -1,0 +1,268 @@
+"""The tensors of the effective theory at order 1/n for an activation, a depth and some inputs: how expectations are taken, the layers in turn, errors.
+
+Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Activations with kinks: nodes cut where an input changes sign, for one or two inputs with
+kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What carries tensors from layer to layer is exact in any case (`pairs`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+from torch import Generator
+
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.reading import Array, Axis, Reading
+from gnomon.core.source import Source
+from gnomon.numerics import nodes
+from gnomon.theory import first_order
+from gnomon.theory.activations import Function
+from gnomon.theory.criticality import check_growth
+from gnomon.theory.exact_sources import exact_sources
+from gnomon.theory.first_order import Layer, Through
+from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
+from gnomon.theory.sources import Sources, sources
+
+Rates = float | Sequence[float] | Array
+Rule = Callable[[Float64[Array, "n n"], Table, int], Sources]
+
+PRINCIPLES = Source("roberts2022", "chapters 4, 8 and 11")
+ASSUMES = ("fully connected, equal widths, Gaussian weights and biases", "weights learn at the rate lambda_W / fan_in, biases at lambda_b")
+
+ROUNDING = 1e-12
+"""A tensor that is smaller than this, relative to the largest of its layer, is 0."""
+FINEST = 16.0
+"""Digits beyond which rounding is all that is left."""
+LEVELS = (16, 24)
+"""Sizes of two rules for activations with kinks."""
+SCRAMBLES = 8
+POINTS = 8192
+CONDITION = 1e-8
+"""Correlation matrices whose smallest eigenvalue is below this cannot be inverted to any use."""
+CONVERGED = 1e-3
+"""A tensor whose error is larger than this, relative to its largest element, has not converged."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensors:
+    """K and Theta, the limits of many units, and all tensors at order 1/n of every layer, by the book's letters (`first_order` defines them), with an error for each element.
+
+    Shapes: `kernel`, `ntk`, `G1`, `H1` (depth, n, n); the others (depth, n, n, n, n), None beyond the stage asked for.  `errors` has an array of the same shape for each: a half-width where
+    `scrambles` is 0, else a standard error over so many scrambles.
+    """
+
+    kernel: Float64[Array, "depth n n"]
+    ntk: Float64[Array, "depth n n"]
+    G1: Float64[Array, "depth n n"]
+    V: Float64[Array, "depth n n n n"]
+    errors: Mapping[str, Array]
+    scrambles: int = 0
+    H1: Float64[Array, "depth n n"] | None = None
+    A: Float64[Array, "depth n n n n"] | None = None
+    B: Float64[Array, "depth n n n n"] | None = None
+    D: Float64[Array, "depth n n n n"] | None = None
+    F: Float64[Array, "depth n n n n"] | None = None
+    P: Float64[Array, "depth n n n n"] | None = None
+    Q: Float64[Array, "depth n n n n"] | None = None
+    R: Float64[Array, "depth n n n n"] | None = None
+    S: Float64[Array, "depth n n n n"] | None = None
+    T: Float64[Array, "depth n n n n"] | None = None
+    U: Float64[Array, "depth n n n n"] | None = None
+
+    def half_width(self, name: str) -> Array:
+        """Half the 95 % interval of a tensor: the half-width itself, or Student's t times the standard error."""
+        return np.asarray(self.errors[name] * (float(stats.t.ppf(0.975, self.scrambles - 1)) if self.scrambles else 1.0))
+
+    def relative_error(self, name: str) -> float:
+        """The largest error of a tensor, relative to the largest element of its layer; 0 where the tensor is, within rounding of the others."""
+        depth, value, error = len(self.kernel), self.value(name), self.errors[name]
+        size = np.abs(value).reshape(depth, -1).max(1)
+        largest = np.max([np.abs(self.value(other)).reshape(depth, -1).max(1) for other in self.errors], axis=0)
+        real = size > ROUNDING * largest
+        return float((error.reshape(depth, -1).max(1)[real] / size[real]).max(initial=0.0))
+
+    def value(self, name: str) -> Array:
+        """A tensor by its letter.   Raises: InvalidInput where it was not asked for."""
+        found = getattr(self, name) if name in self.errors or name in ("kernel", "ntk") else None
+        if found is None:
+            raise InvalidInput(f"There is no tensor {name!r} here, only {', '.join(self.errors)}: `through` says how many are computed.")
+        return np.asarray(found)
+
+    def reading(self, name: str, *, width: int) -> Reading:
+        """A tensor over n, or for G1 and H1 the corrected mean, K + G1/n and Theta + H1/n.
+
+        Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, r/2 for V and r^2 for means, with r the largest relative
+        variance of the layer, V/(n K^2) or A/(n Theta^2); and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
+        Raises: InvalidInput for a width below 1 or a tensor that is not here.
+        """
+        if width < 1:
+            raise InvalidInput(f"The width must be at least 1, not {width}.")
+        value, mean = self.value(name), {"G1": self.kernel, "H1": self.ntk}.get(name)
+        shape = (len(value), *[1] * (value.ndim - 1))
+        spread = [_relative(self.V, self.kernel)] + ([_relative(self.A, self.ntk)] if self.A is not None and name not in ("G1", "V") else [])
+        r = np.max(spread, axis=0) / width
+        largest = np.abs(value if mean is None else mean).reshape(len(value), -1).max(1) * (r / (2 * width if name == "V" else width) if mean is None else r**2)
+        axes = (Axis("layer", tuple(map(float, range(1, len(value) + 1)))), *(Axis(f"input {'abcd'[i]}", tuple(map(float, range(value.shape[1])))) for i in range(value.ndim - 1)))
+        found = value / width if mean is None else mean + value / width
+        return Reading.predicted(
+            name, found, unit="", error=largest.reshape(shape) + self.half_width(name) / width, error_kind="truncation", axes=axes, source=PRINCIPLES, assumes=ASSUMES
+        )
+
+
+def _relative(four: Array, two: Array) -> Float64[Array, "depth"]:
+    """The largest X_aaaa / Y_aa^2 of each layer."""
+    return np.asarray((np.einsum("laaaa->la", four) / np.einsum("laa->la", two) ** 2).max(1))
+
+
+def tensors(
+    activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: Array | float | None = None, inputs: Array | None = None, weight_rates: Rates = 1.0,
+    bias_rates: Rates = 1.0, through: Through = "ddntk", tolerance: float | None = None, points: int = POINTS, scrambles: int = SCRAMBLES, rng: Generator | None = None,
+) -> Tensors:  # fmt: skip
+    """All first-order tensors of a fully connected network on several inputs: G1 and V; with the tangent kernel H1, A, B, D, F; its differentials P, Q; and R, S, T, U.
+
+    The definitions and recursions stand in `gnomon.theory.first_order`.  `through` says how far: "kernel", "ntk", "dntk" or "ddntk".
+
+    Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates one number, or one a layer.
+    Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
+    (1e-8, or 1e-4 for more than four inputs); with kinks rounding for up to two inputs, else a standard error over `scrambles` of `points` points.
+    Assumes: equal widths; weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
+    polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED.
+    Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
+    """
+    check_growth(activation)
+    if depth < 1 or not (weight_variance > 0 and bias_variance >= 0 and math.isfinite(weight_variance + bias_variance)):
+        raise InvalidInput(f"The depth must be at least 1, C_W positive and C_b not negative, not depth={depth}, C_W={weight_variance:g}, C_b={bias_variance:g}.")
+    if (kernel is None) == (inputs is None) or through not in first_order.ORDER:
+        raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
+    x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
+    k = checked_kernel(bias_variance + weight_variance * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
+    if through != "kernel" and np.linalg.eigvalsh(k - bias_variance)[0] < -1e-9 * np.abs(k).max():
+        raise InvalidInput(f"The kernel of the first layer is C_b = {bias_variance:g} and the inputs' own part, which must be a covariance.")
+    layers = _layers(depth, weight_variance, bias_variance, weight_rates, bias_rates)
+    smooth = smoothness(activation)
+    if smooth == 0:
+        raise OutOfScope("the activation jumps: its slope is no function, and the tangent kernel does not exist")
+    if smooth < 3 and through == "ddntk":
+        raise OutOfScope(
+            f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
+        )
+    if smooth == 3:
+        return _refined(activation, k, layers, through, tolerance or (1e-8 if len(k) <= 4 else 1e-4))
+    _check_condition(k, 1)
+    if len(k) <= 2 and breaks_of(activation) == (0.0,):
+        return _run(activation, k, layers, through, [_cut(activation, level, smooth) for level in LEVELS], smooth, 0)
+    generator = rng or chance.generator(0, "tensors")
+    rules = [_sampled(activation, points, smooth, chance.child(generator, "scramble", index)) for index in range(scrambles)]
+    return _converged(_run(activation, k, layers, through, rules, smooth, scrambles))
+
+
+def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
+    """The kernel of distinct inputs, made symmetric.  Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
+    kernel = np.asarray(kernel, dtype=np.float64)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel) or not np.isfinite(kernel).all() or not np.allclose(kernel, kernel.T):
+        raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs), not of shape {kernel.shape}.")
+    size = np.sqrt(np.maximum(np.diag(kernel), 0))
+    if (size == 0).any():
+        raise InvalidInput(f"Input {int(np.argmin(size))} has kernel 0 (it is zero and there is no bias): leave it out.")
+    correlation = kernel / np.outer(size, size)
+    if (np.abs(np.triu(correlation, 1)) > 1 - 1e-9).any():
+        a, b = np.argwhere(np.abs(np.triu(correlation, 1)) > 1 - 1e-9)[0]
+        raise InvalidInput(f"Inputs {a} and {b} are the same up to a factor: leave one out.")
+    if np.linalg.eigvalsh(correlation)[0] < -1e-9:
+        raise InvalidInput("The kernel is not a covariance matrix: it has a negative eigenvalue.")
+    return (kernel + kernel.T) / 2
+
+
+def _layers(depth: int, weight_variance: float, bias_variance: float, weight_rates: Rates, bias_rates: Rates) -> list[Layer]:
+    rates = []
+    for said in (weight_rates, bias_rates):
+        found = np.asarray(said, dtype=np.float64)
+        if found.shape not in ((), (depth,)) or not (found >= 0).all():
+            raise InvalidInput(f"Learning rates are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
+        rates.append(np.broadcast_to(found, (depth,)))
+    return [Layer(weight_variance, bias_variance, float(w), float(b)) for w, b in zip(*rates, strict=True)]
+
+
+def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
+    size = np.sqrt(np.diag(k))
+    if np.linalg.eigvalsh(k / np.outer(size, size))[0] < CONDITION:
+        raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
+
+
+def _exact(activation: Function, digits: float) -> Rule:
+    return lambda k, two, order: exact_sources(activation, k, two, order=order, digits=digits)
+
+
+def _cut(activation: Function, level: int, smooth: int) -> Rule:
+    return lambda k, two, order: sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None)
+
+
+def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> Rule:
+    """Points along the principal axes of each layer, scrambled anew for each."""
+    count = iter(range(10**9))
+
+    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
+        values, vectors = np.linalg.eigh(k)
+        u = nodes.sobol(len(k), points, rng=chance.child(rng, "layer", next(count)))
+        z = u @ (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
+        return sources(activation, z, np.full(points, 1 / points), two, order=order, kernel=k if smooth == 1 else None)
+
+    return rule
+
+
+def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, tolerance: float) -> Tensors:
+    """Series cut finer until two cuts agree to the tolerance."""
+    digits = -math.log10(tolerance)
+    while True:
+        found = _run(activation, k, layers, through, [_exact(activation, digits), _exact(activation, digits + 1)], 3, 0)
+        worst = max(found.relative_error(name) for name in found.errors)
+        if worst <= tolerance or digits >= FINEST:
+            return _converged(found)
+        digits = min(digits + max(1, math.ceil(0.7 * math.log10(worst / tolerance))), FINEST)
+
+
+def _converged(found: Tensors) -> Tensors:
+    for name in found.errors:
+        if found.relative_error(name) > CONVERGED * (30 if found.scrambles else 1):
+            raise OutOfScope(
+                f"the moments of {name} do not converge (its error is {found.relative_error(name):.2g} of its largest element): the activation bends within a small part of a large kernel; "
+                "take fewer inputs, a smaller kernel or more `points`"
+            )
+    return found
+
+
+def _run(activation: Function, k: Array, layers: list[Layer], through: Through, rules: list[Rule], smooth: int, scrambles: int) -> Tensors:
+    """The layers in turn, each rule a recursion of its own."""
+    order = max(first_order.ORDER.index(through), 1)
+    first = layers[0]
+    theta = first.bias_rate + first.weight_rate * (k - first.bias) / first.weight
+    states = [first_order.zero(len(k), through) for _ in rules]
+    kernels, ntks, rows, drift = [k], [theta], [[state] for state in states], [0.0]
+    for number, layer in enumerate(layers[1:], 1):
+        if smooth < 3:
+            _check_condition(k, number)
+        two, error = pair_moments(activation, k, smooth)
+        states = [first_order.step(state, two, rule(k, two, order), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
+        k, theta = first_order.limits(two, theta, layer)
+        kernels.append(k)
+        ntks.append(theta)
+        drift.append(drift[-1] + error)
+        for row, state in zip(rows, states, strict=True):
+            row.append(state)
+    found, errors = {}, {}
+    for name in first_order.names(through):
+        each = np.stack([np.stack([state[name] for state in row]) for row in rows])
+        largest = np.abs(each[-1]).reshape(len(layers), -1).max(1) * np.array(drift)
+        if scrambles:
+            found[name], errors[name] = each.mean(0), each.std(0, ddof=1) / math.sqrt(scrambles)
+        else:
+            found[name] = each[1]
+            bound = np.abs(each[0] - each[1]).reshape(len(layers), -1).max(1) + largest
+            errors[name] = np.broadcast_to(bound.reshape(-1, *[1] * (each.ndim - 2)), each.shape[1:])
+    return Tensors(np.stack(kernels), np.stack(ntks), errors=errors, scrambles=scrambles, **found)

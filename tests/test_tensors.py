@@ -1,0 +1,280 @@
+"""All first-order tensors: closed forms, a second quadrature, the limit of smooth activations at a kink, and derivatives of real networks taken by autograd."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from real_tensors import estimates
+from torch.nn import functional as F
+
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.instruments import ensembles
+from gnomon.models import perceptrons
+from gnomon.theory import effective, first_order
+from gnomon.theory.exact_sources import FAMILIES, exact_sources
+from gnomon.theory.pairs import pair_moments, smoothness
+from gnomon.theory.tensors import tensors
+
+RANDOM = np.random.default_rng(0).normal(size=(6, 7))
+NAMES = first_order.names("ddntk")
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_linear_networks_have_closed_forms_on_any_number_of_inputs(n):
+    """Theta = l K at C_W = lambda_W = 1 without biases; every tensor is a sum over layers of powers of them, times products of K."""
+    k, depth = RANDOM[:n] @ RANDOM[:n].T / 7, 4
+    found = tensors(lambda z: z, kernel=k, depth=depth, weight_variance=1.0, bias_rates=0.0, tolerance=1e-10)
+    acbd, adbc, abcd = (np.einsum(f"{pair[:2]},{pair[2:]}->abcd", k, k) for pair in ("acbd", "adbc", "abcd"))
+    for layer in range(1, depth + 1):
+        m = layer - 1
+        squares, cubes = m * layer * (2 * m + 1) / 6, m * layer * (layer + 1) / 6
+        fourth = sum(j**2 + (j - 1) * j * (2 * j - 1) / 6 for j in range(1, layer))
+        truth = {
+            "G1": 0 * k, "H1": 0 * k, "V": m * (acbd + adbc), "D": m * layer / 2 * (acbd + adbc), "A": squares * (acbd + adbc), "B": squares * acbd, "F": m * layer / 2 * np.einsum("ab,cd->acbd", k, k),
+            "P": 0 * abcd, "Q": cubes * np.einsum("bd,ac->abcd", k, k), "R": 0 * abcd, "S": fourth * np.einsum("ac,bd->abcd", k, k), "U": 0 * abcd,
+        }  # fmt: skip
+        t = sum(j + j * (j - 1) / 2 + (j - 1) * j * (j + 1) / 3 for j in range(1, layer))
+        truth["T"] = t * np.einsum("cd,ab->acdb", k, k)
+        np.testing.assert_allclose(found.ntk[m], layer * k, atol=1e-11)
+        for name, value in truth.items():
+            np.testing.assert_allclose(found.value(name)[m], value, atol=1e-9, err_msg=name)
+
+
+def hermite_grid(kernel, nodes):
+    """A product of Gauss-Hermite rules along the principal axes."""
+    x, w = np.polynomial.hermite_e.hermegauss(nodes)
+    values, vectors = np.linalg.eigh(kernel)
+    n = len(kernel)
+    u = np.stack([part.reshape(-1) for part in np.meshgrid(*[x] * n, indexing="ij")], 1)
+    weights = np.prod([part.reshape(-1) for part in np.meshgrid(*[w / w.sum()] * n, indexing="ij")], 0)
+    return u @ (vectors * np.sqrt(values)).T, weights
+
+
+@pytest.mark.parametrize(("function", "derivatives"), [(torch.sin, (np.sin, np.cos, lambda z: -np.sin(z), lambda z: -np.cos(z))), (torch.tanh, None), (F.gelu, None)])
+def test_expectations_of_four_factors_by_another_quadrature(function, derivatives):
+    """tanh and GELU with their derivatives written out; a grid in four dimensions."""
+    if function is torch.tanh:
+        derivatives = (np.tanh, lambda z: 1 - np.tanh(z) ** 2, lambda z: -2 * np.tanh(z) * (1 - np.tanh(z) ** 2), lambda z: (1 - np.tanh(z) ** 2) * (6 * np.tanh(z) ** 2 - 2))
+    elif function is F.gelu:
+        density = lambda z: np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+        step = lambda z: torch.special.ndtr(torch.from_numpy(z)).numpy()  # noqa: E731
+        derivatives = (lambda z: z * step(z), lambda z: step(z) + z * density(z), lambda z: density(z) * (2 - z**2), lambda z: density(z) * (z**3 - 4 * z))
+    k = 0.05 * RANDOM[:4] @ RANDOM[:4].T / 7 + 0.05
+    two, _ = pair_moments(function, k, 3)
+    found = exact_sources(function, k, two, order=3, digits=10)
+    z, w = hermite_grid(k, 17)
+    f = [derivative(z) for derivative in derivatives]
+    means = {"ssss": ((0, 0), (0, 0)), "sspp": ((0, 0), (1, 1)), "pppp": ((1, 1), (1, 1))}
+    for name, (i, j, m, o) in FAMILIES.items():
+        truth = np.einsum("na,nb,nc,nd->abcd", f[i] * w[:, None], f[j], f[m], f[o], optimize=True)
+        if name in means:
+            truth -= np.multiply.outer(two[means[name][0]], two[means[name][1]])
+        np.testing.assert_allclose(getattr(found, name), truth, atol=2e-6 * np.abs(truth).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, F.gelu])
+def test_more_inputs_and_another_order_change_nothing(function):
+    x = RANDOM[:5]
+    settings = {"depth": 3, "weight_variance": 1.5, "bias_variance": 0.1, "weight_rates": 0.7, "bias_rates": [0.3, 0.2, 0.1]}
+    three, five = tensors(function, inputs=x[:3], **settings), tensors(function, inputs=x[[4, 2, 1, 3, 0]], tolerance=1e-8, **settings)
+    back = [4, 2, 1]
+    for name in NAMES:
+        value = five.value(name)[np.ix_(range(3), *[back] * (five.value(name).ndim - 1))]
+        np.testing.assert_allclose(value, three.value(name), atol=2e-8 * np.abs(three.value(name)).max(), err_msg=name)
+
+
+def test_one_input_agrees_with_the_recursion_of_one():
+    found = tensors(F.silu, kernel=np.array([[1.3]]), depth=5, weight_variance=1.6, bias_variance=0.2, through="kernel")
+    alone = effective.expansion(F.silu, depth=5, weight_variance=1.6, bias_variance=0.2, kernel=1.3)
+    np.testing.assert_allclose(found.G1[:, 0, 0], alone.correction, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found.V[:, 0, 0, 0, 0], alone.vertex, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("function", "symmetric"), [(torch.tanh, True), (F.gelu, True)])
+def test_the_symmetries_of_the_tensors(function, symmetric):
+    found = tensors(function, inputs=RANDOM[:3], depth=3, weight_variance=1.4, bias_variance=0.1)
+    swaps = {
+        "V": ("bacd", "cdab"), "A": ("bacd", "cdab"), "D": ("bacd", "abdc"), "B": ("badc", "cdab"), "F": ("cdab",), "P": ("acbd",), "R": ("abdc",), "S": ("badc",), "U": (),
+    }  # fmt: skip
+    for name, orders in swaps.items():
+        for order in orders:
+            np.testing.assert_allclose(np.einsum(f"labcd->l{order}", found.value(name)), found.value(name), atol=1e-8 * np.abs(found.value(name)).max(), err_msg=f"{name} {order}")
+
+
+def test_relu_is_the_limit_of_smooth_activations():
+    """The kink's delta is counted: every tensor, of one and of two inputs, is what GELU(b z)/b goes to, by Richardson's extrapolation."""
+    x = RANDOM[:2, :3] * np.array([[1.0], [0.8]])
+    settings = {"inputs": x, "depth": 3, "weight_variance": 2.0, "bias_variance": 0.1, "bias_rates": 0.6, "through": "dntk"}
+    found = tensors(torch.relu, **settings)
+    rows = [tensors(lambda z, b=b: F.gelu(b * z) / b, tolerance=1e-6, **settings) for b in (8.0, 16.0, 32.0)]
+    for name in first_order.names("dntk"):
+        a, b, c = (row.value(name)[-1] for row in rows)
+        once, twice = 2 * b - a, 2 * c - b
+        limit = (4 * twice - once) / 3
+        size = np.abs(limit).max()
+        assert np.abs(limit - found.value(name)[-1]).max() < 0.02 * size + np.abs(limit - twice).max(), name
+        assert np.abs(c - found.value(name)[-1]).max() < np.abs(a - found.value(name)[-1]).max() / 3, name
+
+
+def test_the_kink_of_relu_is_in_finite_differences_of_real_networks():
+    """P + Q + Q of two inputs by second differences of the output along two gradients; autograd's second derivatives leave out what the kink adds, and fail the same comparison."""
+    x, width, step = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64), 40, 0.05
+    settings = {"depth": 3, "weight_variance": 2.0, "bias_variance": 0.1, "weight_rates": 0.8, "bias_rates": 0.6}
+    found = tensors(torch.relu, inputs=x.numpy(), through="dntk", **settings)
+    value = (found.P + found.Q + found.Q.transpose(0, 1, 3, 2, 4))[-1]
+    finite, smooth = [], []
+    for networks in perceptrons.draw(torch.relu, features=3, width=width, outputs=1, members=8_000, rng=chance.generator(3), **settings):
+        leaves = networks._leaves()
+        z = networks._with(leaves).outputs(x)[..., 0]
+        slopes = [torch.autograd.grad(z[:, a].sum(), leaves, create_graph=True) for a in range(2)]
+        ups = [networks._scaled([part.detach() for part in slope]) for slope in slopes]
+
+        def moved(one, two, networks=networks, leaves=leaves, ups=ups):
+            return networks._with([leaf.detach() + step * (one * u + two * v) for leaf, u, v in zip(leaves, *ups, strict=True)]).outputs(x)[..., 0].detach()
+
+        second = torch.stack(
+            [(moved(2, 0) + moved(-2, 0) - 2 * z.detach()) / 4, (moved(1, 1) - moved(1, -1) - moved(-1, 1) + moved(-1, -1)) / 4, (moved(0, 2) + moved(0, -2) - 2 * z.detach()) / 4],
+            -1,
+        )
+        finite.append(width * torch.einsum("mae,md->maed", second / step**2, z.detach()))
+        curved = [
+            torch.autograd.grad(sum((g * u).sum() for g, u in zip(slopes[a], ups[b], strict=True)), leaves, retain_graph=True, materialize_grads=True)
+            for a in range(2)
+            for b in range(2)
+        ]
+        taken = torch.stack([sum((p * q).flatten(1).sum(1) for p, q in zip(part, ups[c], strict=True)) for part in curved for c in range(2)], -1).reshape(-1, 2, 2, 2)
+        smooth.append(width * torch.einsum("mae,md->maed", torch.stack([taken[..., 0, 0], taken[..., 0, 1], taken[..., 1, 1]], -1), z.detach()))
+    predicted = np.stack([value[:, 0, 0], value[:, 0, 1], value[:, 1, 1]], 1)
+    allowed = 2.5 * 3 / width * np.abs(predicted).max()
+    for samples, agrees in ((torch.cat(finite), True), (torch.cat(smooth), False)):
+        error = samples.std(0).numpy() / math.sqrt(len(samples))
+        assert (np.abs(samples.mean(0).numpy() - predicted) < allowed + 3 * error).all() == agrees
+
+
+def test_relu_of_one_input_in_closed_form():
+    """At C_W = 2 and without bias p is 0 or 1, so that all moments are halves: Theta = l K/2, A of l layers as a sum, P = 0."""
+    depth, k = 6, 1.7
+    found = tensors(torch.relu, kernel=np.array([[k]]), depth=depth, weight_variance=2.0, bias_rates=0.0, through="dntk")
+    v = d = f = a = b = q = 0.0
+    for m in range(1, depth):
+        theta = m * k / 2
+        # <s^4> = 3/2 K^2, <s^2> = K/2, <s^2 p^2> = K/2, <p^4> = 1/2; [Omega] = 1/2, [ss] = 1/2
+        a = 1.5 * k**2 + 2 * theta * k + 2 * theta**2 - (k / 2 + theta) ** 2 + v / 4 + d + a
+        d = 2 * (1.5 * k**2 + theta * k - k / 2 * (k / 2 + theta) + v / 4 + d / 2)
+        v = 4 * (1.5 * k**2 - k**2 / 4 + v / 4)
+        q = 2 * (k / 2 * theta + f / 4 + 2 * q / 4)
+        f, b = 4 * (k / 2 * theta + f / 4), 4 * (theta**2 / 2 + b / 4)
+        for name, value in {"A": a, "B": b, "D": d, "F": f, "V": v, "Q": q, "P": 0.0, "H1": 0.0, "G1": 0.0}.items():
+            assert float(found.value(name)[m].reshape(-1)[0]) == pytest.approx(value, rel=1e-11, abs=1e-11), name
+
+
+@pytest.mark.parametrize(("function", "c_w", "c_b", "inputs", "members"), [(torch.tanh, 1.3, 0.1, 1, 400), (F.gelu, 1.983, 0.173, 2, 60), (torch.sin, 1.2, 0.1, 1, 400)])
+def test_derivatives_of_real_networks_have_the_tensors(function, c_w, c_b, inputs, members):
+    """Every element within 2.5 L/n of the tensor's largest and four standard errors, of first, second and third derivatives that autograd takes."""
+    width, depth = 32, 3
+    x = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)[:inputs]
+    blocks = [estimates(function, x, depth=depth, width=width, c_w=c_w, c_b=c_b, weight_rate=0.8, bias_rate=0.6, members=members, seed=seed) for seed in range(8)]
+    found = tensors(function, inputs=x.numpy(), depth=depth, weight_variance=c_w, bias_variance=c_b, weight_rates=0.8, bias_rates=0.6)
+    says = 0
+    for name in NAMES:
+        samples = np.stack([block[name] for block in blocks])
+        error = samples.std(0, ddof=1) / math.sqrt(len(samples))
+        value = found.value(name)[-1]
+        if name in ("G1", "H1"):
+            value = (found.kernel if name == "G1" else found.ntk)[-1] + value / width
+        largest = np.abs(value).max()
+        assert (np.abs(samples.mean(0) - value) < 2.5 * depth / width * largest + 4 * error).all(), name
+        says += bool((error < 0.15 * largest).all())
+    assert says >= 7, "an ensemble that says something"
+
+
+@pytest.mark.parametrize(("function", "c_w", "c_b"), [(torch.tanh, 1.3, 0.1), (F.gelu, 1.983, 0.173), (torch.relu, 2.0, 0.1)])
+def test_kernels_of_all_pairs_of_units_have_the_covariances(function, c_w, c_b):
+    """A, B, D and F from every pair of hidden units, two inputs: within 2.5 L/n and three standard errors, which are small; ReLU's kink is nothing to first derivatives."""
+    depth, width, x = 4, 40, torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
+    settings = {"depth": depth, "weight_variance": c_w, "bias_variance": c_b, "weight_rates": 0.8, "bias_rates": 0.6}
+    drawn = perceptrons.draw(function, features=3, width=width, members=1_500, rng=chance.generator(5), **settings)
+    z, theta = (torch.cat(part) for part in zip(*(networks.hidden_ntk(x) for networks in drawn), strict=True))
+    found = tensors(function, inputs=x.numpy(), through="ntk", **settings)
+    for name, measured in ensembles.ntk_covariances(z, theta).items():
+        value = found.value(name)[-1]
+        value = value.transpose(0, 2, 1, 3) if name in "BF" else value
+        largest, error = np.abs(value).max(), np.asarray(measured.error)
+        assert (np.abs(np.asarray(measured.value) - value) < 2.5 * depth / width * largest + 3 * error).all(), name
+        assert error.max() < 0.15 * largest, f"an ensemble that says something of {name}"
+
+
+@pytest.mark.parametrize(("function", "power", "depth"), [(torch.relu, 1, 64), (torch.tanh, 1, 64), (F.gelu, 3, 256)])
+def test_the_fluctuation_of_the_kernel_grows_with_the_power_of_its_class(function, power, depth):
+    """log2 of the growth of A/Theta^2 as the depth doubles twice, carried on to the limit."""
+    point = effective.critical_point(function)
+    settings = {"weight_variance": point.weight_variance, "bias_variance": point.bias_variance, "kernel": point.kernel or 1.0}
+    found = tensors(function, depth=depth, through="ntk", tolerance=1e-6, **settings)
+    ratio = found.A[:, 0, 0, 0, 0] / found.ntk[:, 0, 0] ** 2
+    first, second = math.log2(ratio[depth // 2 - 1] / ratio[depth // 4 - 1]), math.log2(ratio[-1] / ratio[depth // 2 - 1])
+    assert 2 * second - first == pytest.approx(power, abs=0.1)
+
+
+def test_more_points_more_inputs_with_kinks():
+    """Three inputs of ReLU are sampled; the stated intervals hold the exact tensors of each two of them."""
+    x, settings = RANDOM[:3, :4], {"depth": 3, "weight_variance": 2.0, "bias_variance": 0.1, "through": "dntk"}
+    found = tensors(torch.relu, inputs=x, points=2048, **settings)
+    assert found.scrambles == 8
+    inside = total = 0
+    for a, b in itertools.combinations(range(3), 2):
+        exact = tensors(torch.relu, inputs=x[[a, b]], **settings)
+        for name in first_order.names("dntk"):
+            at = np.ix_([2], *[[a, b]] * (exact.value(name).ndim - 1))
+            good = np.abs(found.value(name)[at][0] - exact.value(name)[2]) <= found.half_width(name)[at][0] + 1e-12
+            inside, total = inside + int(good.sum()), total + good.size
+    assert inside >= 0.9 * total
+
+
+def test_the_stated_error_holds_a_finer_cut():
+    for function in (torch.tanh, F.gelu, torch.erf):
+        settings = {"inputs": RANDOM[:3], "depth": 4, "weight_variance": 1.7, "bias_variance": 0.1}
+        coarse, fine = (tensors(function, tolerance=tolerance, **settings) for tolerance in (1e-4, 1e-11))
+        for name in NAMES:
+            assert coarse.relative_error(name) <= 1e-4
+            assert (np.abs(coarse.value(name) - fine.value(name)) <= coarse.errors[name] + 1e-9 * np.abs(fine.value(name)).max()).all(), name
+
+
+@pytest.mark.parametrize(
+    ("function", "order"), [(torch.relu, 1), (F.elu, 2), (torch.tanh, 3), (F.hardtanh, 1), (torch.sign, 0), (F.softplus, 3), (lambda z: F.relu(z - 0.37), 1), (F.relu6, 1)]
+)
+def test_kinks_are_found(function, order):
+    assert smoothness(function) == order
+
+
+def test_readings_of_a_width():
+    found = tensors(torch.tanh, inputs=RANDOM[:2], depth=3, weight_variance=1.3, bias_variance=0.1)
+    narrow, wide = (found.reading("A", width=width) for width in (50, 100))
+    np.testing.assert_allclose(narrow.value, 2 * wide.value)
+    assert narrow.error_kind == "truncation"
+    np.testing.assert_allclose(np.asarray(narrow.error), 4 * np.asarray(wide.error), rtol=1e-6)
+    np.testing.assert_allclose(found.reading("H1", width=50).value, found.ntk + found.H1 / 50)
+    with pytest.raises(InvalidInput, match="width must be at least 1"):
+        found.reading("A", width=0)
+    with pytest.raises(InvalidInput, match="no tensor 'R'"):
+        tensors(torch.tanh, inputs=RANDOM[:1], depth=2, weight_variance=1.0, through="dntk").reading("R", width=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"inputs": np.zeros((1, 3))}, InvalidInput, "kernel 0"), ({"inputs": np.ones((2, 3))}, InvalidInput, "the same up to a factor"), ({}, InvalidInput, "Give either"),
+        ({"inputs": np.ones((1, 3)), "depth": 0}, InvalidInput, "depth must be at least 1"),
+        ({"inputs": np.ones((1, 3)), "weight_rates": [1.0, 2.0]}, InvalidInput, "one for each of 3 layers"), ({"inputs": np.ones((1, 3)), "activation": torch.relu}, OutOfScope, "slope jumps"),
+        ({"inputs": np.ones((1, 3)), "activation": F.elu}, OutOfScope, "bend jumps"), ({"inputs": np.ones((1, 3)), "activation": torch.sign, "through": "ntk"}, OutOfScope, "activation jumps"),
+        ({"inputs": np.full((1, 3), 3.0), "activation": lambda z: torch.where(z < 40, z, torch.nan)}, (InvalidInput, OutOfScope), "not finite|not a number"),
+        ({"inputs": np.ones((1, 3)), "activation": torch.exp}, OutOfScope, "faster than a polynomial"),
+        ({"kernel": np.array([[1.0, -0.5], [-0.5, 1.0]]), "bias_variance": 0.9}, InvalidInput, "inputs' own part"),
+        ({"inputs": np.array([[1.0, 0.0], [1.0, 0.1]]), "activation": torch.relu, "through": "dntk", "depth": 60, "weight_variance": 0.5, "bias_variance": 0.5}, OutOfScope, "multiples of each other"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(settings, error, says):
+    with pytest.raises(error, match=says):
+        tensors(settings.pop("activation", torch.tanh), **{"depth": 3, "weight_variance": 1.0} | settings)
