@@ -18,6 +18,19 @@ def planted(rows: int, columns: int, *, rng: Generator) -> Target:
     return left[:, :k] * torch.arange(k, 0, -1, dtype=torch.float64) / k @ right[:, :k].T
 
 
+def of_rank(side: int, rank: int, *, rng: Generator) -> Target:
+    """A square matrix with random singular vectors and the singular values 1, ..., 1 / rank, all others 0.  Shapes: (side, side) float64."""
+    left, right = (torch.linalg.qr(chance.normal(side, side, rng=chance.child(rng, "side", k)))[0][:, :rank] for k in (0, 1))
+    return left * torch.arange(rank, 0, -1, dtype=torch.float64) / rank @ right.T
+
+
+def observed(side: int, share: float, *, rng: Generator) -> Target:
+    """1 for entries that are seen, 0 elsewhere: this share of them, drawn without replacement.  Shapes: (side, side) float64."""
+    seen = torch.zeros(side * side, dtype=torch.float64)
+    seen[chance.permutation(side * side, rng=chance.child(rng, "seen"))[: round(share * side * side)]] = 1.0
+    return seen.reshape(side, side)
+
+
 def scattered(starts: int, dimension: int, *, rng: Generator) -> Float[Tensor, "starts P"]:
     """Normal starting points of all sizes, from 0.01 to 2 a component, since saddles lie nearer to 0 than minima.  Shapes: (starts, dimension) float64."""
     return chance.normal(starts, dimension, rng=rng) * torch.logspace(-2, 0.3, starts, dtype=torch.float64)[:, None]

@@ -1,14 +1,24 @@
-"""Critical points of matrix factorisations in closed form."""
+"""Matrix and tensor factorisations: critical points in closed form, and the flows that make descent prefer a low rank."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy import integrate
 from torch import Tensor
 
-from gnomon.core.errors import InvalidInput
-from gnomon.core.reading import Reading
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
+
+ARORA_2019 = Source("arora2019")
+RAZIN_2020 = Source("razin2020")
+RAZIN_2021 = Source("razin2021")
+BALANCED_FLOW = ("balanced factors: W_{j+1}' W_{j+1} = W_j W_j'", "gradient flow: lr × sharpness << 1")
 
 
 def critical_losses(singular: Float[Tensor, "k"], kept: Bool[Tensor, "points k"]) -> Reading:
@@ -45,3 +55,115 @@ def least_curvatures(singular: Float[Tensor, "k"], kept: Bool[Tensor, "points k"
 def _check_distinct(singular: Float[Tensor, "k"]) -> None:
     if bool((singular.sort().values.diff() <= 1e-6 * singular.max()).any()):
         raise InvalidInput(f"The singular values must be distinct, not {singular.tolist()}: for equal ones the critical points are not isolated subsets.")
+
+
+def singular_value_velocities(product: Float[Tensor, "*starts m n"], gradient: Float[Tensor, "*same p q"], depth: int) -> Reading:
+    """How fast gradient flow on N balanced factors moves the singular values of their product W, G being the gradient of the loss in W.
+
+    d sigma_r / dt = -N sigma_r^(2 - 2/N) <G, u_r v_r'>
+
+    The larger grow faster, the more so the deeper: for N = 1 all alike, for large N in proportion to sigma^2.
+    Shapes: (..., m, n) twice -> (..., k), k = min(m, n), in falling order of sigma.   Units: those of W over time.   Error: exact.
+    Assumes: balanced factors, as small random ones nearly are; distinct singular values.   Cost: a singular value decomposition.
+    Raises: InvalidInput for a depth below 1 or shapes that differ.
+    Source: Arora, Cohen, Hu & Luo 2019, theorem 3.
+    """
+    _check_depth(depth)
+    if product.shape != gradient.shape or product.ndim < 2:
+        raise InvalidInput(f"The product and the loss's gradient in it have one shape (..., m, n), not {tuple(product.shape)} and {tuple(gradient.shape)}.")
+    left, singular, right = torch.linalg.svd(product, full_matrices=False)
+    along = (left.mT @ gradient @ right.mT).diagonal(dim1=-2, dim2=-1)
+    return Reading.predicted("singular_value_velocity", -depth * singular ** (2 - 2 / depth) * along, unit="", source=ARORA_2019.at("theorem 3"), assumes=BALANCED_FLOW)
+
+
+def singular_values_along(path: Float[Tensor, "times m n"], gradients: Float[Tensor, "times m n"], depth: int, *, spacing: float) -> Reading:
+    """The singular values at each moment of a path, from those at its start and `singular_value_velocities`, integrated.
+
+    Shapes: (T, m, n) twice -> (T, k).   Units: those of W.   Error: that of the trapezoidal rule at this spacing in time, and of the path.
+    Assumes: as `singular_value_velocities`.   Cost: T singular value decompositions.   Raises: as `singular_value_velocities`.
+    Source: Arora, Cohen, Hu & Luo 2019, theorem 3.
+    """
+    rates = singular_value_velocities(path, gradients, depth)
+    gained = integrate.cumulative_trapezoid(rates.value, dx=spacing, axis=0, initial=0)
+    return rates.replace(name="singular_values", value=torch.linalg.svdvals(path[0]).cpu().numpy() + gained)
+
+
+def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tensor], times: Sequence[float], *, depth: int) -> Reading:
+    """The product of N balanced factors under gradient flow, by its own equation, without the factors.
+
+    dW/dt = -sum_j (W W')^((j - 1)/N) G(W) (W' W)^((N - j)/N)
+
+    Shapes: start (m, n); slope maps (m, n) to the gradient G there (m, n); times (T,) -> value (T, m, n).   Units: those of W.
+    Error: a bound of 1e-7 of the largest entry: the tolerance of the integration, 1e-9 a step, over some hundred steps.
+    Assumes: balanced factors, all at least min(m, n) wide.   Cost: a singular value decomposition a step.
+    Raises: InvalidInput for a depth below 1 or times that fall; OutOfScope where the flow leaves for infinity in finite time.
+    Source: Arora, Cohen & Hazan 2018, theorem 1, in the form of Arora, Cohen, Hu & Luo 2019.
+    """
+    _check_depth(depth)
+    t = np.asarray(times, dtype=np.float64)
+    if not t.size or (t < 0).any() or (np.diff(t) < 0).any():
+        raise InvalidInput(f"Times must not be negative and not fall, not {list(times)}.")
+    first = start.detach().cpu().double()
+
+    def velocity(_: float, flat: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        made = torch.from_numpy(flat).reshape(first.shape)
+        left, singular, right = torch.linalg.svd(made)
+        a, b = (torch.nn.functional.pad(singular, (0, side - len(singular))) for side in first.shape)
+        weights = sum(a[:, None] ** (2 * (j - 1) / depth) * b[None] ** (2 * (depth - j) / depth) for j in range(1, depth + 1))
+        moved: Tensor = -left @ (weights * (left.T @ slope(made) @ right.T)) @ right
+        return np.asarray(moved.reshape(-1).numpy())
+
+    solved = integrate.solve_ivp(velocity, (0.0, max(float(t[-1]), 1e-12)), first.reshape(-1).numpy(), method="DOP853", t_eval=t, rtol=1e-9, atol=1e-12)
+    if not solved.success:
+        raise OutOfScope(f"The flow of the product could not be followed to t = {t[-1]:g}: {solved.message}")
+    value = solved.y.T.reshape(len(t), *first.shape)
+    return Reading.predicted("product", value, unit="", error=1e-7 * float(np.abs(value).max()), error_kind="bound", source=ARORA_2019.at("section 3"), assumes=BALANCED_FLOW)
+
+
+def two_by_two_completion(losses: Sequence[float]) -> Reading:
+    """The completion of ((?, 1), (1, 0)) from a start of positive determinant: at the loss L every norm is at least one bound, and the second singular value at most another.
+
+    |W| >= |w_11| >= (1 - sqrt(2 L))^2 / sqrt(2 L),   sigma_2 <= sqrt(2 L),   L = ((w_12 - 1)^2 + (w_21 - 1)^2 + w_22^2) / 2
+
+    The determinant keeps its sign under the flow of two or more square balanced factors, so that w_11 w_22 > w_12 w_21, where |w_22| <= sqrt(2 L) and
+    w_12, w_21 >= 1 - sqrt(2 L); and w_12 w_21 / w_11, between 0 and w_22, in place of w_22 makes the rank 1.  As L falls every norm, quasi-norms too, goes to
+    infinity and the rank to its least: no norm is what descent makes small.
+    Shapes: losses (T,) -> value (T, 2), the least |w_11| and the largest sigma_2.   Units: none.   Error: exact bounds.
+    Assumes: a start with a positive determinant; gradient flow.   Cost: none.
+    Raises: InvalidInput for losses that are not between 0 and 1/2, where the bounds say nothing.
+    Source: Razin & Cohen 2020, theorem 1 (for all norms, with constants of its own); the two bounds are derived here.
+    """
+    root = np.sqrt(2 * np.asarray(losses, dtype=np.float64))
+    if not ((root > 0) & (root < 1)).all():
+        raise InvalidInput(f"The bounds hold for losses between 0 and 1/2, not {list(losses)}.")
+    axes = (Axis("loss", tuple(float(loss) for loss in losses), "", "log"), Axis("bound on", ("|w_11|", "sigma_2")))
+    assumes = ("a start of positive determinant", *BALANCED_FLOW)
+    return Reading("completion_bounds", np.stack([(1 - root) ** 2 / root, root], 1), "", role="bound", axes=axes, source=RAZIN_2020.at("theorem 1"), assumes=assumes)
+
+
+def component_velocities(norms: Float[Tensor, "*starts r"], pulls: Float[Tensor, "*same p"], order: int) -> Reading:
+    """How fast gradient flow on W = sum_r w_r^1 x ... x w_r^N moves the norms of its components.
+
+    d|w_r| / dt = N |w_r|^(2 - 2/N) <-G, w_r / |w_r|>,   w_r being the whole component w_r^1 x ... x w_r^N
+
+    Shapes: (..., r) twice, the norms and the components' directions' products with minus the gradient -> (..., r).   Units: those of W over time.   Error: exact.
+    Assumes: balanced components: for each, all |w_r^n| are equal, as with small starts they nearly are.   Cost: none.
+    Raises: InvalidInput for an order below 1, negative norms or shapes that differ.
+    Source: Razin, Maman & Cohen 2021, theorem 1.
+    """
+    _check_depth(order)
+    if norms.shape != pulls.shape or bool((norms < 0).any()):
+        raise InvalidInput(f"Norms, not negative, and pulls have one shape (..., r); {tuple(norms.shape)} and {tuple(pulls.shape)} came, the least norm {float(norms.min()):g}.")
+    assumes = ("components whose vectors have equal norms", "gradient flow: lr × sharpness << 1")
+    return Reading.predicted("component_velocity", order * norms ** (2 - 2 / order) * pulls, unit="", source=RAZIN_2021.at("theorem 1"), assumes=assumes)
+
+
+def component_exponent(order: int) -> float:
+    """The power of its norm with which a component of a tensor of this order grows, 2 - 2 / N: as `component_velocities`."""
+    _check_depth(order)
+    return 2 - 2 / order
+
+
+def _check_depth(depth: int) -> None:
+    if depth < 1 or depth != math.floor(depth):
+        raise InvalidInput(f"A factorisation has at least 1 factor, and a whole number of them, not {depth}.")

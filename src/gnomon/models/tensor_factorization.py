@@ -1,0 +1,128 @@
+"""Tensors as sums of rank-one components under gradient descent, for many starts at once; and predictors whose coefficients are such a tensor."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from gnomon.core import rng as chance
+from gnomon.core.errors import InvalidInput
+
+Vectors = Sequence[Float[Tensor, "starts r _"]]
+Dense = Float[Tensor, "starts *modes"]
+
+
+def _letters(order: int) -> str:
+    return "abcdefghijklmnop"[:order]
+
+
+def dense(vectors: Vectors) -> Dense:
+    """sum_r w_r^1 x ... x w_r^N.  Shapes: N tensors (starts, r, d_n) -> (starts, d_1, ..., d_N)."""
+    letters = _letters(len(vectors))
+    return torch.einsum(",".join(f"zr{letter}" for letter in letters) + "->z" + letters, *vectors)
+
+
+def normal_components(modes: Sequence[int], *, components: int, size: float, starts: int, skew: float = 1.0, rng: Generator) -> list[Float[Tensor, "starts r _"]]:
+    """Normal vectors, those of a component scaled to one norm, so that the components' norms are about `size`; then the first vector times `skew`, the last over it.
+
+    Shapes: modes (d_1, ..., d_N) -> N tensors (starts, components, d_n), float64.
+    Raises: InvalidInput for an order below 2 or above 16, and numbers that are not positive.
+    """
+    if not 2 <= len(modes) <= 16 or min(*modes, components, starts) < 1 or min(size, skew) <= 0:
+        raise InvalidInput(f"A tensor factorisation takes 2 to 16 modes, and components, starts and a size above 0, not {tuple(modes)}, {components}, {starts} and {size:g}.")
+    drawn = [chance.normal(starts, components, d, rng=chance.child(rng, "mode", n)) * (size ** (1 / len(modes)) / d**0.5) for n, d in enumerate(modes)]
+    norms = torch.stack([part.norm(dim=-1, keepdim=True) for part in drawn])
+    first, *middle, last = [part / norm * norms.log().mean(0).exp() for part, norm in zip(drawn, norms, strict=True)]
+    return [first * skew, *middle, last / skew]
+
+
+def component_norms(vectors: Vectors) -> Float[Tensor, "starts r"]:
+    """|w_r^1| ... |w_r^N|, the norm of each component."""
+    return torch.stack([part.norm(dim=-1) for part in vectors]).prod(0)
+
+
+def component_pulls(vectors: Vectors, gradient: Dense) -> Float[Tensor, "starts r"]:
+    """<-G, w_r / |w_r|>: how much each component's direction lowers the loss whose gradient in the tensor is G."""
+    letters = _letters(len(vectors))
+    directions = [part / part.norm(dim=-1, keepdim=True).clamp_min(1e-300) for part in vectors]
+    return -torch.einsum("z" + letters + "," + ",".join(f"zr{letter}" for letter in letters) + "->zr", gradient, *directions)
+
+
+def descend(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float, records: Sequence[int]) -> list[list[Float[Tensor, "starts r _"]]]:
+    """Gradient descent on all vectors of a loss of their tensor; the vectors after these numbers of steps.
+
+    w_r^n <- w_r^n - lr <G, prod_{m != n} w_r^m>,   G = dL / d(tensor) = slope(tensor)
+
+    Cost: N + 1 contractions of the dense tensor with the components a step.
+    Raises: InvalidInput for a step that is not positive or records that fall, and, with the step, where the tensor overflows.
+    """
+    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
+        raise InvalidInput(f"A descent needs lr above 0 and records that do not fall, not {lr:g} and {list(records)}.")
+    parts, kept, done = [part.clone() for part in vectors], [], 0
+    for record in records:
+        for step in range(done, record):
+            moves = _gradients(parts, slope(dense(parts)))
+            for part, move in zip(parts, moves, strict=True):
+                part.sub_(move, alpha=lr)
+            if step % 100 == 99 and not bool(torch.isfinite(parts[0]).all()):
+                raise InvalidInput(f"The tensor overflowed within {step + 1} steps at lr = {lr:g}: take a smaller one.")
+        done = record
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise InvalidInput(f"The tensor overflowed within {done} steps at lr = {lr:g}: take a smaller one.")
+        kept.append([part.clone() for part in parts])
+    return kept
+
+
+def _gradients(parts: Vectors, gradient: Dense) -> list[Tensor]:
+    """<G, all vectors but the n-th>, for each n: G is contracted from the last mode down, and each remainder with the modes before it."""
+    moves: list[Tensor] = []
+    left = gradient[:, None]  # (starts, r or 1, d_1, ..., d_n)
+    for n in range(len(parts) - 1, -1, -1):
+        here = left
+        for part in parts[:n]:
+            flat = here.flatten(3) if here.ndim > 3 else here
+            here = torch.einsum("zrd...,zrd->zr...", flat.expand(-1, part.shape[1], *flat.shape[2:]), part).reshape(here.shape[0], part.shape[1], *here.shape[3:])
+        moves.append(here.expand(-1, parts[n].shape[1], -1))
+        left = torch.einsum("zr...d,zrd->zr...", left.expand(-1, parts[n].shape[1], *left.shape[2:]), parts[n])
+    return moves[::-1]
+
+
+def squared_slope(target: Float[Tensor, "*modes"], observed: Tensor | float = 1.0) -> Callable[[Dense], Dense]:
+    """The gradient of |observed * (W - T)|^2 / 2: observed * (W - T)."""
+    return lambda made: observed * (made - target)
+
+
+def effective_components(norms: Float[Tensor, "*starts r"]) -> Float[Tensor, "*starts"]:
+    """exp of the entropy of the norms' shares: between 1 and the number of components."""
+    return torch.special.entr(norms / norms.sum(-1, keepdim=True).clamp_min(1e-300)).sum(-1).exp()
+
+
+def completion(modes: Sequence[int], *, rank: int, share: float, rng: Generator) -> Callable[[Dense], Dense]:
+    """The slope of the completion of a sum of `rank` normal components of norm 1, of whose entries this share is seen.  Raises: as `normal_components`."""
+    parts = normal_components(modes, components=rank, size=1.0, starts=1, rng=chance.child(rng, "tensor"))
+    target = dense([part / part.norm(dim=-1, keepdim=True) for part in parts])[0]
+    seen = torch.zeros(target.numel(), dtype=torch.float64)
+    seen[chance.permutation(target.numel(), rng=chance.child(rng, "seen"))[: round(share * target.numel())]] = 1.0
+    return squared_slope(target, seen.reshape(target.shape))
+
+
+def growth_exponent(start: Vectors, slope: Callable[[Dense], Dense], *, lr: float, steps: int, times: int = 20) -> float:
+    """The slope of log(velocity / pull) of components against the log of their norms, over all of them at `times` moments of a descent.
+
+    Velocities are central differences of the norms over two steps; components that are pulled less than a tenth of the most pulled are left out.
+    Raises: as `descend`.
+    """
+    moments = [steps * (k + 1) // times for k in range(times)]
+    path = descend(start, slope, lr=lr, records=[step + shift for step in moments for shift in (-1, 0, 1)])
+    logs = []
+    for before, here, after in zip(path[::3], path[1::3], path[2::3], strict=True):
+        velocity = (component_norms(after) - component_norms(before)) / (2 * lr)
+        pulls = component_pulls(here, slope(dense(here)))
+        kept = (pulls.abs() > 0.1 * pulls.abs().max()) & (velocity * pulls > 0)
+        logs.append(torch.stack([component_norms(here)[kept], (velocity / pulls)[kept]]).log())
+    x, y = torch.cat(logs, 1)
+    return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
