@@ -1,4 +1,4 @@
-"""CPU seconds of analytic kernels: gnomon beside neural-tangents in a process of its own, interleaved, one thread each, medians of five; the first call, which compiles, apart.
+"""Analytic kernels of gnomon beside neural-tangents in a process of its own, interleaved, one thread each, medians of five; the first call, which compiles, apart.
 
 Run alone, with the interpreter of the peer's environment (left out without it; see benchmarks/neural_tangents_peer.py):
 OMP_NUM_THREADS=1 python benchmarks/kernels.py PEER_PYTHON > benchmarks/kernels.md
@@ -21,7 +21,7 @@ from torch import nn
 from gnomon.data.images import digits, mnist
 from gnomon.theory.kernels import infinite_width
 
-REPEATS, PATIENCE = 5, 200.0
+REPEATS = 5
 C_W, C_B = 2.0, 0.01
 
 
@@ -63,37 +63,70 @@ def timed(function):
     return time.process_time() - start, made
 
 
-def row(what, case, network, x, peer, bar):
-    """One line of the table: medians, their ratio and the largest relative difference."""
+PASSES = {"perceptron": 14, "flatten": 44, "pooling": 26}
+"""Passes over the covariances that a layer takes beside one division, one square root and one arctangent: sums of shifted views, outer products of standard deviations, multiply-adds."""
+
+
+def floor(case, dtype, pairs, positions, layers):
+    """CPU seconds of those passes at the speed of arrays that lie in the caches, with nothing between them; for pooling the product of patches too."""
+    n = (1 << 18) // torch.finfo(dtype).bits * 8
+    a, b, c = (torch.rand(n, dtype=dtype) for _ in range(3))
+
+    def each(function):
+        return min(timed(lambda: [function() for _ in range(50)])[0] for _ in range(5)) / 50 / n
+
+    one = each(lambda: torch.mul(a, b, out=c))
+    special = each(lambda: torch.div(a, b, out=c)) + each(lambda: torch.sqrt(a, out=c)) + each(lambda: torch.atan(a, out=c))
+    product = 0.0
+    if case == "pooling":
+        u, v = torch.rand(100, 11, dtype=torch.float64), torch.rand(11, 784, dtype=torch.float64)
+        product = min(timed(lambda: [torch.mm(u, v) for _ in range(50)])[0] for _ in range(5)) / 50 / 78400
+    return pairs * positions * layers * (PASSES[case] * one + special + product)
+
+
+def row(what, case, network, x, peer, bar, *, repeats=REPEATS):
+    """One line of the table: medians, their ratio and the largest relative difference between different examples (of one with itself the peer loses half the digits)."""
     kernel = infinite_width(network, parametrization="ntk", weight_variance=C_W, bias_variance=C_B)
     own, its = [timed(lambda: kernel(x, kind="ntk"))], [peer(case, x)] if peer else []
-    first = own[0][0], its[0][0] if its else float("nan")
-    if peer:
-        difference = float(((own[0][1] - its[0][1]) / its[0][1]).abs().max())
-    exact = kernel(x.double(), kind="ntk")
-    rounding = float(((own[0][1].double() - exact) / exact).abs().max())
+    first, made = (own[0][0], its[0][0] if its else float("nan")), own[0][1]
+    others = ~torch.eye(len(x), dtype=torch.bool)
+    difference = float(((made - its[0][1]) / its[0][1])[others].abs().max()) if its else float("nan")
+    few = x[:20] if x.ndim == 2 or case == "flatten" else x[:2]
+    rounding = float((kernel(few.float(), kind="ntk") / kernel(few.double(), kind="ntk") - 1).abs().max())
     own, its = [], []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         own.append(timed(lambda: kernel(x, kind="ntk"))[0])
         if peer:
             its.append(peer(case, x)[0])
-    mine, other = float(np.median(own)), float(np.median(its)) if its else float("nan")
-    name = str(x.dtype).partition(".")[2]
-    said = f"{other:.3g} | {mine / other:.2f} | {bar} | {first[0]:.2g}, {first[1]:.2g} | {difference:.1e}" if peer else f"- | - | {bar} | {first[0]:.2g} | -"
-    print(f"| {what} | {name} | {mine:.3g} | {said} | {rounding:.1e} |", flush=True)
+    mine, other, n = float(np.median(own)), float(np.median(its)) if its else float("nan"), len(x)
+    positions = 1 if x.ndim == 2 else x[0, 0].numel() ** (2 if case == "pooling" else 1)
+    least = floor(case, x.dtype, n * (n + 1) // 2, positions, 3 if case == "perceptron" else 5)
+    said = f"{other:.3g} | {mine / other:.2f} | {bar} | {first[0]:.2g}, {first[1]:.2g} | {difference:.0e}" if peer else f"- | - | {bar} | {first[0]:.2g} | -"
+    print(f"| {what} | {str(x.dtype).partition('.')[2]} | {mine:.3g} | {least:.2g} | {said} | {rounding:.0e} |", flush=True)
 
 
 def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(sys.argv[1], folder) if len(sys.argv) > 1 else None
-        vectors = torch.cat([images.flatten(1) for images, _ in digits()])
-        (images, _), _ = mnist()
-        print(peer.versions if peer else "", vectors.shape, images.shape, vectors.min())
+        vectors, images = torch.cat([x.flatten(1) for x, _ in digits()]), mnist()[0][0]
+        flat, pool = convolutional(nn.Flatten(), nn.Linear(64 * 784, 1)), convolutional(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
+        names = ", ".join(f"{name} {version}" for name, version in peer.versions.items()) if peer else "no peer"
+        print(f"# Analytic kernels: CPU seconds of one call\n\n{__doc__.partition('.')[0]}. torch {torch.__version__}, {names}.\n")
+        print(
+            "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times what a layer's passes, division, square root and"
+        )
+        print(
+            "arctangent take in the caches, with nothing between them. *Difference*: to the peer, the largest relative one between two examples. *float32*: its largest relative error.\n"
+        )
+        print("| what | dtype | gnomon, s | floor, s | peer, s | ratio | bar | first call, s | difference | float32 |\n|---|---|---|---|---|---|---|---|---|---|")
         for dtype in (torch.float32, torch.float64):
-            x, pictures = vectors.to(dtype), images[:100].to(dtype)
-            row("perceptron", "perceptron", perceptron(), x, peer, 0.25)
-            row("flat", "flatten", convolutional(nn.Flatten(), nn.Linear(64 * 784, 1)), pictures[:100], peer, 0.5)
+            single = dtype == torch.float32
+            x, pictures, small = vectors.to(dtype), images[:100].to(dtype), images[:6, :, 8:20, 8:20].to(dtype)
+            row("3 hidden layers, 1,797 digits", "perceptron", perceptron(), x, peer, "<= 0.25" if single else "<= 0.4")
+            row("5 convolutions 3x3, flatten, 100 MNIST images", "flatten", flat, pictures, peer, "<= 0.5")
+            row("5 convolutions 3x3, global average pooling, 6 pieces of 12 x 12", "pooling", pool, small, peer, "-")
+            row("the same, 20 MNIST images (the peer did not finish in 200 s)", "pooling", pool, pictures[:20], None, "< 10 s" if single else "< 20 s", repeats=3)
         if peer:
             peer.close()
 

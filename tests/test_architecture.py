@@ -64,6 +64,27 @@ def test_functional_network():
     assert steps(found)["out"].through == ("relu", "dropout")
 
 
+class Turned(nn.Module):
+    """A constant over, or to the power of, a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.inner, self.function, self.out = nn.Linear(3, 4), function, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.function(self.inner(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "at_three"),
+    [(lambda z: 2 / z, 2 / 3), (lambda z: z / 2, 1.5), (lambda z: torch.div(z, 2.0), 1.5), (lambda z: 2**z, 8.0), (lambda z: z**2, 9.0), (lambda z: 2 * z, 6.0)],
+)
+def test_constants_stand_on_their_side(function, at_three):
+    found = [layer for layer in read(Turned(function), torch.ones(2, 3)).layers if layer.kind == "activation"]
+    assert len(found) == 1
+    assert float(found[0].function(torch.tensor(3.0))) == pytest.approx(at_three)
+
+
 def test_dropout_that_stays_on_is_not_an_identity():
     on, off, default = (of_operation("d", F.dropout, args, {}, 1) for args in ((0.5, True), (0.5, False), ()))
     assert (on.kind, off.kind, default.kind) == ("other", "identity", "other")

@@ -127,6 +127,21 @@ def test_blocks_are_parts_of_the_whole_and_say_beforehand_what_they_take(name):
         tiles.block(slice(3, 3))
 
 
+def test_slabs_and_tiles_do_not_change_the_kernel(monkeypatch):
+    """One position's row at a time, and one pair of examples at a time, give what all at once do."""
+    images = torch.randn(3, 2, 6, 5, generator=chance.generator(0), dtype=torch.float64)
+    padded = [nn.Conv2d(8, 8, 3, padding=1, padding_mode=mode) for mode in ("zeros", "circular", "reflect", "replicate")]
+    network = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), *[layer for conv in padded for layer in (conv, nn.LeakyReLU(0.2))], nn.Conv2d(8, 8, 1, stride=(2, 1)), nn.Tanh(), nn.Conv2d(8, 8, (2, 3), stride=2, padding=1, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))  # fmt: skip
+    flat = nn.Sequential(*list(network)[:-3], nn.Flatten(), nn.Linear(32, 1))
+    for each in (network, flat):
+        whole = infinite_width(each)(images, kind=BOTH)
+        for name in ("propagation.SLAB", "tiles.TILE"):
+            monkeypatch.setattr(f"gnomon.theory.infinite.{name}", 8)
+            for made, expected in zip(infinite_width(each)(images, kind=BOTH), whole, strict=True):
+                torch.testing.assert_close(made, expected, rtol=1e-11, atol=0)
+        monkeypatch.undo()
+
+
 def relu(z):
     return z if z > 0 else mp.mpf(0)
 
@@ -213,8 +228,64 @@ class Skip(nn.Module):
         return self.out(x + self.inner(torch.relu(self.enter(x)) * 0.5) / 2)
 
 
+class Gated(nn.Module):
+    """A product of two branches, with an activation behind a layer that reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.value, self.inner, self.out = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.inner(torch.sigmoid(self.gate(x)) * self.value(x))))
+
+
+class LinearAttention(nn.Module):
+    """(Q K^T) V / sqrt(channels), and the mean over positions; the covariance of one head's output is that of many heads'."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.out = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 1)
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x):
+        x = self.enter(x)
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) / math.sqrt(WIDTH)
+        return self.out((scores @ self.value(x)).mean(1))
+
+
+class AttentionBlock(nn.Module):
+    """Pre-normalised attention and perceptron, each with a way round."""
+
+    def __init__(self, softmax=False):
+        super().__init__()
+        self.enter, self.norm, self.attention_out, self.up, self.down, self.head = (
+            nn.Linear(3, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 32),
+            nn.Linear(32, 8),
+            nn.Linear(8, 1),
+        )
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.softmax = softmax
+
+    def forward(self, x):
+        x = self.enter(x)
+        z = self.norm(x)
+        scores = torch.matmul(self.query(z), self.key(z).transpose(1, 2)) * 8**-0.5
+        scores = scores.softmax(-1) if self.softmax else scores
+        x = x + self.attention_out(torch.matmul(scores, self.value(z)))
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        return self.head(x.mean(dim=1))
+
+
 W = WIDTH
 FINITE = {
+    "product": (Gated(), (6,), 3),
+    "one by one with a stride": (nn.Sequential(nn.Conv2d(2, W, 3, padding=1), nn.ReLU(), nn.Conv2d(W, W, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(W, 1)), (2, 5, 4), 3),
+    "linear attention": (LinearAttention(), (3, 3), 5),
+    "groups": (nn.Sequential(nn.Conv1d(2, W, 3, padding=1), nn.ReLU(), nn.Conv1d(W, W, 3, padding=1, groups=2), nn.ReLU(), nn.Conv1d(W, W, 1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * W, 1)), (2, 4), 4),
+    "three dimensions": (nn.Sequential(nn.Conv3d(1, W, 2), nn.ReLU(), nn.Conv3d(W, W, (1, 2, 1)), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(W, 1)), (1, 3, 3, 2), 3),
     "layer norm with gain": (nn.Sequential(nn.Linear(6, W), nn.LayerNorm(W), nn.ReLU(), nn.Linear(W, W), nn.LayerNorm(W), nn.Tanh(), nn.Linear(W, 1)), (6,), 3),
     "series": (nn.Sequential(nn.Linear(6, W), nn.SiLU(), nn.Linear(W, W), nn.Tanh(), nn.Linear(W, 1)), (6,), 3),
     "data round two layers": (Skip(), (6,), 3),
@@ -227,10 +298,10 @@ FINITE = {
 }  # fmt: skip
 
 
-def empirical(network, x):
+def empirical(network, x, parameters=None):
     """The product of outputs and the tangent kernel of one network."""
-    outputs = network(x)[:, 0]
-    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(out, list(network.parameters()), retain_graph=True)]) for out in outputs]
+    outputs, parameters = network(x)[:, 0], parameters or list(network.parameters())
+    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(out, parameters, retain_graph=True)]) for out in outputs]
     jacobian = torch.stack(rows)
     return torch.stack([torch.outer(outputs, outputs).detach(), jacobian @ jacobian.T])
 
@@ -254,6 +325,59 @@ def test_kernels_are_the_means_over_finite_networks_at_torch_s_initialisation(na
     predicted = torch.stack(infinite_width(network)(x, kind=BOTH)).double()
     size = predicted.diagonal(dim1=1, dim2=2).sqrt()
     assert ((mean - predicted).abs() <= 4 * error + 2 * depth / WIDTH * size[:, :, None] * size[:, None, :]).all()
+
+
+def test_an_attention_block_is_read_and_softmax_is_refused_by_name():
+    """The kernel of two sets is a part of that of both, and positive definite."""
+    x = torch.randn(3, 4, 3, generator=chance.generator(0), dtype=torch.float64)
+    kernel = infinite_width(AttentionBlock())
+    whole = kernel(x, kind=BOTH)
+    for made, full in zip(kernel(x[:2], x[2:], BOTH), whole, strict=True):
+        torch.testing.assert_close(made, full[:2, 2:], rtol=1e-12, atol=0)
+    assert all(bool((torch.linalg.eigvalsh(part) > 0).all()) for part in whole)
+    with pytest.raises(OutOfScope, match="softmax and other functions of the scores"):
+        infinite_width(AttentionBlock(softmax=True))(x)
+
+
+def test_at_initialisation_mup_has_the_kernel_of_ntk():
+    """The table of Yang & Hu 2021 (W1 = sqrt(n) w1, W2 = w2, W3 = w3 / sqrt(n), every w of variance 1/n): outputs vanish, tangents of the w add up to the kernel of "ntk"."""
+    rng, n, members = chance.generator(0, "mup"), 256, 40
+    x = torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    network = nn.Sequential(nn.Linear(4, n, bias=False), nn.ReLU(), nn.Linear(n, n, bias=False), nn.ReLU(), nn.Linear(n, 1, bias=False)).double()
+    kernel = infinite_width(network, parametrization="mup", weight_variance=1.0)
+    nngp, ntk = kernel(x, kind=BOTH)
+    assert not nngp.any()
+    assert not kernel.lazy
+    assert torch.equal(ntk, infinite_width(network, parametrization="ntk", weight_variance=1.0)(x, kind="ntk"))
+    made, outputs = [], []
+    for _ in range(members):
+        small = [torch.randn(p.shape, generator=rng, dtype=torch.float64) / math.sqrt(n) for p in network.parameters()]
+        factors = (math.sqrt(n / 4), 1.0, 1 / math.sqrt(n))  # data have 4 entries: C_W / fan_in
+        for p, w, factor in zip(network.parameters(), small, factors, strict=True):
+            p.data = factor * w
+        out = network(x)[:, 0]
+        outputs.append(out.detach())
+        rows = [torch.cat([f * g.reshape(-1) for f, g in zip(factors, torch.autograd.grad(o, list(network.parameters()), retain_graph=True), strict=True)]) for o in out]
+        made.append(torch.stack(rows) @ torch.stack(rows).T)
+    made = torch.stack(made)
+    assert ((made.mean(0) - ntk).abs() <= 4 * made.std(0) / math.sqrt(members) + 6 / n * ntk.max()).all()
+    assert torch.stack(outputs).square().mean() <= 4 / n * ntk.max()
+
+
+def test_mean_field_is_mup_with_one_hidden_layer_and_is_refused_beyond():
+    x = torch.randn(3, 4, generator=chance.generator(0), dtype=torch.float64)
+    one = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    options = {"weight_variance": 1.5, "bias_variance": 0.3}
+    nngp, ntk = infinite_width(one, parametrization="mean_field", **options)(x, kind=BOTH)
+    assert torch.equal(ntk, infinite_width(one, parametrization="mup", **options)(x, kind="ntk"))
+    assert (nngp == 0.3).all()
+    two = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    with pytest.raises(OutOfScope, match="second hidden layer all pre-activations are 0.*'mup'"):
+        infinite_width(two, parametrization="mean_field")(x)
+    with pytest.raises(OutOfScope, match="features move at any width"):
+        gradient_flow(infinite_width(one, parametrization="mup"), x, torch.ones(3), time=1.0)
+    with pytest.raises(OutOfScope, match="one layer with weights, the readout"):
+        infinite_width(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), parametrization="mup")(x)
 
 
 def test_variances_are_read_from_the_scheme_or_given():
@@ -373,9 +497,14 @@ class Shared(nn.Module):
         (Shared(twice=True), "called again with the same weights.*dense_kernel"),
         (nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(), nn.Linear(4, 1)), "hardtanh.*Hermite series of 192 terms leaves .*tolerance"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layer with weights"),
-        (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(12, 1)), "'2': a grouped convolution"),
+        (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(12, 1)), "'2': a depthwise"),
+        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Do(lambda x: 1 / x), nn.Linear(4, 1)), "a constant divided by random features"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 1)), "'3': MaxPool1d"),
         (nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 4, 1), nn.Flatten(), nn.Linear(8, 1)), "'1': a reshape other than"),
+        (
+            nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 1), nn.ReLU(), Do(lambda x: x), nn.Linear(5, 4), nn.Flatten(), nn.Linear(16, 1)),
+            "'4': it reads positions as features.*MLP-Mixer",
+        ),
     ],
 )
 def test_what_is_not_covered_is_named(network, message):
@@ -416,8 +545,6 @@ def test_bad_input_is_refused_with_what_to_do():
         infinite_width(network, weight_variance={"4": 1.0})(x)
     with pytest.raises(InvalidInput, match="Unknown initialisation"):
         infinite_width(network, weight_variance="kaimin")
-    with pytest.raises(OutOfScope, match="'mup' features move"):
-        infinite_width(network, parametrization="mup")
     with pytest.raises(InvalidInput, match="one row for each of the 2"):
         gradient_flow(kernel, x, torch.ones(3), time=1.0)
     with pytest.raises(InvalidInput, match="time must be at least 0"):
@@ -440,6 +567,22 @@ def test_poolings_written_as_functions_are_their_modules(function, module):
 
     for one, two in zip(kernels(Do(function)), kernels(module), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(2), Do(lambda x: x.transpose(1, 2)), nn.Linear(8, 8)),
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), Do(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(8, 8), Do(lambda x: x.flatten(1, 2))),
+        (nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(2), Do(lambda x: x.permute(0, 2, 1))),
+    ],
+)
+def test_channels_at_the_end_are_channels(before):
+    x = torch.tensor(REFERENCE["images"], dtype=torch.float64).movedim(-1, 1)
+    plain = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    expected = infinite_width(plain)(x, kind=BOTH)
+    for made, one in zip(infinite_width(nn.Sequential(*before, nn.ReLU(), Do(lambda x: x.mean(1)), nn.Linear(8, 1)))(x, kind=BOTH), expected, strict=True):
+        torch.testing.assert_close(made, one, rtol=1e-12, atol=0)
 
 
 def test_what_would_not_fit_is_refused_before_it_is_made():

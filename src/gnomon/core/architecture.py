@@ -279,7 +279,8 @@ def _layer_of_node(node: fx.Node, name: str, modules: Mapping[str, nn.Module], t
         layer = describing.of_module(name, modules[str(node.target)])
         return Layer(name, "other", why="it is called again with the same weights") if repeated and layer.parameters else layer
     others = tuple(arg for arg in node.args if not (isinstance(arg, fx.Node)))
-    return describing.of_operation(name, node.target, others, node.kwargs, tensors)
+    last = bool(node.args) and not isinstance(node.args[0], (fx.Node, tuple, list))
+    return describing.of_operation(name, node.target, others, node.kwargs, tensors, last=last)
 
 
 def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Layer]:

@@ -180,19 +180,24 @@ class Applied:
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before: tuple[Any, ...] = ()
 
     def __call__(self, value: Any) -> Any:
         """The function's value."""
-        return self.function(value, *self.arguments, **self.keywords)
+        return self.function(*self.before, value, *self.arguments, **self.keywords)
 
 
-def of_operation(name: str, target: Any, others: tuple[Any, ...], keywords: Mapping[str, Any], tensors: int) -> Layer:
-    """The layer that an operation is: a function or a tensor's method with `tensors` tensor arguments, the first one left out of `others`."""
+def of_operation(name: str, target: Any, others: tuple[Any, ...], keywords: Mapping[str, Any], tensors: int, *, last: bool = False) -> Layer:
+    """The layer that an operation is: a function or a tensor's method with `tensors` tensor arguments, the first one left out of `others`; `last`: the others stand before it, as in 2 / x."""
     called = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    function: Callable[..., Any]
     base = called.rstrip("_") if called != "requires_grad_" else called
     constants = tuple(keywords.values()) + others
+    if last and tensors == 1 and base in ("pow", "ipow", "truediv", "div"):
+        function = operator.pow if "pow" in base else operator.truediv
+        return Layer(name, "activation", activation="exponential" if "pow" in base else "reciprocal", function=Applied(function, before=others))
     if base in _ACTIVATION_NAMES and tensors == 1:
-        function: Callable[..., Any] = getattr(torch.Tensor, base) if isinstance(target, str) else getattr(F, base, None) or getattr(torch, base)
+        function = getattr(torch.Tensor, base) if isinstance(target, str) else getattr(F, base, None) or getattr(torch, base)
         kept = {key: value for key, value in keywords.items() if key not in ("inplace", "training")}
         return Layer(name, "activation", activation=base, function=Applied(function, others, kept))
     if base in ("mul", "imul", "truediv", "div", "neg") and tensors == 1 and all(isinstance(c, (int, float)) for c in constants):

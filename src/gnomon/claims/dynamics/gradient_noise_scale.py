@@ -56,5 +56,5 @@ def measure(s: Settings, shared: Subject, *, rng: Generator) -> float:
 
 
 CLAIM = Claim(
-    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare, scales={"smoke": Settings((400, 20, 2.0), 30, draws=40, replicates=8), "standard": Settings((2_000, 20, 2.0), 30, draws=100, replicates=20), "paper": Settings((20_000, 20, 2.0), 30, draws=1_000, replicates=40)}, sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
+    version=1, entry="D4", source=Source("mccandlish2018", "appendix A.1"), relation="equal", predict=predict, measure=measure, prepare=prepare, smoke="inconclusive", scales={"smoke": Settings((400, 20, 2.0), 30, draws=10, replicates=5), "standard": Settings((2_000, 20, 2.0), 30, draws=100, replicates=20), "paper": Settings((20_000, 20, 2.0), 30, draws=1_000, replicates=40)}, sabotage=Sabotage("the mean of the ratios of few examples", ratios=True),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Image(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, and whether the image's n - k is.  Shapes: broadcast together."""
+    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, whether the image's n - k is, and what keeps what one side alone gives.  Shapes: broadcast together."""
 
     first: Tensor
     second: Tensor
@@ -39,6 +39,7 @@ class Arguments(NamedTuple):
     total: Tensor | None
     tangent: Tensor | None
     wanted: bool = True
+    once: Callable[[int, str, Callable[[], Any]], Any] = lambda side, what, make: make()
 
     @property
     def norm(self) -> Tensor:
@@ -150,9 +151,10 @@ class PiecewiseLinear:
         half, rate = root.atan_(), bend / mean
         turn = sine.addcmul_(half, k, value=-2)
         both = None if at.total is None or self.low * self.high <= 0 else torch.add(at.total, turn, alpha=rate)
-        far = at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
+        last = not at.wanted or at.gap is None  # what a kink reads is not sensitive to the digits of what is nearly 0
+        far = last and at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
         far_half = half.clone() if far else half
-        image = None if at.wanted and at.gap is not None else torch.add(k, turn, alpha=rate, out=turn)
+        image = torch.add(k, turn, alpha=rate, out=turn) if last else None
         near = torch.sub(gap, turn, alpha=rate, out=turn).clamp_min_(0) if image is None else None
         tangent: Tensor | None = None
         if at.tangent is not None and (sure or at.alive) and at.tangent.shape == half.shape:

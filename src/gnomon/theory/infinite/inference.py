@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.task import Pool
 from gnomon.theory.infinite.disk import on_disk
 from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction
@@ -37,6 +37,8 @@ def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_te
     Raises: NotPositiveDefinite, with the eigenvalue, where T has a negative one (or at infinite time one that is 0); `jitter` is then added to T's diagonal if, and only if, it is given.
     Source: Lee et al. 2019, section 2.
     """
+    if not getattr(kernel, "lazy", True):
+        raise OutOfScope("in this kernel's parametrisation features move at any width, so that no fixed kernel describes training; use 'standard' or 'ntk'")
     if not time >= 0:
         raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
     if kind not in ("ntk", "nngp"):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gnomon.core import architecture
-from gnomon.core.errors import InvalidInput, OutOfScope, unknown
+from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.layers import Scheme
-from gnomon.theory.infinite.plan import INSTEAD, Options, Parametrization, Plan, Reader, Variance
+from gnomon.theory.infinite.plan import INSTEAD, Reader
+from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
 from gnomon.theory.infinite.tiles import Tiles
 
 Kind = Literal["nngp", "ntk"]
@@ -54,6 +55,11 @@ class Kernel:
         plan = self._plan(x1)
         with torch.no_grad():
             return Tiles(plan, x1, None if symmetric else second, kinds, memory=self._options.memory)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the network's training is described by this kernel in the limit: not where features move at any width."""
+        return self._options.parametrization in ("standard", "ntk")
 
     @property
     def module(self) -> nn.Module:
@@ -105,20 +111,21 @@ def infinite_width(
 
     K^{l+1} = C_b + C_W E s(z) s(z'),   Theta^{l+1} = C_W E s'(z) s'(z') Theta^l + w E s(z) s(z') + b,   (z, z') ~ N(0, K^l).
     In the parametrisation "standard" (that of torch) w is the layer's own fan-in and b is 1 where there is a bias: Theta is that of the network as it is, of its own widths, to
-    leading order; the last layer's width does not enter.  In "ntk" w = C_W and b = C_b.
+    leading order; the last layer's width does not enter.  In "ntk" w = C_W and b = C_b.  "mup" and "mean_field" are "ntk" with the output divided by the square root of the width and the
+    learning rate multiplied by it: at initialisation the output is its bias and Theta that of "ntk", but features move at any width, so that no fixed kernel describes training
+    ("mean_field" is the same for one hidden layer; behind a second one its pre-activations vanish, which is refused).
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding), Embedding, elementwise activations, residual sums, concatenations of channels, average pooling (global too), LayerNorm of
-    pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations, residual sums, products and concatenations of branches,
+    linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
     Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
     NotEnoughMemory before anything is computed, with what it would take.
-    Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels).
+    Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels); Hron et al. 2020 (attention);
+    Yang & Hu 2021 (what moves: the parametrisations as powers of the width).
     """
-    if parametrization in ("mean_field", "mup"):
-        raise OutOfScope(f"in the parametrisation {parametrization!r} features move at any width, so that no fixed kernel describes the network; use 'standard' or 'ntk'")
     if parametrization not in get_args(Parametrization):
         raise unknown("parametrisation", parametrization, get_args(Parametrization))
     scheme: Scheme | None = None

@@ -99,6 +99,12 @@ class Pair:
         parts = self.each(lambda x: x.reshape(*x.shape[:2], count, count).diagonal(dim1=2, dim2=3).reshape(*x.shape[:2], *shape))
         return Pair(self.first, self.second, *parts, full=False, factor=self.factor)
 
+    def reshaped(self, positions: tuple[int, ...]) -> Pair:
+        """The same positions in another shape."""
+        doubled = positions * 2 if self.full else positions
+        parts = self.each(lambda x: x.reshape(*x.shape[:2], *doubled))
+        return Pair(self.first.reshape(-1, *positions), self.second.reshape(-1, *positions), *parts, self.full, self.factor)
+
     def narrowed(self, rows: slice) -> Pair:
         """Some positions of the first side, along their first dimension.  Shapes: as if `full`."""
         return Pair(self.first[:, rows], self.second, *self.each(lambda x: x[:, :, rows]), self.full, self.factor)
@@ -110,7 +116,7 @@ class Asked(NamedTuple):
     gap: bool
     variances: tuple[Tensor, Tensor] | None
     rows: slice | None
-    once: Callable[[int, Callable[[], Any]], Any]
+    once: Callable[[int, str, Callable[[], Any]], Any]
 
 
 def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
@@ -135,6 +141,37 @@ def add(a: Pair, b: Pair) -> Pair:
         parts = [torch.addcmul(-x.gap, s1, s2, value=2) if x.total is None and x.gap is not None else x.total for x, s1, s2 in ((a, a1, a2), (b, b1, b2))]
         total = parts[0] + parts[1] + more  # type: ignore[operator]
     return Pair(first, second, None, more.add_(a.gap).add_(b.gap), total, ntk, a.full)
+
+
+def multiply(a: Pair, b: Pair) -> Pair:
+    """The product of two independent layers: second moments multiply, and Theta = Theta_a k_b + k_a Theta_b.
+
+    n - k = (n_a - k_a) n_b + k_a (n_b - k_b) for k_a >= 0, and (n_a + k_a) n_b - k_a (n_b + k_b) below, sums of positive terms; n + k likewise.   Source: derived here.
+    """
+    first, second, k_a, k_b = a.first * b.first, a.second * b.second, a.covariance, b.covariance
+    ntk = None if a.ntk is None or b.ntk is None else a.ntk * k_b + k_a * b.ntk
+    if a.gap is None or b.gap is None:
+        return Pair(first, second, k_a * k_b, None, None, ntk, a.full)
+    (a1, a2), (b1, b2) = a.deviations, b.deviations
+    n_a, n_b = a1 * a2, b1 * b2
+    far_a, far_b = (n + k if x.total is None else x.total for x, n, k in ((a, n_a, k_a), (b, n_b, k_b)))
+    gap = torch.where(k_a >= 0, a.gap * n_b + k_a * b.gap, far_a * n_b - k_a * far_b)
+    total = torch.where(k_a >= 0, a.gap * n_b + k_a * far_b, far_a * n_b - k_a * b.gap)
+    return Pair(first, second, None, gap, total, ntk, a.full)
+
+
+def attended(query: Pair, key: Pair, value: Pair, size: float, asked: Asked) -> Pair:
+    """Linear attention sum_a s (q_p k_a) v_a: k_pq = c Q_pq sum_ab K_ab V_ab with c = s^2 times the channels of a key, and Theta by the product rule.
+
+    Source: Hron et al. 2020 (linear attention with scores scaled by the square root of their channels, where c = 1); the tangent kernel is derived here.
+    """
+    over = tuple(range(2, 2 + 2 * query.dimensions))
+    q, k, v = query.covariance, key.covariance, value.covariance
+    mass = size * (k * v).sum(over, keepdim=True)
+    cov, ntk = q * mass, None
+    if query.ntk is not None and key.ntk is not None and value.ntk is not None:
+        ntk = query.ntk * mass + q * (size * (key.ntk * v + k * value.ntk).sum(over, keepdim=True))
+    return _mixed(cov, ntk, query.first.shape[1:], asked)
 
 
 def _excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
@@ -183,11 +220,10 @@ def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = Fal
 
 
 def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
-    made: Tensor | None = None
-    for a, b in zip(one, two, strict=True):
-        difference = torch.add(*spread(a, b, full=full), alpha=sign)
-        made = difference.square_() if made is None else made.addcmul_(difference, difference)
-    assert made is not None
+    made, difference = torch.add(*spread(one[0], two[0], full=full), alpha=sign).square_(), None
+    for a, b in zip(one[1:], two[1:], strict=True):
+        difference = torch.add(*spread(a, b, full=full), alpha=sign, out=difference)
+        made.addcmul_(difference, difference)
     return made.mul_(0.5)
 
 
@@ -214,14 +250,14 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     patch = size > 1 and x.gap is not None
 
     def own(side: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
-        made: tuple[Tensor, Tensor | None] = asked.once(side, lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
+        made: tuple[Tensor, Tensor | None] = asked.once(side, "side", lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
         return made
 
-    (first, u), (second, v) = own(0, x.first), own(1, x.second)
+    (one, u), (two, v) = own(0, x.first), own(1, x.second)
     if asked.rows is not None:
-        first, u = first[:, asked.rows], None if u is None else u[:, :, asked.rows]
+        one, u = one[:, asked.rows], None if u is None else u[:, :, asked.rows]
+    before, made = (one, two), Pair(one + bias, two + bias, None, None, None, None, x.full)
     cov, gap, total, ntk = x.each(mean)
-    made = Pair(first, second, None, None, None, None, x.full)
     if gap is None:
         assert cov is not None
         if ntk is not None:
@@ -233,7 +269,7 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
     if u is not None and v is not None:
         more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
     elif bias:
-        (a1, a2), floor = x.spread((each * x.first).sqrt(), (each * x.second).sqrt()), gap.new_tensor(math.sqrt(bias))
+        (a1, a2), floor = x.spread(before[0].sqrt(), before[1].sqrt()), gap.new_tensor(math.sqrt(bias))
         more = _excess((a1, floor), (a2, floor))
     if total is not None:
         total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)
@@ -247,12 +283,12 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
 
 
 def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
-    """A linear layer's variances for one side, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
+    """A linear layer's variances for one side but for the bias, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
     made, views = q, [(each * q).sqrt()]
     for axis, window in enumerate(windows):
         made = window.summed(made, (1 + axis,))
         views = [part for view in views for part in window.views(view, 1 + axis)] if patch else views
-    made = each * made + bias
+    made = each * made
     if not patch:
         return made, None
     vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views)
@@ -277,7 +313,11 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
     x = x.without_gap()
     cov, _, _, ntk = x.each(mean)
     assert cov is not None
-    shape = cov.shape[2 : 2 + d]
+    return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def _mixed(cov: Tensor, ntk: Tensor | None, shape: Sequence[int], asked: Asked) -> Pair:
+    """A pair whose variances are told from outside, NaN where they are not known."""
     if asked.variances is None:
         first, second = (cov.new_full((n, *shape), math.nan) for n in cov.shape[:2])
         return Pair(first, second, cov, None, None, ntk, full=True)

@@ -4,131 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, fx, nn
 
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
-from gnomon.core.layers import PARAMETRISED, Layer, Scheme
+from gnomon.core.layers import PARAMETRISED, Layer
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual
 from gnomon.theory.infinite.pair import Asked, Pair
+from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance
 from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.window import Window
 
-Parametrization = Literal["standard", "ntk"]
-Variance = float | Mapping[str, float] | None
 INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How variances and the parametrisation are chosen; see `infinite_width`."""
-
-    parametrization: Parametrization
-    weight_variance: Variance
-    bias_variance: Variance
-    scheme: Scheme | None
-    tolerance: float
-    memory: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a layer whose channels are random.
-
-    `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
-    `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels.
-    """
-
-    gaussian: bool
-    centred: bool
-    roots: frozenset[str]
-    last: bool
-    positions: tuple[int, ...]
-    base: str = ""
-    chain: tuple[Layer, ...] = ()
-
-
-Rule = Callable[[list[Pair], Asked], Pair]
-Reads = Literal["same", "near", "all"]
-
-
-@dataclasses.dataclass
-class Step:
-    """One layer: the layers that it reads, what it makes of their pairs, whether it needs or gives covariances between all positions, and n - k.
-
-    `reads`: the same position, those near it, or all; `folds`: its rule takes a pair's factor into account; `positions`: the shape of its own; `readers`: how many steps read it.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    rule: Rule | None = None
-    reads: Reads = "same"
-    positions: tuple[int, ...] = ()
-    pools: bool = False
-    keeps: bool = True
-    folds: bool = False
-    nonlinear: bool = False
-    full: bool = False
-    source_full: bool = False
-    kinked: bool = False
-    gap: bool = False
-    readers: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A layer that reads data: the fx node of the data, and how its channels and positions stand."""
-
-    node: fx.Node
-    kind: str
-    last: bool
-
-
-@dataclasses.dataclass
-class Plan:
-    """The recipe: `entries` turn data into pairs, `steps` follow in order, `output` is the last one's name; `variances` are (C_W, C_b, how) by layer."""
-
-    entries: dict[str, Entry]
-    steps: list[Step]
-    output: str
-    variances: dict[str, tuple[float, float, str]]
-    own: bool
-    positions: int
-    graph_module: fx.GraphModule
-    data: dict[fx.Node, Layer | None]
-
-    def groups(self) -> list[list[Step]]:
-        """The steps, those together that each read the same positions of the one before alone."""
-        found: list[list[Step]] = []
-        for step in self.steps:
-            last = found[-1][-1] if found else None
-            joins = last is not None and last.rule is not None and step.sources == (last.name,) and last.readers == 1 and step.reads == "same"
-            if joins and last is not None and last.reads != "all" and step.full and last.full and last.name != self.output:
-                found[-1].append(step)
-            else:
-                found.append([step])
-        return found
-
-    def inputs(self, x: Tensor) -> dict[str, Tensor]:
-        """What each entry reads, from the data.  Cost: what the network does to the data before its first weights."""
-        interpreter = fx.Interpreter(self.graph_module)
-        env: dict[fx.Node, Any] = interpreter.env
-        with torch.no_grad():
-            for node, layer in self.data.items():
-                if node.op == "placeholder":
-                    env[node] = x if layer is not None else None
-                elif layer is not None and layer.kind == "identity":
-                    env[node] = env[node.all_input_nodes[0]]
-                elif layer is not None and layer.kind == "activation" and layer.function is not None:
-                    env[node] = layer.function(env[node.all_input_nodes[0]])
-                else:
-                    env[node] = interpreter.run_node(node)
-        return {name: env[entry.node] for name, entry in self.entries.items()}
+MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT", "permute")
+SOFTMAX = (
+    "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
+    "(Hron et al. 2020)"
+)
 
 
 class Reader:
@@ -161,8 +57,25 @@ class Reader:
                 self._read(node)
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
-        own = self._layouts(self.names[output])
-        return Plan(self.entries, self.steps, self.names[output], self.variances, own, math.prod(self._of(output).positions), self.graph_module, self.data)
+        name, known = self.names[output], self._of(output)
+        if known.scores:
+            self.refuse(self.layers[output], "the network returns attention's scores")
+        own = self._layouts(name)
+        return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
+
+    def _readout(self, known: Known) -> float | None:
+        """The output's covariance in the parametrisations in which it vanishes at initialisation but for the bias: see `infinite_width`."""
+        kind = self.options.parametrization
+        if kind in ("standard", "ntk"):
+            return None
+        if not known.gaussian or len(known.roots) != 1:
+            raise OutOfScope(f"in the parametrisation {kind!r} the output must be that of one layer with weights, the readout; it is made of {', '.join(sorted(known.roots))}")
+        if kind == "mean_field" and len(self.variances) != 2:
+            raise OutOfScope(
+                f"in the parametrisation 'mean_field' every layer is a mean over its inputs, so that behind a second hidden layer all pre-activations are 0 at initialisation in the limit "
+                f"({len(self.variances)} layers with weights: {', '.join(self.variances)}); use 'mup', which is the same for one hidden layer (Yang & Hu 2021)"
+            )
+        return self.variances[next(iter(known.roots))][1]
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -206,10 +119,16 @@ class Reader:
         mixed = [source for source in sources if source in self.data]
         if mixed and not (layer.kind == "add" or called in ("cat", "concat", "concatenate")):
             self.refuse(layer, "it joins data and random features in a way that is not covered")
-        if layer.kind == "identity":
+        if called in MATMUL or any(self._of(source).scores for source in sources if source not in self.data):
+            self._attend(layer, sources, str(called))
+        elif called in TURN:
+            self._turn(node, layer, sources[0], str(called))
+        elif called in ("mul", "imul") and len(sources) == 2:
+            self._product(layer, sources)
+        elif layer.kind == "identity":
             self._emit(layer, (self.names[sources[0]],), lambda given, _: given[0], self._of(sources[0]), folds=True)
         elif layer.kind == "activation":
-            self._activation(layer, sources[0], node)
+            self._activation(layer, sources[0])
         elif layer.kind == "flatten":
             self._flatten(layer, sources[0])
         elif layer.kind == "add":
@@ -221,13 +140,15 @@ class Reader:
         elif layer.kind == "pool":
             self._pool(node, layer, sources[0], module, str(called))
         else:
-            self.refuse(layer, layer.why or f"{called} is not covered")
+            self.refuse(layer, SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
 
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
 
-    def _emit(self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, nonlinear: Dual | None = None) -> None:
-        pools, keeps = layer.kind == "pool", layer.kind != "flatten" or reads == "same"
+    def _emit(
+        self, layer: Layer, names: tuple[str, ...], rule: Rule, known: Known, *, reads: Reads = "same", folds: bool = False, pools: bool = False, nonlinear: Dual | None = None
+    ) -> None:
+        keeps = layer.kind != "flatten" or bool(known.positions)
         kinked = nonlinear is not None and nonlinear.kinked
         self.steps.append(Step(layer.name, names, rule, reads, known.positions, pools, keeps, folds, nonlinear is not None, kinked=kinked))
         self.known[layer.name] = known
@@ -248,12 +169,16 @@ class Reader:
         last = layer.kind != "conv"
         positions = layer.output_shape[:-1] if last else layer.output_shape[1:]
         known = Known(gaussian=True, centred=True, roots=frozenset({layer.name}), last=last, positions=positions)
-        if layer.kind == "conv" and layer.groups > 1:
-            self.refuse(layer, "a grouped convolution: a group of few channels has no limit of many; write groups=1")
+        if layer.groups > 1:
+            self._check_groups(layer, source)
         if source not in self.data:
             before = self._of(source)
             if before.positions and before.last != last:
-                self.refuse(layer, "it reads positions as features; flatten before it")
+                self.refuse(
+                    layer,
+                    "it reads positions as features (as the token mixing of an MLP-Mixer does): all channels share its weights, over which they are not averaged, so that the kernel stays "
+                    "random at any width; flatten before it, or mix positions by a convolution or a pooling",
+                )
         name = self._enter(source, layer.kind, last) if source in self.data else self.names[source]
         standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
         of = {"weight": weight, "bias": bias, "ntk_weight": float(layer.fan_in) if standard else weight, "ntk_bias": float(has_bias) if standard else bias}
@@ -263,6 +188,15 @@ class Reader:
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
         self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
+
+    def _check_groups(self, layer: Layer, source: fx.Node) -> None:
+        """Groups of many channels have the kernel of one group: each reads channels that are distributed as all are."""
+        if source in self.data:
+            self.refuse(layer, "a grouped convolution of the data: its groups read different channels, so that they are not identically distributed; write groups=1")
+        if layer.fan_in == math.prod(layer.kernel):
+            self.refuse(layer, "a depthwise (grouped) convolution: a group of one channel has no limit of many, and is not Gaussian; write groups=1")
+        if not self._of(source).alike:
+            self.refuse(layer, "a grouped convolution of a concatenation: its groups read channels of different branches")
 
     def _variances(self, layer: Layer, child: nn.Module) -> tuple[float, float, str]:
         def given(what: Variance, name: str) -> float | None:
@@ -279,11 +213,11 @@ class Reader:
         bias = layer.bias_variance if bias is None else bias if has_bias else 0.0
         return float(weight), float(bias), how
 
-    def _activation(self, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+    def _activation(self, layer: Layer, source: fx.Node) -> None:
         before, by = self._of(source), factor(layer)
+        if layer.activation == "reciprocal":
+            self.refuse(layer, "a constant divided by random features, whose variance is infinite")
         if by is not None:
-            if not isinstance(node.args[0], fx.Node):
-                self.refuse(layer, "a constant divided by random features")
             chain = (*before.chain, layer) if before.chain else ()
             square = by**2
             self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain), folds=True)
@@ -292,7 +226,7 @@ class Reader:
         if not (before.gaussian or before.chain):
             self.refuse(
                 layer,
-                "an activation of features that are not identically distributed Gaussians (after a concatenation, a flatten, or a sum with data): put a layer with weights, or the activation, before it",
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product, a flatten, or a sum with data or with activations): put a layer with weights, or the activation, before it (a residual block that begins with its activation)",
             )
         applied = dual(chain, self.options.tolerance)
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
@@ -303,8 +237,13 @@ class Reader:
         if layer.input_shape == layer.output_shape:
             self._emit(layer, (self.names[source],), lambda given, _: given[0], before, folds=True)
             return
+        channel = -1 if before.last else 0
+        if len(layer.output_shape) > 1 and before.positions and layer.input_shape[channel] == layer.output_shape[channel]:
+            positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
+            self._emit(layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), dataclasses.replace(before, positions=positions), reads="all", folds=True)
+            return
         if len(layer.output_shape) != 1:
-            self.refuse(layer, "a reshape other than one of all positions into features")
+            self.refuse(layer, "a reshape other than one of positions among themselves or of all of them into features")
         many = math.prod(before.positions) > 1
         known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="")
         self._emit(layer, (self.names[source],), lambda given, _: pairs.flattened(given[0]), known, reads="all")
@@ -340,6 +279,61 @@ class Reader:
             self.refuse(layer, "its branches keep their channels in different dimensions")
         return tuple(names), knowns
 
+    def _product(self, layer: Layer, sources: list[fx.Node]) -> None:
+        names, knowns = self._branches(layer, sources)
+        if any(source in self.data for source in sources):
+            self.refuse(layer, "a product of data and random features")
+        if knowns[0].positions != knowns[1].positions:
+            self.refuse(layer, "a product of branches of different shapes")
+        shared = knowns[0].roots & knowns[1].roots
+        if shared:
+            self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
+        alike = all(known.alike for known in knowns)
+        known = Known(False, any(known.centred for known in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions, alike=alike)
+        self._emit(layer, names, lambda given, _: pairs.multiply(*given), known)
+
+    def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
+        """A permutation that moves the channels to the end or to the front."""
+        before, rank = self._of(source), len(layer.output_shape) + 1
+        order = list(range(rank))
+        dims: list[Any] = [dim for arg in node.args[1:] for dim in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+        if called == "permute" and all(isinstance(dim, int) for dim in dims):
+            order = [dim % rank for dim in dims]
+        elif called == "mT" or len(dims) == 2:
+            a, b = (-2, -1) if called == "mT" else dims
+            order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
+        if order != ([0, rank - 1, *range(1, rank - 1)] if before.last else [0, *range(2, rank), 1]):
+            self.refuse(layer, "a permutation other than one that moves the channels to the end or to the front")
+        self._emit(layer, (self.names[source],), lambda given, _: given[0], dataclasses.replace(before, last=not before.last), folds=True)
+
+    def _attend(self, layer: Layer, sources: list[fx.Node], called: str) -> None:
+        """Linear attention, (Q K^T) V: scores and factors of them leave no step, their product with the values does."""
+        if any(source in self.data for source in sources):
+            self.refuse(layer, "attention to the data themselves, without layers with weights for queries, keys and values")
+        knowns = [self._of(source) for source in sources]
+        by, first, second = factor(layer), knowns[0], knowns[-1]
+        scored = first.scores is not None
+        pair = called in MATMUL and len(sources) == 2 and not second.scores and len(second.positions) == 1
+        if first.scores is not None and (by is not None or layer.kind == "identity"):
+            size = first.scores[2] * (1 if by is None else by**2)
+            self.known[layer.name] = dataclasses.replace(first, scores=(*first.scores[:2], size))
+        elif pair and not scored and first.last and not second.last and len(first.positions) == 1:
+            self._check_attention(layer, knowns)
+            scores = self.names[sources[0]], self.names[sources[1]], float(self.layers[sources[0]].output_shape[-1])
+            self.known[layer.name] = Known(False, True, first.roots | second.roots, True, first.positions, scores=scores)
+        elif pair and first.scores is not None and second.last:
+            self._check_attention(layer, knowns)
+            query, key, size = first.scores
+            known = Known(False, True, first.roots | second.roots, True, first.positions, alike=False)
+            names = query, key, self.names[sources[1]]
+            self._emit(layer, names, lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
+        else:
+            self.refuse(layer, SOFTMAX)
+
+    def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
+        if not all(known.centred for known in knowns) or knowns[0].roots & knowns[1].roots:
+            self.refuse(layer, "attention whose queries, keys and values are not those of layers with weights of their own")
+
     def _concatenate(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         names, knowns = self._branches(layer, sources)
         last, rank = knowns[0].last, len(layer.output_shape) + 1
@@ -350,7 +344,7 @@ class Reader:
         if isinstance(node.args[0], (tuple, list)) and len(node.args[0]) != len(sources):
             self.refuse(layer, "a concatenation of a tensor with itself")
         roots = frozenset().union(*(known.roots for known in knowns))
-        known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions)
+        known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions, alike=False)
         self._emit(layer, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True))), known)
 
     def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
@@ -376,7 +370,7 @@ class Reader:
             return _squeezed(out, axes) if squeeze else out
 
         assert squeeze is False or positions == kept
-        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all")
+        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
 
     def _windows(self, node: fx.Node, layer: Layer, before: Known, module: nn.Module | None, called: str) -> list[Window | None]:
         d = len(before.positions)
@@ -425,9 +419,12 @@ class Reader:
 
 def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap))
-    variances = (x.first, x.second) if image.factor != 1 else (applied.variance(x.first), applied.variance(x.second))
-    return Pair(*variances, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once))
+    first, second = x.first, x.second
+    if image.factor == 1:
+        (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
+        (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
+    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
 
 
 def _squeezed(x: Pair, axes: list[int]) -> Pair:

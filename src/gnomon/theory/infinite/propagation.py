@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
 from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
-from gnomon.theory.infinite.plan import Plan, Step
+from gnomon.theory.infinite.recipe import Plan, Step
 
 TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
@@ -47,27 +48,29 @@ class Propagation:
                 left[name] -= 1
                 if not left[name]:
                     del made[name]
-            asked = [self._asked(step, here, there, found) for step in group]
-            result = self._slabs(group, given, asked) if head.reads != "all" and head.full else self._run(group, given, asked)
+            asked = functools.partial(self._asked, here, there, found)
+            result = self._slabs(group, given, asked) if head.reads != "all" and head.full else self._run(group, given, [asked(step) for step in group])
             if last.nonlinear:
                 finite(result, last.name)
             if head.pools and found is not None:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first
             made[last.name] = result if last.full else result.diagonal()
-        return made[self.plan.output].diagonal().without_gap().resolved()
+        out = made[self.plan.output].diagonal().without_gap().resolved()
+        return out if self.plan.readout is None else dataclasses.replace(out, cov=torch.full_like(out.covariance, self.plan.readout))
 
     def _entry(self, step: Step, here: slice, there: slice) -> Pair:
         a, b = self.first[step.name][here], self.second[step.name][there]
         tokens = self.plan.entries[step.name].kind == "embedding"
         return _tokens(a, b, step.full, self.ntk) if tokens else _covariances(a, b, step.full, step.gap, self.ntk)
 
-    def _asked(self, step: Step, here: slice, there: slice, found: dict[str, Tensor] | None) -> Asked:
+    def _asked(self, here: slice, there: slice, found: dict[str, Tensor] | None, step: Step, rows: slice | None = None) -> Asked:
+        """What a step is asked for; `rows` of the first side are all that it sees."""
         known = None if self.own is None or not step.pools or found is not None else (self.own[0][step.name][here], self.own[1][step.name][there])
 
-        def once(side: int, make: Callable[[], Any]) -> Any:
+        def once(side: int, what: str, make: Callable[[], Any]) -> Any:
             part = (here, there)[side]
-            key = (step.name, side, part.start, part.stop)
+            key = (step.name, what, side, part.start, part.stop, rows.start if rows is not None and side == 0 else None)
             if key not in self._kept:
                 value = make()
                 size = sum(one.numel() * one.element_size() for one in value if one is not None)
@@ -85,20 +88,21 @@ class Propagation:
             given = [step.rule([_as_asked(step, one) for one in given], what)]
         return given[0]
 
-    def _slabs(self, group: list[Step], given: list[Pair], asked: list[Asked]) -> Pair:
+    def _slabs(self, group: list[Step], given: list[Pair], asked: Callable[..., Asked]) -> Pair:
         """The group on a few positions of the first side at a time, so that its chain of operations stays in the caches."""
         head, x = group[0], given[0]
         length = head.positions[0]
         row = len(x.first) * len(x.second) * math.prod(head.positions) * math.prod(head.positions[1:])
         height = max(1, SLAB // (row * x.first.element_size()))
         if height >= length:
-            return self._run(group, given, asked)
+            return self._run(group, given, [asked(step) for step in group])
         out: Pair | None = None
         for start in range(0, length, height):
             rows = slice(start, min(start + height, length))
             near = head.reads == "near"
             parts = given if near else [one.narrowed(rows) for one in given]
-            part = self._run(group, parts, [asked[0]._replace(rows=rows if near else None), *asked[1:]])
+            first = asked(head)._replace(rows=rows) if near else asked(head, rows)
+            part = self._run(group, parts, [first, *(asked(step, rows) for step in group[1:])])
             out = _blank(part, length) if out is None else out
             for name in ("cov", "gap", "total", "ntk"):
                 whole, piece = getattr(out, name), getattr(part, name)

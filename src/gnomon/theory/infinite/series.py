@@ -52,12 +52,14 @@ class Series:
         return Image(cov, gap_of(self, at, cov), at.times(lambda: self._sum(at, c, derivative=True)))
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
-        one, two = self._coefficients(at.first, derivative), self._coefficients(at.second, derivative)
+        what = "derivative" if derivative else "value"
+        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),))
+        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),))
         terms = max(one.shape[-1], two.shape[-1])
-        first, second = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).unbind(-1) for a in (one, two))
+        first, second = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).movedim(-1, 0).contiguous() for a in (one, two))
         out = first[-1] * second[-1] * torch.ones_like(c)
-        for a, b in zip(first[-2::-1], second[-2::-1], strict=True):
-            out = out.mul_(c).add_(a * b)
+        for a, b in zip(first[:-1].flip(0), second[:-1].flip(0), strict=True):
+            out = out.mul_(c).addcmul_(a, b)
         return out
 
     def _coefficients(self, q: Tensor, derivative: bool) -> Tensor:

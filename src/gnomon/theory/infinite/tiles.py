@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, NotEnoughMemory
-from gnomon.theory.infinite.plan import Plan
 from gnomon.theory.infinite.propagation import TILE, Propagation, own, read
+from gnomon.theory.infinite.recipe import Plan
 
 HELD = 16
 """Arrays of covariances that are held at once while a tile is worked on, at most."""
