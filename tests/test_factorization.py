@@ -102,3 +102,13 @@ def test_bad_input():
     ):
         with pytest.raises(InvalidInput, match=said):
             call()
+
+
+def test_a_product_of_bits_is_explained_by_a_low_tensor_rank_and_noise_is_not():
+    bits = (normal(200, 5) > 0).double()
+    targets = bits[:, :1] * bits[:, 1:2]
+    targets = torch.cat([targets, normal(200, 1, seed=1)], 1)
+    assert tensors.explained_by_rank(bits, targets[:, :1], rank=2, lr=0.02, steps=600, rng=chance.generator(0)) > 0.98
+    assert tensors.explained_by_rank(bits, targets[:, 1:], rank=2, lr=0.02, steps=600, rng=chance.generator(0)) < 0.2
+    with pytest.raises(InvalidInput, match="0 and 1"):
+        tensors.explained_by_rank(2 * bits, targets, rank=1, lr=0.02, steps=1, rng=chance.generator(0))

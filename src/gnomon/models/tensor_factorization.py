@@ -126,3 +126,26 @@ def growth_exponent(start: Vectors, slope: Callable[[Dense], Dense], *, lr: floa
         logs.append(torch.stack([component_norms(here)[kept], (velocity / pulls)[kept]]).log())
     x, y = torch.cat(logs, 1)
     return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
+
+
+def explained_by_rank(bits: Float[Tensor, "n modes"], targets: Float[Tensor, "n c"], *, rank: int, lr: float, steps: int, rng: Generator) -> float:
+    """The share of the targets' variance that predictors of this tensor rank on binary inputs explain, one for each target, the mean over them.
+
+    f(x) = sum_r prod_n (w_r^n[0] (1 - x_n) + w_r^n[1] x_n): the coefficients of f over all 2^modes inputs are a tensor of that rank.  Adam on the squared error.
+
+    Shapes: (n, modes) of 0 and 1, (n, c).   Cost: about 4 c rank n modes multiplications a step.   Raises: InvalidInput for inputs that are not binary.
+    """
+    if not bool(((bits == 0) | (bits == 1)).all()) or min(rank, steps) < 1 or lr <= 0:
+        raise InvalidInput(f"Predictors take inputs of 0 and 1, and rank, steps and lr above 0, not {rank}, {steps} and {lr:g}.")
+    centred = (targets - targets.mean(0)).T
+    vectors = 1 + 0.1 * chance.normal(2, len(centred), rank, 1, bits.shape[1], rng=rng, like=bits)
+    vectors[..., 0] *= 0.1
+    vectors.requires_grad_()
+    adam = torch.optim.Adam([vectors], lr=lr)
+    for _ in range(steps):
+        made = (vectors[0] + bits * (vectors[1] - vectors[0])).prod(-1).sum(1)
+        left = (centred - made).square().mean(1)
+        adam.zero_grad()
+        left.sum().backward()
+        adam.step()
+    return float(1 - (left / centred.square().mean(1)).mean().detach())
