@@ -117,3 +117,10 @@ def test_the_minimum_of_a_parabola():
     assert parabola_minimum(x, -x) == 4
     with pytest.raises(InvalidInput, match="three points"):
         parabola_minimum(x[:2], x[:2])
+
+
+def test_where_values_fall_below_a_level():
+    x, y = np.array([1.0, 2.0, 4.0]), np.array([5.0, 4.0, 0.0])
+    assert crossing(x, y, 3.0) == pytest.approx(2.5)
+    assert crossing(x, y, 9.0) == 1
+    assert crossing(x, y, -1.0) == 4

@@ -104,7 +104,7 @@ def _accuracy(margins: Reading, slopes: Reading, distance: Reading) -> Row:
         return {"holds": f"{start}; as first order says", "fails": f"{start}; first order says otherwise"}.get(verdict.outcome, start)
 
     because = "ten points are allowed for the bending of the boundary, a choice"
-    return Row("accuracy under attack", predicted, accuracy, "equal", POINTS, because=because, words=words)
+    return Row("accuracy under attack", predicted, accuracy, "equal", POINTS, scale=1.0, because=because, words=words)
 
 
 def _jacobian(readings: Mapping[str, Reading]) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
@@ -155,6 +155,25 @@ def least_loss(networks: Perceptrons, train: tuple[Tensor, Tensor], test: tuple[
         if step % every == 0:
             best = torch.minimum(best, (networks.outputs(test[0]) - test[1]).square().sum(-1).mean(1))
     return best
+
+
+def classified(
+    networks: Perceptrons, x: Float[Tensor, "examples features"], labels: Int64[Tensor, "examples"], *, lr: float, batch: int, steps: int, rng: Generator
+) -> Float[Tensor, "members"]:  # fmt: skip
+    """The share of the examples that each network has right after SGD on the cross-entropy, all on the same batches, every parameter at this learning rate.
+
+    Shapes: (examples, features), (examples,) -> (members,).   Cost: `steps` gradients of a batch and one forward pass.
+    """
+    leaves = networks._leaves()
+    moved, optimizer = networks._with(leaves), torch.optim.SGD(leaves, lr=lr)
+    for step in range(steps):
+        at = chance.permutation(len(x), rng=chance.child(rng, "batch", step))[:batch]
+        optimizer.zero_grad()
+        outputs = moved.outputs(x[at])
+        (len(outputs) * torch.nn.functional.cross_entropy(outputs.flatten(0, 1), labels[at].repeat(len(outputs)))).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return (moved.outputs(x).argmax(2) == labels).double().mean(1)
 
 
 def has_kinks(activation: Activation) -> bool:

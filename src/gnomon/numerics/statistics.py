@@ -196,3 +196,16 @@ def parabola_minimum(x: Float64[Array, "points"], y: Float64[Array, "points"]) -
         return float(x[least])
     bend, slope, _ = np.polyfit(x[least - 1 : least + 2], y[least - 1 : least + 2], 2)
     return float(-slope / (2 * bend))
+
+
+def crossing(x: Float64[Array, "points"], y: Float64[Array, "points"], level: float) -> float:
+    """Where values first fall below a level, between points linearly; the last x where they do not, the first where they begin below.
+
+    Shapes: (points,) twice, x growing -> ().   Cost: none.
+    """
+    below = int(np.argmax(y < level))
+    if not y[below] < level:
+        return float(x[-1])
+    if below == 0:
+        return float(x[0])
+    return float(x[below - 1] + (x[below] - x[below - 1]) * (y[below - 1] - level) / (y[below - 1] - y[below]))

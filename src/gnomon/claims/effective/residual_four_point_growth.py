@@ -13,7 +13,7 @@ from torch import Generator
 
 from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage, Tolerance
-from gnomon.core.reading import Array, Axis, Reading
+from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
 from gnomon.instruments import ensembles
 from gnomon.theory.aspect_ratio import residual_vertex
@@ -48,14 +48,9 @@ def measure(s: Settings, *, rng: Generator) -> Reading:
     return ensembles.four_point_vertex(torch.stack(layers))
 
 
-def next_order(s: Settings) -> Array:
-    """The square of the prediction, twice what follows where layers multiply."""
-    return predict(s).value ** 2
-
-
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "appendix B"), relation="equal", predict=predict, measure=measure,
-    tolerance=Tolerance(next_order, because="next order: twice (1 + r/l)^l - 1 - r = r^2/2"),
+    tolerance=Tolerance(lambda s: predict(s).value ** 2, because="next order: twice (1 + r/l)^l - 1 - r = r^2/2"),
     scales={"smoke": Settings(3, 20, members=2_500, replicates=8), "standard": Settings(5, 40, members=8_000, replicates=12), "paper": Settings(16, 256, members=8_000, replicates=100)},
     sabotage=Sabotage("half the residual connection: layers fluctuate more, and are remembered less", residual=0.35),
 )  # fmt: skip
