@@ -12,6 +12,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
 from gnomon.numerics.statistics import (
     bootstrap,
+    crossing,
     finite_population_factor,
     kendall_pseudo_values,
     parabola_minimum,

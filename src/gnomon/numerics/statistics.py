@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Real
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from torch import Generator
@@ -198,7 +198,7 @@ def parabola_minimum(x: Float64[Array, "points"], y: Float64[Array, "points"]) -
     return float(-slope / (2 * bend))
 
 
-def crossing(x: Float64[Array, "points"], y: Float64[Array, "points"], level: float) -> float:
+def crossing(x: Real[np.ndarray, "points"], y: Real[np.ndarray, "points"], level: float) -> float:
     """Where values first fall below a level, between points linearly; the last x where they do not, the first where they begin below.
 
     Shapes: (points,) twice, x growing -> ().   Cost: none.
