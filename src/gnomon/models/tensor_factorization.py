@@ -96,11 +96,6 @@ def squared_slope(target: Float[Tensor, "*modes"], observed: Tensor | float = 1.
     return lambda made: observed * (made - target)
 
 
-def effective_components(norms: Float[Tensor, "*starts r"]) -> Float[Tensor, "*starts"]:
-    """exp of the entropy of the norms' shares: between 1 and the number of components."""
-    return torch.special.entr(norms / norms.sum(-1, keepdim=True).clamp_min(1e-300)).sum(-1).exp()
-
-
 def completion(modes: Sequence[int], *, rank: int, share: float, rng: Generator) -> Callable[[Dense], Dense]:
     """The slope of the completion of a sum of `rank` normal components of norm 1, of whose entries this share is seen.  Raises: as `normal_components`."""
     parts = normal_components(modes, components=rank, size=1.0, starts=1, rng=chance.child(rng, "tensor"))

@@ -271,6 +271,7 @@ class DiskKernel:
                     yield at, _make(self.kernel, self.x1, self.x2, self.folder, self.kinds, self.tile, at)
             return
         try:
+            # for our own workers, which read no pickle from a file; once here and once in each of them, not once a tile
             network = pickle.dumps(self.kernel)
         except Exception as error:
             raise InvalidInput(f"The network cannot be sent to another process ({error}); fill the kernel without a pool.") from error
