@@ -13,34 +13,14 @@ from torch import Generator, Tensor
 
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array
-from gnomon.core.sgd import Sampling, Sgd, svag_weights
+from gnomon.core.sgd import Sgd, svag_weights
+from gnomon.numerics.batches import draw_batches
 
 BLOCK = 64
 """Steps whose indices are drawn at a time; the state at the start of a block is kept, so that the step of a divergence can be found."""
 LOST = 1e100
 """A chain with a larger parameter has diverged."""
 logger = logging.getLogger(__name__)
-
-
-def draw_batches(examples: int, batch: int, *shape: int, sampling: Sampling, rng: Generator) -> Int64[Tensor, "*shape B"]:
-    """The indices of batches, each independent of the others.
-
-    With replacement each index is drawn from all; without, those of a batch differ (Floyd's algorithm: the k-th is drawn from the first N - B + k, and is the
-    last of these where it was drawn already: every subset is as likely).
-
-    Shapes: (*shape, B).   Units: none.   Cost: B^2 / 2 comparisons a batch without replacement.   Raises: InvalidInput for a batch larger than the data.
-    """
-    if not 1 <= batch <= examples:
-        raise InvalidInput(f"A batch takes 1 to {examples} examples, as many as there are data, not {batch}.")
-    if sampling == "with_replacement":
-        return torch.randint(0, examples, (*shape, batch), generator=rng)
-    drawn = torch.empty(*shape, batch, dtype=torch.int64)
-    for k in range(batch):
-        last = examples - batch + k
-        new = torch.randint(0, last + 1, shape, generator=rng)
-        taken = (drawn[..., :k] == new[..., None]).any(-1)
-        drawn[..., k] = torch.where(taken, last, new)
-    return drawn
 
 
 class LeastSquaresChains:
