@@ -150,3 +150,22 @@ def check_records(records: Sequence[int]) -> None:
     """Raises: InvalidInput for no records, or such that fall or are negative."""
     if not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
         raise InvalidInput(f"A descent needs records, numbers of steps that do not fall, not {list(records)}.")
+
+
+def moments(steps: int, times: int) -> list[int]:
+    """The numbers of steps one before, at and one after `times` moments evenly over `steps`: records from which velocities are taken."""
+    return [steps * (k + 1) // times + shift for k in range(times) for shift in (-1, 0, 1)]
+
+
+def fitted_exponent(norms: Sequence[Tensor], pulls: Sequence[Tensor], *, lr: float) -> float:
+    """The slope of log(velocity / pull) against log norm, over all components at all moments; those that are pulled less than a tenth of the most pulled are left out.
+
+    Velocities are central differences of the norms over two steps.   Shapes: norms at the records of `moments`, pulls at the middle ones, each (starts, components).
+    """
+    logs = []
+    for before, here, after, pull in zip(norms[::3], norms[1::3], norms[2::3], pulls, strict=True):
+        velocity = (after - before) / (2 * lr)
+        kept = (pull.abs() > 0.1 * pull.abs().max()) & (velocity * pull > 0)
+        logs.append(torch.stack([here[kept], (velocity / pull)[kept]]).log())
+    x, y = torch.cat(logs, 1)
+    return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, warn_above
+from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, fitted_exponent, moments, warn_above
 from gnomon.models.factor_descent import squared_slope as squared_slope
 
 Vectors = Sequence[Float[Tensor, "starts r _"]]
@@ -112,16 +112,9 @@ def growth_exponent(start: Vectors, slope: Callable[[Dense], Dense], *, lr: floa
     Velocities are central differences of the norms over two steps; components that are pulled less than a tenth of the most pulled are left out.
     Raises: as `descend`.
     """
-    moments = [steps * (k + 1) // times for k in range(times)]
-    path = descend(start, slope, lr=lr, records=[step + shift for step in moments for shift in (-1, 0, 1)])
-    logs = []
-    for before, here, after in zip(path[::3], path[1::3], path[2::3], strict=True):
-        velocity = (component_norms(after) - component_norms(before)) / (2 * lr)
-        pulls = component_pulls(here, slope(dense(here)))
-        kept = (pulls.abs() > 0.1 * pulls.abs().max()) & (velocity * pulls > 0)
-        logs.append(torch.stack([component_norms(here)[kept], (velocity / pulls)[kept]]).log())
-    x, y = torch.cat(logs, 1)
-    return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
+    path = descend(start, slope, lr=lr, records=moments(steps, times))
+    norms, pulls = [component_norms(vectors) for vectors in path], [component_pulls(vectors, slope(dense(vectors))) for vectors in path[1::3]]
+    return fitted_exponent(norms, pulls, lr=lr)
 
 
 def explained_by_rank(bits: Float[Tensor, "n modes"], targets: Float[Tensor, "n c"], *, rank: int, lr: float, steps: int, rng: Generator) -> float:
