@@ -87,8 +87,8 @@ def descent(factors: Factors, slope: Callable[[Product], Product], *, lr: float)
     for before, after in itertools.pairwise(factors):
         if before.ndim != 3 or after.ndim != 3 or after.shape[-1] != before.shape[-2]:
             raise InvalidInput(f"Factors are (starts, d_1, d_0), (starts, d_2, d_1), ..., the first to act first; {[tuple(factor.shape) for factor in factors]} came.")
+    check_slope(slope, product(factors))
     made = FactorDescent(factors, lambda parts: gradients(parts, slope), lr=lr)
-    check_slope(slope, product(made.factors))
     warn_above(slope, len(factors), lr=lr)
     return made
 

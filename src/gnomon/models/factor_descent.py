@@ -23,10 +23,11 @@ class FactorDescent:
     """w <- w - lr dL/dw on all factors of a matrix or tensor, for many starts at once.
 
     Shapes: factors (starts, ...), the first dimension that of the starts; `gradients` maps the factors to the loss's gradients in them, one start apart from the other.
-    A start that diverges is kept: `diverged` holds the step at which a number of it first left the range (beyond the fourth root of the largest number there is,
-    1e77 in float64), else 0; its factors stay what they were before that step.
+    A start that diverges is kept: `diverged` holds the step at which its factors or their gradient first left the range of numbers, else 0; its factors stay what
+    they were before that step.
     `state()` goes through torch.save, and `resume` puts it back: the steps after it are the same to the bit as without a break.
-    Cost: `gradients` once a step.   Raises: InvalidInput for a step size that is not positive, factors of unequal numbers of starts or with numbers that are not finite.
+    Cost: `gradients` once a step, and once every 64.
+    Raises: InvalidInput for a step size that is not positive, factors of unequal numbers of starts, and such that are not finite or have a gradient that is not.
     """
 
     def __init__(self, factors: Factors, gradients: Callable[[Factors], Sequence[Tensor]], *, lr: float) -> None:
@@ -38,6 +39,8 @@ class FactorDescent:
         self.factors = [factor.detach().clone() for factor in factors]
         self.gradients, self.lr, self.steps = gradients, lr, 0
         self.diverged = torch.zeros(len(factors[0]), dtype=torch.int64, device=factors[0].device)
+        if bool(self._lost().any()):
+            raise InvalidInput(f"The gradient at the start is not finite for start {int(self._lost().nonzero()[0])}: begin with smaller factors.")
 
     def run(self, steps: int) -> None:
         """Make so many steps."""
@@ -70,7 +73,8 @@ class FactorDescent:
             factor.sub_(torch.where(kept.reshape(-1, *[1] * (factor.ndim - 1)), move, 0.0) if some else move, alpha=self.lr)
 
     def _lost(self) -> Bool[Tensor, "starts"]:
-        return torch.stack([~(factor.flatten(1).abs().amax(1) < torch.finfo(factor.dtype).max ** 0.25) for factor in self.factors]).any(0)
+        seen = [*self.factors, *self.gradients(self.factors)]
+        return ~torch.stack([torch.isfinite(part).flatten(1).all(1) for part in seen]).all(0)
 
     def _find(self, count: int) -> None:
         """Make the block once more, and stop each start before the step at which it is lost."""

@@ -67,7 +67,7 @@ def balanced_weights(
 ) -> list[Float[Tensor, "starts _ _"]]:
     """Normal matrices whose rows and columns are scaled, by turns, until every local component is balanced: all of its vectors have one norm.
 
-    At each node the norms of the local components are alike.  All matrices have the Frobenius norm c, c^nodes = `size`, which bounds the tensor's norm.
+    At each node the norms of the local components are alike.  All matrices have the Frobenius norm `size`, whose power by the number of nodes bounds the tensor's norm.
     Then each mode's matrix times `skew`, the root's over all of these: the same tensor, no longer balanced.
 
     Shapes: those of `weight_shapes`, starts first, float64, as `nodes` stand.   Raises: InvalidInput as `weight_shapes`, and for numbers that are not positive.
@@ -86,7 +86,7 @@ def balanced_weights(
                 squares = squares / squares.sum(2, keepdim=True)
                 squares = squares / squares.sum(1, keepdim=True)
         squares = squares / squares.sum(1, keepdim=True) / shape[1]
-        weights.append(signs * squares.sqrt() * size ** (1 / len(shapes)) * (skew if isinstance(node, int) else 1.0))
+        weights.append(signs * squares.sqrt() * size * (skew if isinstance(node, int) else 1.0))
     return [*weights[:-1], weights[-1] / skew ** len(modes)]
 
 
@@ -131,8 +131,8 @@ def descent(weights: Weights, tree: Tree, slope: Callable[[Dense], Dense], *, lr
     Raises: InvalidInput as `FactorDescent` and `weight_shapes`, and for weights that do not fit the tree or a slope of another shape.
     """
     check_weights(weights, tree)
+    check_slope(slope, dense(weights, tree))
     made = FactorDescent(weights, lambda parts: gradients(parts, tree, slope), lr=lr)
-    check_slope(slope, dense(made.factors, tree))
     return made
 
 

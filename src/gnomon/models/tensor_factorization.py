@@ -64,8 +64,8 @@ def descent(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float) -> 
     """
     if not 2 <= len(vectors) <= 16 or any(part.ndim != 3 or part.shape[:2] != vectors[0].shape[:2] for part in vectors):
         raise InvalidInput(f"Vectors are 2 to 16 tensors (starts, components, d_n), alike but for d_n; {[tuple(part.shape) for part in vectors]} came.")
+    check_slope(slope, dense(vectors))
     made = FactorDescent(vectors, lambda parts: _gradients(parts, slope(dense(parts))), lr=lr)
-    check_slope(slope, dense(made.factors))
     warn_above(slope, len(vectors), lr=lr, components=vectors[0].shape[1])
     return made
 
