@@ -25,7 +25,7 @@ PAIRS, TRIPLE, TREE = ((0, 1), (2, 3)), (0, 1, 2), (((0, 1), (2, 3)), ((4, 5), (
 class Settings:
     """Mode trees, the modes' length, the rank, the share of entries seen; local components a node, the norm of each matrix; steps; the modes' matrices times `skew`, the root's over these."""
 
-    trees: tuple[Tree, ...]
+    trees: tuple[tuple[Tree, ...], ...]
     side: int
     rank: int
     share: float
