@@ -8,10 +8,15 @@ import torch
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.core.sgd import Sgd
+from gnomon.data.regression import regression
 from gnomon.models import deep_matrix as matrices
 from gnomon.models import factor_descent
 from gnomon.models import tensor_factorization as tensors
+from gnomon.models.chains import LeastSquaresChains
 from gnomon.models.factor_descent import FactorDescent, squared_slope
+from gnomon.models.langevin import LangevinChains
+from gnomon.numerics.potentials import double_well
 
 
 def normal(*shape, seed=0):
@@ -64,8 +69,36 @@ def test_a_run_that_was_cut_goes_on_to_the_bit(build):
     assert torch.equal(other.diverged, whole.diverged)
     assert int(whole.diverged[0]) > 0
     assert all(torch.equal(a, b) for a, b in zip(other.factors, whole.factors, strict=True))
-    with pytest.raises(InvalidInput, match="another descent"):
+    with pytest.raises(InvalidInput, match="another simulation"):
         matrices.descent([normal(2, 3, 3)], squared_slope(normal(3, 3)), lr=0.1).resume(cut.state())
+
+
+def chains(seed):
+    x, y = regression(12, 3, 4.0, rng=chance.generator(2))
+    sgd = Sgd(lr=0.2, batch_size=4, examples=12, sampling="without_replacement", momentum=0.5)
+    return LeastSquaresChains(x, y, sgd, chains=3, rng=chance.generator(seed))
+
+
+def langevin(seed):
+    return LangevinChains(double_well(), normal(5, 1), lr=0.01, temperature=0.3, rng=chance.generator(seed))
+
+
+@pytest.mark.parametrize("build", [chains, langevin])
+def test_chains_that_were_cut_go_on_to_the_bit(build):
+    """In a new process the seed may be another: chance goes on where it was."""
+    whole, cut, other = build(3), build(3), build(4)
+    further = {"averaged": True} if build is chains else {}
+    for made in (whole, cut):
+        made.run(70, **further)
+    file = io.BytesIO()
+    torch.save(cut.state(), file)
+    file.seek(0)
+    other.resume(torch.load(file))
+    for made in (whole, other):
+        made.run(50, **further)
+    assert all(torch.equal(part, other.state()[key]) for key, part in whole.state().items())
+    with pytest.raises(InvalidInput, match="another simulation"):
+        other.resume(a_matrix(0.1).state())
 
 
 @pytest.mark.parametrize(("depth", "whole"), [(1, True), (2, True), (4, True), (2, False), (3, False)])
@@ -98,7 +131,7 @@ def test_the_sharpness_of_completed_tensors_is_at_least_what_the_limit_says(capl
             pieces = [piece.reshape(shape) for piece, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]
             return (seen * (tensors.dense(pieces)[0] - target).square()).sum() / 2
 
-        sharpness = float(torch.linalg.eigvalsh(torch.func.hessian(loss)(torch.cat([part.flatten() for part in parts])))[-1])
+        sharpness = float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, torch.cat([part.flatten() for part in parts])))[-1])
         caplog.clear()
         tensors.descent(parts, squared_slope(target, seen), lr=2.0 / sharpness * 1e6)
         assert float(caplog.messages[0].split("above ")[1].split(",")[0]) >= 2 / sharpness * 0.999

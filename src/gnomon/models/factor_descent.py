@@ -61,9 +61,7 @@ class FactorDescent:
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from where `state` was taken.  Raises: InvalidInput where it is that of other factors."""
-        mine, theirs = ({key: tuple(part.shape) for key, part in each.items()} for each in (self.state(), state))
-        if mine != theirs:
-            raise InvalidInput(f"The state is that of another descent: its shapes are {theirs}, not {mine}.")
+        check_state(state, self.state())
         self.factors = [state[f"factor.{place}"].to(factor, copy=True) for place, factor in enumerate(self.factors)]
         self.steps, self.diverged = int(state["steps"]), state["diverged"].to(self.diverged, copy=True)
 
@@ -95,6 +93,13 @@ class FactorDescent:
             first,
             self.lr,
         )
+
+
+def check_state(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
+    """Raises: InvalidInput where a state that was kept is not of the shapes of one's own."""
+    theirs, own = ({key: tuple(part.shape) for key, part in each.items()} for each in (state, mine))
+    if theirs != own:
+        raise InvalidInput(f"The state is that of another simulation: its shapes are {theirs}, not {own}.")
 
 
 @dataclass(frozen=True, eq=False)
