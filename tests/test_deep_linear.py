@@ -90,3 +90,4 @@ def test_whitened_inputs_and_the_effective_rank():
     assert torch.linalg.eigvalsh(moments) == pytest.approx([0, 1, 1, 1], abs=1e-8)
     assert torch.allclose(whitened(inputs, kept=1.0), inputs)
     assert effective_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))) == pytest.approx(2.0)
+    assert float(effective_rank(torch.zeros(3, 3))) == 1.0

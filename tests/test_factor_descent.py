@@ -149,7 +149,10 @@ def test_bad_input():
         (lambda: squared_slope(normal(2, 3), torch.ones(3, 2)), "shape of what is seen"),
         (lambda: matrices.descent([normal(1, 2, 3), normal(1, 2, 3)], squared_slope(normal(2, 3)), lr=0.1), "the first to act first"),
         (lambda: matrices.descent([normal(1, 2, 3)], squared_slope(normal(2, 1, 2, 3)), lr=0.1), "is the target of that shape"),
+        (lambda: matrices.descent([], squared_slope(normal(2, 3)), lr=0.1), "the first to act first"),
         (lambda: factor_descent.check_records([3, 2]), "do not fall"),
+        (lambda: factor_descent.check_records([1.5]), "whole numbers"),
+        (lambda: a_matrix(0.1).run(-1), "cannot make -1 steps"),
         (lambda: factor_descent.check_records([]), "do not fall"),
     ):
         with pytest.raises(InvalidInput, match=said):

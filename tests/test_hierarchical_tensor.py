@@ -1,7 +1,6 @@
 """Hierarchical tensor factorisations against entries taken one by one, automatic gradients, flows of their own and other factorisations."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -113,6 +112,8 @@ def test_bad_input():
         (lambda: trees.weight_shapes((2, 3), ((0,), 1), 2), "two children or more"),
         (lambda: trees.weight_shapes((2, 3), (0, 1), {(0,): 2}), "a width each"),
         (lambda: trees.weight_shapes((2, 3), (0, 1), 0), "at least 1"),
+        (lambda: trees.weight_shapes((2, 3), (0, 1), 2.5), "whole numbers"),
+        (lambda: trees.weight_shapes((2, 3), "01", 2), "made of tuples"),
         (lambda: trees.balanced_weights((2, 3), (0, 1), widths=2, size=0.0, starts=1, rng=chance.generator(0)), "above 0"),
         (lambda: trees.descend(good[:-1], ((0, 1), 2), lambda w: w, lr=0.1, records=[1]), "for each of its nodes"),
         (lambda: trees.descend([good[1], *good[1:]], ((0, 1), 2), squared_slope(normal(2, 3, 2)), lr=0.1, records=[1]), "cannot be taken"),
@@ -123,4 +124,4 @@ def test_bad_input():
     ):
         with pytest.raises(InvalidInput, match=said):
             call()
-    assert math.isfinite(float(trees.dense(good, ((0, 1), 2)).sum()))
+    assert torch.equal(trees.dense(good, [[0, 1], 2]), trees.dense(good, ((0, 1), 2))), "lists do too"

@@ -84,9 +84,8 @@ def descent(factors: Factors, slope: Callable[[Product], Product], *, lr: float)
     For the squared distance from a matrix, a step at which no minimum can be stable is said before the run, with the limit.
     Shapes: factors as in `product`; slope maps (starts, m, n) to itself.   Raises: InvalidInput as `FactorDescent`, and for factors that do not chain or a slope of another shape.
     """
-    for before, after in itertools.pairwise(factors):
-        if before.ndim != 3 or after.ndim != 3 or after.shape[-1] != before.shape[-2]:
-            raise InvalidInput(f"Factors are (starts, d_1, d_0), (starts, d_2, d_1), ..., the first to act first; {[tuple(factor.shape) for factor in factors]} came.")
+    if not factors or any(factor.ndim != 3 for factor in factors) or any(after.shape[2] != before.shape[1] for before, after in itertools.pairwise(factors)):
+        raise InvalidInput(f"Factors are (starts, d_1, d_0), (starts, d_2, d_1), ..., the first to act first; {[tuple(factor.shape) for factor in factors]} came.")
     check_slope(slope, product(factors))
     made = FactorDescent(factors, lambda parts: gradients(parts, slope), lr=lr)
     warn_above(slope, len(factors), lr=lr)
@@ -152,7 +151,7 @@ def mode_path(
 
 
 def effective_rank(made: Float[Tensor, "*starts m n"]) -> Float[Tensor, "*starts"]:
-    """exp of the entropy of the singular values' shares: between 1 and the rank.  Shapes: (..., m, n) -> (...)."""
+    """exp of the entropy of the singular values' shares: between 1 and the rank; 1 where all are 0.  Shapes: (..., m, n) -> (...)."""
     values = torch.linalg.svdvals(made)
-    shares = values / values.sum(-1, keepdim=True).clamp_min(1e-300)
+    shares = values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
     return torch.special.entr(shares).sum(-1).exp()

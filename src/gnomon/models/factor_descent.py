@@ -43,7 +43,9 @@ class FactorDescent:
             raise InvalidInput(f"The gradient at the start is not finite for start {int(self._lost().nonzero()[0])}: begin with smaller factors.")
 
     def run(self, steps: int) -> None:
-        """Make so many steps."""
+        """Make so many steps.  Raises: InvalidInput for fewer than none."""
+        if steps < 0:
+            raise InvalidInput(f"A descent cannot make {steps} steps: it goes on, from step {self.steps}.")
         for first in range(0, steps, BLOCK):
             count, before = min(BLOCK, steps - first), [factor.clone() for factor in self.factors]
             kept = self.diverged == 0
@@ -125,7 +127,7 @@ def squared_slope(target: Tensor, observed: Tensor | float = 1.0) -> SquaredSlop
             f"What is completed is finite (unseen entries too: write 0 there) and has the shape of what is seen; shapes {tuple(target.shape)} and {tuple(seen.shape)} came,"
             f" with {int((~torch.isfinite(target)).sum())} and {int((~torch.isfinite(seen)).sum())} entries that are not finite."
         )
-    return SquaredSlope(target, observed)
+    return SquaredSlope(target if target.is_floating_point() else target.double(), observed)
 
 
 def check_slope(slope: Callable[[Tensor], Tensor], made: Tensor) -> None:
@@ -157,8 +159,8 @@ def warn_above(slope: Callable[[Tensor], Tensor], factors: int, *, lr: float, co
 
 def check_records(records: Sequence[int]) -> None:
     """Raises: InvalidInput for no records, or such that fall or are negative."""
-    if not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
-        raise InvalidInput(f"A descent needs records, numbers of steps that do not fall, not {list(records)}.")
+    if not records or records[0] < 0 or any(int(record) != record for record in records) or any(b < a for a, b in itertools.pairwise(records)):
+        raise InvalidInput(f"A descent needs records, whole numbers of steps that do not fall, not {list(records)}.")
 
 
 def moments(steps: int, times: int) -> list[int]:

@@ -12,7 +12,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
 from gnomon.models.factor_descent import FactorDescent, SquaredSlope, check_records, check_slope, fitted_exponent, moments, squared_slope
 
-Tree = int | tuple["Tree", ...]
+Tree = int | Sequence["Tree"]
 """A mode, or the nodes below a node: ((0, 1), (2, 3)) is the perfect binary tree of order 4."""
 Weights = Sequence[Float[Tensor, "starts _ _"]]
 Dense = Float[Tensor, "starts *modes"]
@@ -34,7 +34,9 @@ def binary_tree(order: int) -> Tree:
 
 
 def modes_of(tree: Tree) -> Label:
-    """The modes below a node, as they stand in the tree."""
+    """The modes below a node, as they stand in the tree.  Raises: InvalidInput for what is no tree."""
+    if not isinstance(tree, (int, tuple, list)):
+        raise InvalidInput(f"A mode tree is made of tuples and the numbers of modes, such as ((0, 1), (2, 3)), not {tree!r}.")
     return (tree,) if isinstance(tree, int) else tuple(mode for child in tree for mode in modes_of(child))
 
 
@@ -56,10 +58,12 @@ def weight_shapes(modes: Sequence[int], tree: Tree, widths: int | Mapping[Label,
         raise InvalidInput(f"A mode tree of {len(modes)} modes, 2 at least, holds each of 0 to {len(modes) - 1} once, such as {binary_tree(max(len(modes), 2))}, not {tree}.")
     inside = {label: node for label, node in nodes(tree) if not isinstance(node, int)}
     wide = widths if isinstance(widths, Mapping) else dict.fromkeys(inside, widths)
-    if any(len(node) < 2 for node in inside.values()) or wide.keys() != inside.keys() or min(*wide.values(), *modes) < 1:
-        raise InvalidInput(f"Modes and widths are at least 1, and nodes inside have two children or more and a width each, {sorted(inside)}; {tuple(modes)} and {widths} came.")
-    columns = {inside_tree: wide[label] for label, node in inside.items() for inside_tree in node}
-    return [(modes[node] if isinstance(node, int) else wide[label], columns.get(node, 1)) for label, node in nodes(tree)]
+    if any(len(node) < 2 for node in inside.values()) or wide.keys() != inside.keys() or any(int(n) != n or n < 1 for n in (*wide.values(), *modes)):
+        raise InvalidInput(
+            f"Modes and widths are whole numbers of at least 1, and nodes inside have two children or more and a width each, {sorted(inside)}; {tuple(modes)} and {widths} came."
+        )
+    columns = {tuple(sorted(modes_of(child))): wide[label] for label, node in inside.items() for child in node}
+    return [(modes[node] if isinstance(node, int) else wide[label], columns.get(label, 1)) for label, node in nodes(tree)]
 
 
 def balanced_weights(
@@ -183,7 +187,7 @@ def component_pulls(weights: Weights, tree: Tree, slope: Callable[[Dense], Dense
     """
     moves = {label: move for (label, _), move in zip(nodes(tree), gradients(weights, tree, slope), strict=True)}
     own = {label: weight for (label, _), weight in zip(nodes(tree), weights, strict=True)}
-    return {label: -(moves[label] * own[label]).sum(2) / norms.clamp_min(1e-300) for label, norms in component_norms(weights, tree).items()}
+    return {label: -(moves[label] * own[label]).sum(2) / norms.clamp_min(torch.finfo(norms.dtype).tiny) for label, norms in component_norms(weights, tree).items()}
 
 
 def hierarchical_singular_values(tensor: Dense, tree: Tree) -> dict[Label, Float[Tensor, "starts k"]]:

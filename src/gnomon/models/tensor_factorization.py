@@ -49,7 +49,7 @@ def component_norms(vectors: Vectors) -> Float[Tensor, "starts r"]:
 def component_pulls(vectors: Vectors, gradient: Dense) -> Float[Tensor, "starts r"]:
     """<-G, w_r / |w_r|>: how much each component's direction lowers the loss whose gradient in the tensor is G."""
     letters = _letters(len(vectors))
-    directions = [part / part.norm(dim=-1, keepdim=True).clamp_min(1e-300) for part in vectors]
+    directions = [part / part.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny) for part in vectors]
     return -torch.einsum("z" + letters + "," + ",".join(f"zr{letter}" for letter in letters) + "->zr", gradient, *directions)
 
 
