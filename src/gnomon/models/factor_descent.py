@@ -164,7 +164,12 @@ def check_records(records: Sequence[int]) -> None:
 
 
 def moments(steps: int, times: int) -> list[int]:
-    """The numbers of steps one before, at and one after `times` moments evenly over `steps`: records from which velocities are taken."""
+    """The numbers of steps one before, at and one after `times` moments evenly over `steps`: records from which velocities are taken.
+
+    Raises: InvalidInput for fewer than three steps a moment.
+    """
+    if times < 1 or steps < 3 * times:
+        raise InvalidInput(f"Velocities at {times} moments take at least {3 * times} steps, not {steps}.")
     return [steps * (k + 1) // times + shift for k in range(times) for shift in (-1, 0, 1)]
 
 

@@ -102,30 +102,54 @@ def dense(weights: Weights, tree: Tree) -> Dense:
     Shapes: as `nodes` stand, (starts, d_n, R_parent), (starts, R_node, R_parent), (starts, R_root, 1) -> (starts, d_1, ..., d_N).
     Cost: about starts x prod(d) x R_root multiplications at the root, less below.
     """
-    *_, root = weights
-    made: dict[Label, tuple[Tensor, list[int], Label]] = {}
-    for weight, (label, node) in zip(weights, nodes(tree), strict=True):
+    return _up(weights, tree)[0]
+
+
+Join = tuple[int, list[int], list[Tensor]]
+"""A node inside, by its place among the nodes, with the places of its children, and what is joined: the first child, it with the second, ..."""
+
+
+def _up(weights: Weights, tree: Tree) -> tuple[Dense, list[Tensor], list[Join]]:
+    """The tensor, the part of every node, flat over the modes below it, and how they were joined."""
+    place = {label: number for number, (label, _) in enumerate(nodes(tree))}
+    parts, joins = list(weights), []
+    for label, node in nodes(tree):
         if isinstance(node, int):
-            made[label] = weight, [weight.shape[1]], label
             continue
-        parts = [made.pop(tuple(sorted(modes_of(child)))) for child in node]
-        sizes, places = [size for _, own, _ in parts for size in own], tuple(mode for _, _, own in parts for mode in own)
-        joined, *others = [part for part, _, _ in parts]
-        if weight is root:  # of width 1: its weights go into the first child, so that the last product is one of matrices
-            joined = joined * weight.mT
-        for other in others[:-1] if weight is root else others:
-            joined = (joined[:, :, None] * other[:, None]).flatten(1, 2)
-        made[label] = (joined @ others[-1].mT if weight is root else joined @ weight), sizes, places
-    ((tensor, sizes, places),) = made.values()
-    return tensor.reshape(len(root), *sizes).permute(0, *(1 + places.index(mode) for mode in range(len(places))))
+        here, below = place[label], [place[tuple(sorted(modes_of(child)))] for child in node]
+        weight, root = weights[here], here == len(weights) - 1
+        joined = [parts[below[0]] * weight.mT if root else parts[below[0]]]  # the root's weights go into a child, so that the last product is one of matrices
+        for child in below[1:-1] if root else below[1:]:
+            joined.append((joined[-1][:, :, None] * parts[child][:, None]).flatten(1, 2))
+        parts[here] = joined[-1] @ parts[below[-1]].mT if root else joined[-1] @ weight
+        joins.append((here, below, joined))
+    order = modes_of(tree)
+    sizes = [weights[place[mode,]].shape[1] for mode in order]
+    return parts[-1].reshape(len(parts[-1]), *sizes).permute(0, *(1 + order.index(mode) for mode in range(len(order)))), parts, joins
 
 
 def gradients(weights: Weights, tree: Tree, slope: Callable[[Dense], Dense]) -> list[Float[Tensor, "starts _ _"]]:
-    """The gradient of a loss of the tensor, whose gradient there is slope(tensor), in each matrix.  Shapes: those of the weights.   Cost: three times `dense`."""
-    leaves = [weight.detach().requires_grad_() for weight in weights]
-    with torch.enable_grad():
-        made = dense(leaves, tree)
-    return list(torch.autograd.grad(made, leaves, slope(made.detach())))
+    """The gradient of a loss of the tensor, whose gradient there is slope(tensor), in each matrix: the joins undone from the root down.
+
+    Shapes: those of the weights.   Cost: three times `dense`.
+    """
+    tensor, parts, joins = _up(weights, tree)
+    order = modes_of(tree)
+    pulls = [torch.empty(0)] * len(parts)
+    pulls[-1] = slope(tensor).permute(0, *(1 + mode for mode in order)).reshape(parts[-1].shape)
+    for here, below, joined in reversed(joins):
+        pull, root = pulls[here], here == len(parts) - 1
+        if root:
+            pulls[below[-1]], pull = pull.mT @ joined[-1], pull @ parts[below[-1]]
+        else:
+            pulls[here], pull = joined[-1].mT @ pull, pull @ weights[here].mT
+        for child, before in reversed(list(zip(below[1:-1] if root else below[1:], joined, strict=False))):
+            apart = pull.unflatten(1, (before.shape[1], -1))
+            pulls[child], pull = (apart * before[:, :, None]).sum(1), (apart * parts[child][:, None]).sum(2)
+        if root:
+            pulls[here], pull = (pull * parts[below[0]]).sum(1)[:, :, None], pull * weights[here].mT
+        pulls[below[0]] = pull
+    return pulls
 
 
 def descent(weights: Weights, tree: Tree, slope: Callable[[Dense], Dense], *, lr: float) -> FactorDescent:
