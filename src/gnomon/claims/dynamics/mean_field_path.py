@@ -55,6 +55,6 @@ def measure(s: Settings, shared: tuple[Tensor, Tensor, Tensor], *, rng: Generato
 CLAIM = Claim(
     version=1, entry="A3", source=Source("mei2018"), relation="equal", predict=predict, measure=measure, prepare=prepare,
     tolerance=Tolerance(lambda s: 2 / s.width, because="the next order of the mean is that of one unit of n, and a unit is of order 1: as for the claim of the fluctuations"),
-    scales={"smoke": Settings((12, 6, 3, 2), 50, 100, 0.1, (2.0, 5.0), replicates=4), "standard": Settings((24, 10, 4, 2), 200, 200, 0.05, (2.0, 5.0, 10.0, 20.0), replicates=6), "paper": Settings((200, 20, 10, 3), 1_000, 1_000, 0.02, (2.0, 5.0, 10.0, 50.0), replicates=20)},
+    scales={"smoke": Settings((12, 6, 3, 2), 50, 100, 0.1, (2.0, 5.0), replicates=4), "standard": Settings((24, 10, 4, 2), 100, 100, 0.05, (2.0, 5.0, 10.0, 20.0), replicates=6), "paper": Settings((200, 20, 10, 3), 1_000, 1_000, 0.02, (2.0, 5.0, 10.0, 50.0), replicates=20)},
     sabotage=Sabotage("steps that are half as long again", factor=1.5),
 )  # fmt: skip
