@@ -88,7 +88,7 @@ def sphere_spectrum(kernel: Kernel, dimension: int) -> tuple[Float64[Array, "deg
     return found, counts, max(top - float(found @ counts), 0.0)
 
 
-def kernel_samples(kernels: Sequence[Kernel], dimensions: Sequence[int], parts: Sequence[float], *, level: float) -> Reading:
+def kernel_samples(kernels: Sequence[Kernel], dimensions: Sequence[int], parts: ArrayLike, *, level: float) -> Reading:
     """The number of examples after which kernel regression without a ridge leaves a part `level` of a target unlearned, in each dimension, from the kernel's eigenvalues on the sphere.
 
     E_n / sum_k v_k^2 = level, with E_n of `eigenlearning.learning_curve` and v_k^2 the mean square of the target's part of degree k (`parts`, from degree 0); degrees above 12 act as a ridge.
@@ -99,7 +99,9 @@ def kernel_samples(kernels: Sequence[Kernel], dimensions: Sequence[int], parts: 
     """
     table, value = np.broadcast_to(np.asarray(parts, dtype=np.float64), (len(dimensions), np.shape(parts)[-1])), []
     if not 0 < level < 1 or table.shape[1] > HIGHEST + 1 or len(kernels) != len(dimensions):
-        raise InvalidInput(f"A level between 0 and 1, at most {HIGHEST + 1} parts and a kernel a dimension are needed, not {level}, {table.shape[1]} and {len(kernels)} for {len(dimensions)}.")
+        raise InvalidInput(
+            f"A level between 0 and 1, at most {HIGHEST + 1} parts and a kernel a dimension are needed, not {level}, {table.shape[1]} and {len(kernels)} for {len(dimensions)}."
+        )
     for kernel, d, squares in zip(kernels, dimensions, table, strict=True):
         eigenvalues, counts, rest = sphere_spectrum(kernel, d)
         power = np.pad(squares / squares.sum(), (0, HIGHEST + 1 - len(squares)))

@@ -6,19 +6,18 @@ The kernel is that of a two-layer ReLU network of infinite width, without a ridg
 leaves half of what has degree 2.  At finite d lower degrees cost examples too; what that does to the slope, from the kernel's eigenvalues, is half of the tolerance.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
-from gnomon.models.single_index import regression_curve
+from gnomon.models.single_index import Kernel, regression_curve
 from gnomon.theory import kernels, single_index
 
-LEVEL, Kernels = 0.25, tuple[Callable[[Tensor, Tensor], Tensor], ...]
+LEVEL = 0.25
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Settings:
     square: float = 1.0
 
 
-def prepare(s: Settings, *, rng: Generator) -> Kernels:
+def prepare(s: Settings, *, rng: Generator) -> tuple[Kernel, ...]:
     """The tangent kernel in each dimension."""
 
-    def of(d: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def of(d: int) -> Kernel:
         network = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 1, bias=False))
         kernel = kernels.infinite_width(network, parametrization="ntk", weight_variance=1.0, bias_variance=1.0)
         return lambda x1, x2: kernel(x1, x2, ("ntk",))[0]
@@ -42,13 +41,13 @@ def prepare(s: Settings, *, rng: Generator) -> Kernels:
     return tuple(of(d) for d in s.dimensions)
 
 
-def predict(s: Settings, shared: Kernels) -> Reading:
+def predict(s: Settings, shared: tuple[Kernel, ...]) -> Reading:
     """The exponent, 2; on the sphere the mean square of the part of degree 2 is (d - 1) / (d + 2) of that under normal inputs."""
     parts = [(0.0, 1.0, s.square**2 * (d - 1) / (d + 2)) for d in s.dimensions]
     return single_index.kernel_sample_exponent(2, single_index.kernel_samples(shared, s.dimensions, parts, level=LEVEL))
 
 
-def measure(s: Settings, shared: Kernels, *, rng: Generator) -> Reading:
+def measure(s: Settings, shared: tuple[Kernel, ...], *, rng: Generator) -> Reading:
     """From one set of examples in each dimension, of which the first are taken, more by a factor each time."""
     ways = [regression_curve(k, d, square=s.square, level=LEVEL, most=s.most, rng=chance.child(rng, "d", d)) for k, d in zip(shared, s.dimensions, strict=True)]
     return Reading("kernel_samples", [way.needed(LEVEL) for way in ways], "examples", axes=(Axis("dimension", tuple(map(float, s.dimensions)), scale="log"),))
@@ -56,6 +55,6 @@ def measure(s: Settings, shared: Kernels, *, rng: Generator) -> Reading:
 
 CLAIM = Claim(
     version=1, entry="B2", source=Source("ghorbani2021"), relation="exponent", prepare=prepare, predict=predict, measure=measure,
-    scales={"smoke": Settings((8, 16, 32), 1024, 6), "standard": Settings((20, 40, 80), 6000, 10), "paper": Settings((32, 64, 128, 192), 40_000, 20)},
+    scales={"smoke": Settings((10, 20, 40), 1500, 8), "standard": Settings((20, 40, 80), 6000, 10), "paper": Settings((32, 64, 128, 192), 40_000, 20)},
     sabotage=Sabotage("a target of degree 1", square=0.0),
 )  # fmt: skip

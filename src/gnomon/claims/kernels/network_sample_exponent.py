@@ -15,7 +15,7 @@ from gnomon.core import rng as chance
 from gnomon.core.claim import Claim, Sabotage
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
-from gnomon.models.single_index import on_line_curve, target
+from gnomon.models.single_index import Networks, on_line_curve, target
 from gnomon.theory.single_index import information_exponent, network_sample_exponent
 
 LEVEL = 0.25
@@ -29,7 +29,7 @@ class Settings:
     width: int
     members: int
     replicates: int
-    most: float = 8.0
+    most: float = 16.0
     scale: float = 1.0
 
 
@@ -39,17 +39,18 @@ def predict(s: Settings) -> Reading:
 
 
 def measure(s: Settings, *, rng: Generator) -> Reading:
-    """The examples that one block of networks takes, from their mean error on each before it is learned from."""
-    found, kept = [], {"width": s.width, "members": s.members, "scale": s.scale, "lr": 0.25, "level": LEVEL}
+    """The examples that one block of networks takes, from their mean error on new inputs."""
+    found = []
     for d in s.dimensions:
-        found.append(on_line_curve(d, most=round(s.most * d * d), rng=chance.child(rng, "d", d), **kept).needed(LEVEL))
+        networks = Networks.draw(d, s.width, s.members, scale=s.scale, rng=chance.child(rng, "networks", d))
+        found.append(on_line_curve(networks, lr=0.25, level=LEVEL, most=round(s.most * d * d), rng=chance.child(rng, "d", d)).needed(LEVEL))
     return Reading("network_samples", found, "examples", axes=(Axis("dimension", tuple(map(float, s.dimensions)), scale="log"),))
 
 
 CLAIM = Claim(
     version=1, entry="B2", source=Source("benarous2021", "section 1"), relation="exponent", predict=predict, measure=measure,
     scales={
-        "smoke": Settings((8, 16, 32), 32, members=8, replicates=8), "standard": Settings((32, 64, 128), 64, members=8, replicates=10),
-        "paper": Settings((64, 128, 256, 512, 1024), 512, members=16, replicates=20),
+        "smoke": Settings((8, 16, 32), 64, members=4, replicates=6), "standard": Settings((32, 64, 128), 128, members=4, replicates=8),
+        "paper": Settings((64, 128, 256, 512), 512, members=16, replicates=20),
     }, sabotage=Sabotage("weights that move by 1 / 32: the network's own tangent kernel", scale=32.0),
 )  # fmt: skip
