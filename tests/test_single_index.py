@@ -115,11 +115,11 @@ def test_a_step_is_that_of_automatic_differentiation(scale):
             first.bias.copy_(networks.biases[member, :, 0])
             last.weight.copy_(networks.outer[member].T)
         module = nn.Sequential(first, nn.ReLU(), last)
-        optimizer = torch.optim.SGD(module.parameters(), lr=lr * 6 / scale**2)
         for _ in range(2):
-            optimizer.zero_grad()
-            ((scale / 6 * module(x[member])[:, 0] - y[member]).square().sum() / 2).backward()
-            optimizer.step()
+            slopes = torch.autograd.grad((scale / 6 * module(x[member])[:, 0] - y[member]).square().sum() / 2, list(module.parameters()))
+            with torch.no_grad():
+                for parameter, slope in zip(module.parameters(), slopes, strict=True):
+                    parameter -= lr * 6 / scale**2 * slope
         modules.append((first, last))
     for _ in range(2):
         networks.learn(x, y, lr)
