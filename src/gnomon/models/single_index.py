@@ -122,17 +122,20 @@ def regression_curve(kernel: Kernel, dimension: int, *, square: float = 1.0, lev
     draws, half = chance.child(rng, "examples"), (dimension - 1) / 2
     cosines = 2 * stats.beta.ppf(_strata(tests, rng), half, half) - 1
     new = math.sqrt(dimension) * _along(normalize(chance.normal(tests, dimension - 1, rng=chance.child(rng, "tests"))) * torch.from_numpy(1 - cosines**2).sqrt()[:, None], cosines)
-    aims, x = target(new, square), new[:0]
+    aims, x, gram, beside = target(new, square), new[:0], new[:0, :0], new[:, :0]
     sizes, errors = list[float](), list[float]()
     while not errors or (errors[-1] >= level and sizes[-1] < most):
         n = min(most, round(FIRST * growth ** len(sizes)))
-        x = torch.cat([x, math.sqrt(dimension) * normalize(chance.normal(n - len(x), dimension, rng=draws))])
-        factor, info = torch.linalg.cholesky_ex(kernel(x, x))
+        added = math.sqrt(dimension) * normalize(chance.normal(n - len(x), dimension, rng=draws))
+        x, beside = torch.cat([x, added]), torch.cat([beside, kernel(new, added)], 1)
+        rows = kernel(added, x)
+        gram = torch.cat([torch.cat([gram, rows[:, : len(gram)].T], 1), rows])
+        factor, info = torch.linalg.cholesky_ex(gram)
         if int(info):
             raise InvalidInput(f"The kernel over {n} examples in dimension {dimension} is not positive definite: regression without a ridge needs one that is.")
         solved = torch.cholesky_solve(target(x, square)[:, None], factor)
         sizes.append(float(n))
-        errors.append(float((kernel(new, x) @ solved - aims[:, None]).square().mean() / aims.square().mean()))
+        errors.append(float((beside @ solved - aims[:, None]).square().mean() / aims.square().mean()))
     return Curve(torch.tensor(sizes, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
 
 
