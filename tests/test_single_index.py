@@ -143,6 +143,14 @@ def test_at_a_large_scale_weights_move_by_one_over_it_for_the_same_outputs():
     assert float(outputs[1].norm()) > 0.1 * 40**0.5
 
 
+def test_in_float64_networks_take_as_many_examples():
+    found = [Networks.draw(8, 16, 4, like=torch.zeros((), dtype=dtype), rng=chance.generator(0)) for dtype in (torch.float32, torch.float64)]
+    curves = [on_line_curve(networks, lr=0.2, level=0.5, most=2000, tests=100, rng=chance.generator(1)) for networks in found]
+    assert curves[0].needed(0.5) == pytest.approx(curves[1].needed(0.5), rel=1e-3)
+    assert found[1].weights.dtype == torch.float64
+    assert curves[0].errors[-1] < 0.5 < curves[0].errors[-2]
+
+
 def test_where_a_curve_falls_below_a_level():
     curve = Curve(torch.tensor([10.0, 100.0, 1000.0]).double(), torch.tensor([1.0, 0.6, 0.2]).double())
     assert curve.needed(0.4) == pytest.approx(10**2.5)

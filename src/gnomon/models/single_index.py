@@ -58,12 +58,13 @@ class Networks:
     scale: float
 
     @staticmethod
-    def draw(dimension: int, width: int, members: int, *, scale: float = 1.0, rng: Generator) -> Networks:
-        """w_i . x and b_i of variance 1 for |x|^2 = d, a_i = 1 and -1 on pairs of equal units, so that f begins at 0, in float32.   Raises: InvalidInput for an odd width or numbers below 1."""
+    def draw(dimension: int, width: int, members: int, *, scale: float = 1.0, like: Tensor | None = None, rng: Generator) -> Networks:
+        """w_i . x and b_i of variance 1 for |x|^2 = d, a_i = 1 and -1 on pairs of equal units, so that f begins at 0; float32 without `like`.   Raises: InvalidInput for an odd width or numbers below 1."""
         if width % 2 or min(width, members, dimension) < 1 or scale <= 0:
             raise InvalidInput(f"An even width, members, a dimension and a scale above 0 are needed, not width={width}, members={members}, dimension={dimension}, scale={scale:g}.")
-        w, b = (chance.normal(members, width // 2, n, rng=chance.child(rng, name)).float().repeat(1, 2, 1) for name, n in (("weights", dimension), ("biases", 1)))
-        outer = torch.ones(members, width, 1)
+        of = torch.zeros((), dtype=torch.float32) if like is None else like
+        w, b = (chance.normal(members, width // 2, n, rng=chance.child(rng, name), like=of).repeat(1, 2, 1) for name, n in (("weights", dimension), ("biases", 1)))
+        outer = torch.ones_like(b)
         outer[:, width // 2 :] = -1
         return Networks(w / math.sqrt(dimension), b, outer, scale)
 
