@@ -36,6 +36,7 @@ from scipy.linalg import expm
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
+from gnomon.theory import first_order
 from gnomon.theory.tensors import ASSUMES, Tensors
 
 PRINCIPLES = Source("roberts2022", "chapters 11 and infinity")
@@ -143,7 +144,7 @@ class _Moments:
 
 
 def _in_modes(found: Tensors, rows: Float64[Array, "N N"], trained: int) -> _Moments:
-    last = {name: found.value(name)[-1] for name in ("kernel", *found.errors)}
+    last = {name: found.value(name)[-1] for name in ("kernel", *first_order.names("ddntk"))}
     count, few = len(rows) // len(last["kernel"]), rows[:trained]
 
     def legs(x: Array, *maps: Array) -> Array:
@@ -178,8 +179,8 @@ def _moments(t: _Moments, weights: tuple[Array, Array, Array, tuple[Array, ...],
     """n times the corrections of the mean and of the covariance of the modes, by the module's docstring.   Shapes: -> (N,), (N, N)."""
     count = len(t.k) // len(weights[0])
     kept, first, second = (_wide(each, count) for each in weights[:3])
-    dz = sum(_wide(each, count)[..., None] * x for each, x in zip(weights[3], t.quadratic, strict=False))
-    cubic = sum(_wide(each, count) * x for each, x in zip(weights[4], t.cubic, strict=False))
+    dz = np.sum([_wide(each, count)[..., None] * x for each, x in zip(weights[3], t.quadratic, strict=False)], axis=0)
+    cubic = np.sum([_wide(each, count) * x for each, x in zip(weights[4], t.cubic, strict=False)], axis=0)
     y, k, own = wanted[:trained], t.k[:, :trained], t.k[:trained, :trained]
     w, h1 = np.outer(y, y) + own, first * t.h1
     hh = np.einsum("abc,abbc->ac", second, t.hh[:, :, :trained])
@@ -203,7 +204,7 @@ def _wide(x: Array, count: int) -> Array:
 def _own(covariance: Float64[Array, "N N"], count: int) -> Float64[Array, "outputs n n"]:
     """That of each output with itself."""
     n = len(covariance) // count
-    return np.einsum("aibi->iab", covariance.reshape(n, count, n, count))
+    return np.asarray(np.einsum("aibi->iab", covariance.reshape(n, count, n, count)))
 
 
 def _reading(name: str, limit: Array, moved: Array, part: float, axes: tuple[Axis, ...]) -> Reading:
