@@ -54,6 +54,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "chapter infinity"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: 2.5 * s.depth / s.width * abs(np.diff(predict(s).value)) * [2, 0.5], because="the next order, some (5/2) depth/width (ReLU's vertex) of the departure"),
-    scales={"smoke": Settings(3, 16, 250, replicates=8), "standard": Settings(4, 48, 1_600, replicates=12), "paper": Settings(12, 144, 4_000, replicates=50)},
+    scales={"smoke": Settings(3, 16, 250, replicates=8), "standard": Settings(4, 32, 1_000, replicates=12), "paper": Settings(12, 96, 4_000, replicates=50)},
     sabotage=Sabotage("networks of half the width, which depart twice as far", narrower=2),
 )  # fmt: skip
