@@ -10,6 +10,7 @@ from scipy.linalg import eigh_tridiagonal
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.models import perceptrons
+from gnomon.theory import end_of_training
 from gnomon.theory.end_of_training import trained
 from gnomon.theory.one_step import one_step
 from gnomon.theory.tensors import tensors
@@ -73,6 +74,21 @@ def test_flow_is_descent_in_small_steps_and_ends_where_it_stays():
             assert np.abs(end[:, :2]).max() < 1e-12, "what was trained on is learnt"
 
 
+def test_many_outputs_are_what_a_few_say():
+    """Six classes, one example of each of two of them: by two more outputs than targets span, and by all combinations."""
+    found = tensors(torch.nn.functional.gelu, inputs=INPUTS, **SMOOTH)
+    y = np.eye(6)[:, [4, 1]] - 1 / 6
+    for settings in ({"time": 0.5}, {"lr": 0.05}):
+        (mean, _), (spread, _) = corrections(found, targets=y, **settings)
+        rates, vectors = np.linalg.eigh(found.ntk[-1][:2, :2])
+        back = np.eye(3)
+        back[:, :2] = np.concatenate([vectors, found.ntk[-1][2:, :2] @ vectors / rates])
+        weights = end_of_training.Clock(rates, 1, settings.get("time", math.inf), settings.get("lr", 0.0)).weights()
+        every, pairs = end_of_training._corrections(found, back, weights, y)
+        np.testing.assert_allclose(mean, every, rtol=0, atol=1e-10 * np.abs(every).max())
+        np.testing.assert_allclose(spread, np.einsum("iiab->iab", pairs), rtol=0, atol=1e-10 * np.abs(pairs).max())
+
+
 def test_a_deep_linear_network_says_on_average_what_its_kernel_says():
     """One example is learnt: reflecting what is orthogonal to it changes no law, so the mean on others is that of the limit, while the single corrections are not small."""
     found = tensors(lambda z: z, inputs=INPUTS[:2], depth=4, weight_variance=1.1, bias_rates=0.0)
@@ -110,7 +126,7 @@ def test_what_is_refused():
     with pytest.raises(InvalidInput, match="not be negative"):
         trained(found, targets=np.ones((1, 2)), width=10, time=-1.0)
     with pytest.raises(InvalidInput, match="more than 48"):
-        trained(found, targets=np.ones((30, 2)), width=10)
+        trained(tensors(torch.tanh, inputs=np.eye(7) + 0.1, depth=2, weight_variance=1.0, through="kernel"), targets=np.eye(7), width=10)
     with pytest.raises(OutOfScope, match="diverges"):
         trained(found, targets=np.ones((1, 2)), width=10, lr=2.0)
     with pytest.raises(InvalidInput, match="no tensor"):

@@ -43,9 +43,11 @@ PRINCIPLES = Source("roberts2022", "chapters 11 and infinity")
 NEXT = 2.5
 """The next order, relative, is some NEXT * depth/width, or what the first order itself is of the limit where that is more: ReLU's vertex has it."""
 LARGEST = 48
-"""Inputs times outputs: all combinations of four are formed."""
+"""Inputs times outputs, of which all combinations of four are formed."""
 CONDITION = 1e-10
 """Smallest eigenvalue of the training inputs' tangent kernel, relative to the largest, that can be divided by."""
+
+Weights = tuple[Array, Array, Array, tuple[Array, ...], tuple[Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Clock:
     time: float
     lr: float
 
-    def weights(self) -> tuple[Array, Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+    def weights(self) -> Weights:
         """Those of e, h e, h h e, of d (and dH) e e, and of X (and what finite steps add, in the order of the module's docstring) e e e.   Shapes: (n), (n, m), (n, m, m) ..."""
         lr, once = self.lr, self._divided
         b = 1 - lr * self.rates if lr else self.rates
@@ -102,8 +104,8 @@ def trained(found: Tensors, *, targets: Float64[Array, "outputs m"], width: int,
     The formulas stand in this module's docstring.  `time` is learning rate times steps, in units of the rates that `found` was made with; infinite is the end of training.
 
     Shapes: `targets` (outputs, m).   Units: outputs.   Error: truncation, 2.5 depth/width of the largest correction, or the correction's share of the limit where that is more, and
-    (2.5 depth/width)^2 of the limit's largest element.   Assumes: as `tensors`, all of them.   Cost: (outputs inputs)^4 numbers.
-    Raises: InvalidInput for targets of another shape, sizes below 1, a time that is no multiple of `lr`, more than LARGEST outputs times inputs, or tensors that end before R to U;
+    (2.5 depth/width)^2 of the limit's largest element.   Assumes: as `tensors`, all of them.   Cost: (outputs inputs)^4 numbers, of outputs two more than targets span.
+    Raises: InvalidInput for targets of another shape, sizes below 1, a time that is no multiple of `lr`, more than LARGEST outputs (at most two more than targets span) times inputs, or tensors that end before R to U;
     OutOfScope where the tangent kernel of the training inputs cannot be inverted, or `lr` is beyond 2/l of its largest eigenvalue, where descent diverges.
     Source: Roberts, Yaida & Hanin 2022, chapters 11 and infinity (the truncated dynamics and its end); the solution by divided differences, and all expectations, derived above.
     """
@@ -117,17 +119,47 @@ def trained(found: Tensors, *, targets: Float64[Array, "outputs m"], width: int,
         raise OutOfScope(f"a learning rate of {lr:g} is beyond 2/l = {2 / rates[-1]:.4g} of the largest eigenvalue, where gradient descent diverges at any width")
     back = np.eye(n)  # outputs from modes
     back[:, :m] = np.concatenate([vectors, theta[m:, :m] @ vectors / rates])
-    again = np.kron(back, np.eye(count))
-    rows, wanted = np.linalg.inv(again), np.concatenate([y.T.ravel(), np.zeros((n - m) * count)])
     weights = Clock(rates, n - m, time, lr).weights()
-    mean, spread = _moments(_in_modes(found, rows, m * count), weights, rows @ wanted, m * count)
-    keep = again * _wide(weights[0], count)
-    limit, kernel = wanted - keep @ rows @ wanted, keep @ rows @ np.kron(found.kernel[-1], np.eye(count)) @ rows.T @ keep.T
+    mean, spread = _all_outputs(found, back, weights, y)
+    left = (back * weights[0]) @ np.linalg.inv(back)
+    wanted = np.hstack([y, np.zeros((count, n - m))])
+    kernel = np.broadcast_to(left @ found.kernel[-1] @ left.T, spread.shape)
     axes = (Axis("output", tuple(map(float, range(count)))), *(Axis(f"input {letter}", tuple(map(float, range(n)))) for letter in "ab"))
     return Trained(
-        _reading("outputs_after_training", limit.reshape(n, count).T, (again @ mean).reshape(n, count).T / width, part, axes[:2]),
-        _reading("covariance_after_training", _own(kernel, count), _own(again @ spread @ again.T, count) / width, part, axes),
+        _reading("outputs_after_training", wanted - wanted @ left.T, mean / width, part, axes[:2]),
+        _reading("covariance_after_training", kernel, spread / width, part, axes),
     )
+
+
+def _all_outputs(found: Tensors, back: Float64[Array, "n n"], weights: Weights, y: Float64[Array, "outputs m"]) -> tuple[Array, Array]:
+    """n times the corrections of means and of each output's covariance.   Shapes: -> (outputs, n), (outputs, n, n).
+
+    Outputs can be rotated into each other, and those whose targets are 0 come in one by one alike: where there are many, two numbers of them say what any number does.
+    """
+    turn, size, _ = np.linalg.svd(y, full_matrices=False)
+    rank = int((size > 1e-12 * size.max()).sum())
+    few = min(len(y), rank + 2)
+    if few * len(back) > LARGEST:
+        raise InvalidInput(f"{few} outputs (as targets span) times {len(back)} inputs are more than {LARGEST}, and all combinations of four are formed: take fewer of either.")
+    if few == len(y):
+        mean, spread = _corrections(found, back, weights, y)
+        return mean, np.asarray(np.einsum("iiab->iab", spread))
+    turn, more_outputs = turn[:, :rank], len(y) - rank - 1
+    (mean, spread), (next_mean, next_spread) = (_corrections(found, back, weights, np.vstack([turn.T @ y, np.zeros((more, y.shape[1]))])) for more in (1, 2))
+    mean = mean + more_outputs * (next_mean[:-1] - mean)
+    spread = spread + more_outputs * (next_spread[:-1, :-1] - spread)
+    rest = 1 - np.square(turn).sum(1)
+    turned = np.einsum("ip,iq,pqab->iab", turn, turn, spread[:rank, :rank])
+    return np.asarray(turn @ mean[:rank]), np.asarray(turned + rest[:, None, None] * spread[rank, rank])
+
+
+def _corrections(found: Tensors, back: Float64[Array, "n n"], weights: Weights, y: Float64[Array, "outputs m"]) -> tuple[Array, Array]:
+    """The same by all combinations, and of all pairs of outputs.   Shapes: -> (outputs, n), (outputs, outputs, n, n)."""
+    (count, m), n = y.shape, len(back)
+    again = np.kron(back, np.eye(count))
+    rows, wanted = np.linalg.inv(again), np.concatenate([y.T.ravel(), np.zeros((n - m) * count)])
+    mean, spread = _moments(_in_modes(found, rows, m * count), weights, rows @ wanted, m * count)
+    return np.asarray((again @ mean).reshape(n, count).T), np.asarray(np.einsum("aibj->ijab", (again @ spread @ again.T).reshape(n, count, n, count)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +207,7 @@ def _in_modes(found: Tensors, rows: Float64[Array, "N N"], trained: int) -> _Mom
     )  # fmt: skip
 
 
-def _moments(t: _Moments, weights: tuple[Array, Array, Array, tuple[Array, ...], tuple[Array, ...]], wanted: Array, trained: int) -> tuple[Array, Array]:
+def _moments(t: _Moments, weights: Weights, wanted: Array, trained: int) -> tuple[Array, Array]:
     """n times the corrections of the mean and of the covariance of the modes, by the module's docstring.   Shapes: -> (N,), (N, N)."""
     count = len(t.k) // len(weights[0])
     kept, first, second = (_wide(each, count) for each in weights[:3])
@@ -198,13 +230,7 @@ def _moments(t: _Moments, weights: tuple[Array, Array, Array, tuple[Array, ...],
 
 def _wide(x: Array, count: int) -> Array:
     """The same for all combinations of outputs.   Shapes: (n, m, ..) -> (n outputs, m outputs, ..)."""
-    return np.kron(x, np.ones((count,) * x.ndim))
-
-
-def _own(covariance: Float64[Array, "N N"], count: int) -> Float64[Array, "outputs n n"]:
-    """That of each output with itself."""
-    n = len(covariance) // count
-    return np.asarray(np.einsum("aibi->iab", covariance.reshape(n, count, n, count)))
+    return np.asarray(np.kron(x, np.ones((count,) * x.ndim)))
 
 
 def _reading(name: str, limit: Array, moved: Array, part: float, axes: tuple[Axis, ...]) -> Reading:
@@ -217,8 +243,6 @@ def _checked(found: Tensors, targets: Array, width: int, time: float, lr: float)
     y, inputs = np.asarray(targets, dtype=np.float64), found.kernel.shape[1]
     if y.ndim != 2 or not 1 <= y.shape[1] <= inputs or not len(y) or width < 1 or not np.isfinite(y).all():
         raise InvalidInput(f"Targets must be finite, of shape (outputs, up to {inputs} inputs), and the width be at least 1, not {y.shape} and {width}.")
-    if len(y) * inputs > LARGEST:
-        raise InvalidInput(f"{len(y)} outputs times {inputs} inputs are more than {LARGEST}, and all combinations of four are formed: take fewer of either.")
     if not (time >= 0 and lr >= 0 and math.isfinite(lr)):
         raise InvalidInput(f"The time and the learning rate must not be negative, not {time:g} and {lr:g}.")
     if lr and math.isfinite(time) and abs(time / lr - round(time / lr)) > 1e-6 * max(1.0, time / lr):
