@@ -123,6 +123,8 @@ def test_what_is_refused():
             trained(found, **({"targets": np.ones((1, 2)), "width": 10} | wrong))
     with pytest.raises(InvalidInput, match="whole number of steps"):
         trained(found, targets=np.ones((1, 2)), width=10, time=1.0, lr=0.3)
+    with pytest.raises(InvalidInput, match="rounding hides"):
+        trained(found, targets=np.ones((1, 2)), width=10, lr=1e-12)
     with pytest.raises(InvalidInput, match="not be negative"):
         trained(found, targets=np.ones((1, 2)), width=10, time=-1.0)
     with pytest.raises(InvalidInput, match="more than 48"):

@@ -105,7 +105,7 @@ def trained(found: Tensors, *, targets: Float64[Array, "outputs m"], width: int,
 
     Shapes: `targets` (outputs, m).   Units: outputs.   Error: truncation, 2.5 depth/width of the largest correction, or the correction's share of the limit where that is more, and
     (2.5 depth/width)^2 of the limit's largest element.   Assumes: as `tensors`, all of them.   Cost: (outputs inputs)^4 numbers, of outputs two more than targets span.
-    Raises: InvalidInput for targets of another shape, sizes below 1, a time that is no multiple of `lr`, more than LARGEST outputs (at most two more than targets span) times inputs, or tensors that end before R to U;
+    Raises: InvalidInput for targets of another shape, sizes below 1, a time that is no multiple of `lr`, an `lr` that rounding hides, more than LARGEST outputs (at most two more than targets span) times inputs, or tensors that end before R to U;
     OutOfScope where the tangent kernel of the training inputs cannot be inverted, or `lr` is beyond 2/l of its largest eigenvalue, where descent diverges.
     Source: Roberts, Yaida & Hanin 2022, chapters 11 and infinity (the truncated dynamics and its end); the solution by divided differences, and all expectations, derived above.
     """
@@ -117,6 +117,8 @@ def trained(found: Tensors, *, targets: Float64[Array, "outputs m"], width: int,
         raise OutOfScope("the tangent kernel of the training inputs has an eigenvalue of 0: some combination of them is never learnt; leave inputs out")
     if lr * rates[-1] >= 2:
         raise OutOfScope(f"a learning rate of {lr:g} is beyond 2/l = {2 / rates[-1]:.4g} of the largest eigenvalue, where gradient descent diverges at any width")
+    if lr and lr * rates[0] < CONDITION:
+        raise InvalidInput(f"With steps of {lr:g} the slowest mode moves by {lr * rates[0]:.1g} of itself, which rounding hides: take lr=0, gradient flow.")
     back = np.eye(n)  # outputs from modes
     back[:, :m] = np.concatenate([vectors, theta[m:, :m] @ vectors / rates])
     weights = Clock(rates, n - m, time, lr).weights()
