@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array
 from gnomon.core.sgd import Sampling, Sgd, svag_weights
+from gnomon.numerics.walks import epoch_batches
 
 BLOCK = 64
 """Steps whose indices are drawn at a time; the state at the start of a block is kept, so that the step of a divergence can be found."""
@@ -32,6 +33,8 @@ def draw_batches(examples: int, batch: int, *shape: int, sampling: Sampling, rng
     """
     if not 1 <= batch <= examples:
         raise InvalidInput(f"A batch takes 1 to {examples} examples, as many as there are data, not {batch}.")
+    if sampling == "epochs":
+        raise InvalidInput("The batches of a shuffled epoch are not independent of each other: `numerics.walks.epoch_batches` deals them.")
     if sampling == "with_replacement":
         return torch.randint(0, examples, (*shape, batch), generator=rng)
     drawn = torch.empty(*shape, batch, dtype=torch.int64)
@@ -72,6 +75,7 @@ class LeastSquaresChains:
         weights = [weight / sgd.batch_size for weight in svag_weights(sgd.svag)[: 1 if sgd.svag == 1 else 2]]
         self._weights = torch.tensor(weights).to(self._rows).repeat_interleave(sgd.batch_size)[:, None] if sgd.svag > 1 else None
         self._drawn = len(weights) * sgd.batch_size
+        self._epoch = torch.empty(0, chains, sgd.batch_size, dtype=torch.int64)
         self._gathered = self._rows.new_empty(chains * self._drawn, self._rows.shape[1])
         self._errors = self._rows.new_empty(chains, self._drawn, 1)
         sharpness = float(torch.linalg.matrix_norm(inputs, 2)) ** 2 / len(inputs)
@@ -113,9 +117,7 @@ class LeastSquaresChains:
         return total / seen
 
     def _block(self, count: int, schedule: Callable[[int], float] | None, averaged: bool, each: Callable[[Tensor], None] | None) -> None:
-        batches = [draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng)]
-        if self._weights is not None:
-            batches.append(draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng))
+        batches = [self._batches(count) for _ in range(1 if self._weights is None else 2)]
         chosen = torch.cat(batches, -1).view(count, -1).to(self._rows.device)
         before = self._state.clone(), self._velocity.clone()
         rates = [self.sgd.step if schedule is None else schedule(self.steps + k + 1) for k in range(count)]
@@ -130,6 +132,15 @@ class LeastSquaresChains:
         if bool(lost.any()):
             self._find(lost, before, chosen, rates)
         self.steps += count
+
+    def _batches(self, count: int) -> Int64[Tensor, "count chains B"]:
+        """The batches of so many steps; an epoch that is not used up goes on at the next call."""
+        if self.sgd.sampling != "epochs":
+            return draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng)
+        while len(self._epoch) < count:
+            self._epoch = torch.cat([self._epoch, epoch_batches(self.sgd.examples, self.sgd.batch_size, self.chains, rng=self.rng)])
+        here, self._epoch = self._epoch[:count], self._epoch[count:]
+        return here
 
     def _step(self, index: Int64[Tensor, "drawn"], rate: float) -> None:
         state, sgd = self._state, self.sgd
@@ -178,7 +189,8 @@ def stationary_moment(inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"],
     steps = math.ceil(relaxations / (sgd.step * slowest))
     made = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum)
     made.run(steps)
-    return made.second_moment(steps, about=minimum, every=2)
+    # an epoch's steps differ: none is left out
+    return made.second_moment(steps, about=minimum, every=1 if sgd.sampling == "epochs" else 2)
 
 
 def sharpest_variances(

@@ -94,17 +94,28 @@ def _check(subject: Subject, sgd: Sgd, steps: int, runs: int, level: int) -> Non
         raise InvalidInput(f"The steps must be said to be on the {n:,} examples at hand, with svag = 1 (the level is given apart), not on {sgd.examples:,} with svag = {sgd.svag}.")
     if len(subject.train.blocks) != 1:
         raise OutOfScope(f"runs are made on data of one shape; these come in {len(subject.train.blocks)} shapes")
-    if sgd.sampling == "without_replacement" and sgd.batch_size == n:
+    if level > 1:
+        sgd.independent("SVAG")
+    if sgd.sampling != "with_replacement" and sgd.batch_size == n:
         raise OutOfScope(f"a batch holds all {n:,} examples: its steps have no noise")
+
+
+def epoch_batches(n: int, size: int, runs: int, *, rng: Generator) -> Int64[Tensor, "batches runs size"]:
+    """All examples in an order of their own for each run, dealt to batches; what fills no batch is left out.   Shapes: (n // size, runs, size)."""
+    batches = n // size
+    return torch.rand(runs, n, generator=rng, dtype=torch.float64).argsort(1)[:, : batches * size].view(runs, batches, size).transpose(0, 1)
 
 
 def drawn_batches(n: int, size: int, runs: int, sampling: Sampling, *, rng: Generator) -> Iterator[Int64[Tensor, "runs size"]]:
     """Batches of example numbers without end, one a run.
 
     Shapes: (runs, size).   Error: exact: without replacement every set of `size` examples is equally likely (numbers that came twice are drawn again, which treats
-    all examples alike).
+    all examples alike); an epoch's order is any with the same probability.
     """
     while True:
+        if sampling == "epochs":
+            yield from epoch_batches(n, size, runs, rng=rng)
+            continue
         if sampling == "without_replacement" and 2 * size > n:
             yield torch.rand(runs, n, generator=rng, dtype=torch.float64).argsort(1)[:, :size]
             continue
