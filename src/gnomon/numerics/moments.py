@@ -112,7 +112,10 @@ def _some(found: dict[str, Feature], rows: Tensor, start: int) -> dict[str, Feat
     here = rows[(rows >= start) & (rows < start + n)] - start
     if len(here) == n:
         return found
-    return {key: Outer(feature.left.index_select(0, here), feature.right.index_select(0, here)) if isinstance(feature, Outer) else feature.index_select(0, here) for key, feature in found.items()}
+    return {
+        key: Outer(feature.left.index_select(0, here), feature.right.index_select(0, here)) if isinstance(feature, Outer) else feature.index_select(0, here)
+        for key, feature in found.items()
+    }
 
 
 def _summed(feature: Feature, shape: torch.Size) -> Tensor:

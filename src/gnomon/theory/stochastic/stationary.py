@@ -202,7 +202,9 @@ def _even(flat: Array, d: int) -> Matrix:
     return np.asarray((square + square.T) / 2)
 
 
-def _reading(value: Matrix, problem: Quadratic, source: Source, *, error: Array | float = 0.0, assumes: tuple[str, ...], details: dict[str, float | Array] | None = None) -> Reading:
+def _reading(
+    value: Matrix, problem: Quadratic, source: Source, *, error: Array | float = 0.0, assumes: tuple[str, ...], details: dict[str, float | Array] | None = None
+) -> Reading:
     kind = "truncation" if np.any(error) else "exact"
     return Reading.predicted(
         "stationary_covariance", value, unit=UNIT, error=error, error_kind=kind, source=source, assumes=("a quadratic loss", *assumes),
