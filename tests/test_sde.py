@@ -169,7 +169,7 @@ def test_impossible_settings_are_refused():
         ({"runs": 1}, "runs must be at least 4"),
         ({"levels": (4, 2)}, "must rise"),
         ({"levels": (1, 2)}, "must rise"),
-        ({"sampling": "epochs"}, "epochs"),
+        ({"sampling": "shuffled"}, "shuffled"),
         ({"steps": 0}, "steps"),
     ):
         with pytest.raises(InvalidInput, match=said):

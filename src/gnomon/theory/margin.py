@@ -75,7 +75,7 @@ def multiclass_max_margin(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike
     """
     x, y = _numbers(inputs, labels)
     classes, own = np.unique(y, return_inverse=True)
-    n, d, k = *x.shape, len(classes)
+    (n, d), k = x.shape, len(classes)
     if k < 2:
         raise InvalidInput("A margin is one between classes; all labels are the same.")
     # a pair of example and class is a row of this length
