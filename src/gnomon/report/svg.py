@@ -218,7 +218,7 @@ def _breaks(figure: Figure, canvas: _Canvas, places: Sequence[float], left: floa
     """Shade where the prediction fails: each run of such places, as far as half the way to the next one where it does not."""
     for first, last in failing_runs(figure):
         start = left if first == 0 else (places[first - 1] + places[first]) / 2
-        end = canvas.width if last == len(places) - 1 else (places[last] + places[last + 1]) / 2
+        end = canvas.width - 8 if last == len(places) - 1 else (places[last] + places[last + 1]) / 2
         canvas.rect(start, top, end - start, height, "no")
 
 
