@@ -203,7 +203,8 @@ class _Runs:
                 if before is not None:
                     angles += _cosine(before, update)
                     counted += 1
-                before = {key: value.clone() for key, value in update.items()} if self.velocity is not None else update
+                # in the order in memory that a file gives it back in: sums are then the same to the bit
+                before = {key: value.clone(memory_format=torch.contiguous_format) if self.velocity is not None else value.contiguous() for key, value in update.items()}
             if step % 16 == 15 or step == steps * self.level - 1:
                 fine = torch.stack([value.flatten(1).isfinite().all(1) for value in self.theta.values()]).all(0).cpu()
                 diverged[~fine & (diverged < 0)] = step // self.level
