@@ -212,7 +212,7 @@ def tail_index(subject: Subject, *, rng: Generator, batch_size: int, replacement
 def _batch_gradients(subject: Subject, batches: list[Tensor], some: Tensor) -> Float64[Array, "draws some"]:
     """The gradient of each batch in some coordinates: from those of all examples where they are few and small, which are then taken once."""
     n, size = len(subject.train), len(batches[0])
-    if n * subject.dimension > SMALL:
+    if n > 2 * len(batches) or n * subject.dimension > SMALL:
         return torch.stack([summed_gradient(subject, subject.train.select(chosen))[some].double().cpu() / size for chosen in batches]).numpy()
     examples = subject.once("noise-tails/examples", lambda: torch.stack([summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(n)]))
     seen = examples[:, some.cpu()]
