@@ -115,11 +115,11 @@ def test_a_step_is_that_of_automatic_differentiation(scale):
             first.bias.copy_(networks.biases[member, :, 0])
             last.weight.copy_(networks.outer[member].T)
         module = nn.Sequential(first, nn.ReLU(), last)
-        optimizer = torch.optim.SGD(module.parameters(), lr=lr * 6 / scale**2)
         for _ in range(2):
-            optimizer.zero_grad()
-            ((scale / 6 * module(x[member])[:, 0] - y[member]).square().sum() / 2).backward()
-            optimizer.step()
+            slopes = torch.autograd.grad((scale / 6 * module(x[member])[:, 0] - y[member]).square().sum() / 2, list(module.parameters()))
+            with torch.no_grad():
+                for parameter, slope in zip(module.parameters(), slopes, strict=True):
+                    parameter -= lr * 6 / scale**2 * slope
         modules.append((first, last))
     for _ in range(2):
         networks.learn(x, y, lr)
@@ -143,6 +143,14 @@ def test_at_a_large_scale_weights_move_by_one_over_it_for_the_same_outputs():
     assert float(outputs[1].norm()) > 0.1 * 40**0.5
 
 
+def test_in_float64_networks_take_as_many_examples():
+    found = [Networks.draw(8, 16, 4, like=torch.zeros((), dtype=dtype), rng=chance.generator(0)) for dtype in (torch.float32, torch.float64)]
+    curves = [on_line_curve(networks, lr=0.2, level=0.5, most=2000, tests=100, rng=chance.generator(1)) for networks in found]
+    assert curves[0].needed(0.5) == pytest.approx(curves[1].needed(0.5), rel=1e-3)
+    assert found[1].weights.dtype == torch.float64
+    assert curves[0].errors[-1] < 0.5 < curves[0].errors[-2]
+
+
 def test_where_a_curve_falls_below_a_level():
     curve = Curve(torch.tensor([10.0, 100.0, 1000.0]).double(), torch.tensor([1.0, 0.6, 0.2]).double())
     assert curve.needed(0.4) == pytest.approx(10**2.5)
@@ -158,7 +166,7 @@ def test_bad_input():
         on_line_curve(Networks.draw(8, 4, 1, rng=chance.generator(0)), lr=50.0, level=0.1, most=5000, rng=chance.generator(0))
     for call, said in (
         (lambda: Networks.draw(8, 5, 1, rng=chance.generator(0)), "even width"), (lambda: harmonics(1, 2), "at least 2"), (lambda: network_sample_exponent(0, (2, 4)), "at least 1"),
-        (lambda: network_sample_exponent(1, (8, 8)), "two dimensions"), (lambda: kernel_samples([linear], [10], [0, 1], level=2.0), "between 0 and 1"), (lambda: sphere_spectrum(linear, 2), "at least 3"),
+        (lambda: network_sample_exponent(1, (8, 8)), "two dimensions"), (lambda: kernel_samples([linear], [10], [0, 1], level=2.0), "between 0 and 1"), (lambda: kernel_samples([linear], [10], [0, -1], level=0.5), "squares"), (lambda: sphere_spectrum(linear, 2), "at least 3"),
     ):  # fmt: skip
         with pytest.raises(InvalidInput, match=said):
             call()

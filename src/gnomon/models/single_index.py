@@ -58,12 +58,13 @@ class Networks:
     scale: float
 
     @staticmethod
-    def draw(dimension: int, width: int, members: int, *, scale: float = 1.0, rng: Generator) -> Networks:
-        """w_i . x and b_i of variance 1 for |x|^2 = d, a_i = 1 and -1 on pairs of equal units, so that f begins at 0, in float32.   Raises: InvalidInput for an odd width or numbers below 1."""
+    def draw(dimension: int, width: int, members: int, *, scale: float = 1.0, like: Tensor | None = None, rng: Generator) -> Networks:
+        """w_i . x and b_i of variance 1 for |x|^2 = d, a_i = 1 and -1 on pairs of equal units, so that f begins at 0; float32 without `like`.   Raises: InvalidInput for an odd width or numbers below 1."""
         if width % 2 or min(width, members, dimension) < 1 or scale <= 0:
             raise InvalidInput(f"An even width, members, a dimension and a scale above 0 are needed, not width={width}, members={members}, dimension={dimension}, scale={scale:g}.")
-        w, b = (chance.normal(members, width // 2, n, rng=chance.child(rng, name)).float().repeat(1, 2, 1) for name, n in (("weights", dimension), ("biases", 1)))
-        outer = torch.ones(members, width, 1)
+        of = torch.zeros((), dtype=torch.float32) if like is None else like
+        w, b = (chance.normal(members, width // 2, n, rng=chance.child(rng, name), like=of).repeat(1, 2, 1) for name, n in (("weights", dimension), ("biases", 1)))
+        outer = torch.ones_like(b)
         outer[:, width // 2 :] = -1
         return Networks(w / math.sqrt(dimension), b, outer, scale)
 
@@ -122,17 +123,20 @@ def regression_curve(kernel: Kernel, dimension: int, *, square: float = 1.0, lev
     draws, half = chance.child(rng, "examples"), (dimension - 1) / 2
     cosines = 2 * stats.beta.ppf(_strata(tests, rng), half, half) - 1
     new = math.sqrt(dimension) * _along(normalize(chance.normal(tests, dimension - 1, rng=chance.child(rng, "tests"))) * torch.from_numpy(1 - cosines**2).sqrt()[:, None], cosines)
-    aims, x = target(new, square), new[:0]
+    aims, x, gram, beside = target(new, square), new[:0], new[:0, :0], new[:, :0]
     sizes, errors = list[float](), list[float]()
     while not errors or (errors[-1] >= level and sizes[-1] < most):
         n = min(most, round(FIRST * growth ** len(sizes)))
-        x = torch.cat([x, math.sqrt(dimension) * normalize(chance.normal(n - len(x), dimension, rng=draws))])
-        factor, info = torch.linalg.cholesky_ex(kernel(x, x))
+        added = math.sqrt(dimension) * normalize(chance.normal(n - len(x), dimension, rng=draws))
+        x, beside = torch.cat([x, added]), torch.cat([beside, kernel(new, added)], 1)
+        rows = kernel(added, x)
+        gram = torch.cat([torch.cat([gram, rows[:, : len(gram)].T], 1), rows])
+        factor, info = torch.linalg.cholesky_ex(gram)
         if int(info):
             raise InvalidInput(f"The kernel over {n} examples in dimension {dimension} is not positive definite: regression without a ridge needs one that is.")
         solved = torch.cholesky_solve(target(x, square)[:, None], factor)
         sizes.append(float(n))
-        errors.append(float((kernel(new, x) @ solved - aims[:, None]).square().mean() / aims.square().mean()))
+        errors.append(float((beside @ solved - aims[:, None]).square().mean() / aims.square().mean()))
     return Curve(torch.tensor(sizes, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
 
 
