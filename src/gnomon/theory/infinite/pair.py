@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -386,6 +386,15 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
     cov, _, _, ntk = x.each(mean)
     assert cov is not None
     return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def squeezed(x: Pair, axes: list[int]) -> Pair:
+    """Without positions of size 1 along some dimensions."""
+    d = x.dimensions
+    keep = [n for axis, n in enumerate(x.first.shape[1:]) if axis not in axes]
+    doubled = keep * 2 if x.full else keep
+    assert d == len(keep) + len(axes)
+    return Pair(x.first.reshape(-1, *keep), x.second.reshape(-1, *keep), *x.each(lambda part: part.reshape(*part.shape[:2], *doubled)), x.full)
 
 
 def _mixed(cov: Tensor, ntk: Tensor | None, shape: Sequence[int], asked: Asked) -> Pair:
