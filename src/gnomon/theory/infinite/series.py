@@ -15,7 +15,7 @@ from torch import Tensor
 from gnomon.core.errors import OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
-TERMS = (24, 48, 96, 192)
+TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
 REACH, PANELS, NODES = 12.0, 24, 20
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
