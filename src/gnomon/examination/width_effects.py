@@ -30,7 +30,7 @@ def rows(architecture: Architecture, measured: Reading | None) -> Iterator[Row]:
         layers, _ = fully_connected(architecture)
         predicted = width_effects(architecture, square=measured.details["square"], biases=measured.details["biases"]) if measured is not None else None
     except (OutOfScope, InvalidInput) as error:
-        yield Row("finite width", out_of_scope=str(error))
+        yield Row("finite width", out_of_scope=str(error), words="no recursion at order 1/width covers this network as a whole")
         return
     if measured is None or predicted is None:
         return

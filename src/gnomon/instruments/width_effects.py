@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import architecture
@@ -52,7 +53,7 @@ def width_effects(subject: Subject, *, rng: Generator, draws: int = 128) -> Read
     H the tangent kernel of the first output, every trainable parameter at one rate; H' that after one step of gradient descent on half the squared outputs, lr such that H lr = PART.
 
     Shapes: value (layers - 1 + 2,).   `details`: `square`, the mean square of what the first layer reads; `biases`, which layers have them; `lr`.
-    Units: none.   Error: standard error over networks, by leaving out one at a time.   Assumes: the factory draws independent networks; one example, the same for all.
+    Units: none.   Error: standard error over networks, by leaving out one at a time; intervals of variances by their logarithms.   Assumes: the factory draws independent networks; one example, the same for all.
     Cost: draws x (one drawing, two forward and three backward passes of one example).
     Raises: OutOfScope where there is no factory or it seeds itself, and, naming the layer, where the network is not fully connected as a whole; InvalidInput for fewer than FEWEST draws.
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 (the moments); Quenouille 1956 (jackknife).
@@ -69,12 +70,12 @@ def width_effects(subject: Subject, *, rng: Generator, draws: int = 128) -> Read
             read = layer_activations(subject, state, inputs, names, what="inputs").values()
             rows.append([*(float(part.double().square().mean()) for part in read), *_kernels(subject, state, inputs, lr)])
     *signals, before, after = np.array(rows).T
-    found = [_jackknife(lambda p, q: p / q**2 - 1, each**2, each) for each in (*signals, before)]
-    value, error = zip(*found, _jackknife(lambda moved, h: moved / (lr * h**2), after - before, before), strict=True)
+    found = [jackknife(lambda p, q: p / q**2 - 1, each**2, each) for each in (*signals, before)]
+    value, error = zip(*found, jackknife(lambda moved, h: moved / (lr * h**2), after - before, before), strict=True)
     first = layer_activations(subject, subject.state, inputs, [layers[0].name], what="inputs")[layers[0].name]
     details = {"square": float(first.double().square().mean()), "biases": [_has_bias(subject, layer) for layer in layers], "lr": lr}
     return Reading(
-        "width_effects", value, "", error=error, error_kind="seed", n=draws, axes=(Axis("of", (*names, KERNEL, STEP)),), source=PRINCIPLES,
+        "width_effects", value, "", error=error, error_kind="seed", n=draws, interval=intervals(np.array(value), np.array(error), draws), axes=(Axis("of", (*names, KERNEL, STEP)),), source=PRINCIPLES,
         assumes=("one training example, the same for every network", "all parameters learn at one rate"), details=details,
     )  # fmt: skip
 
@@ -137,12 +138,20 @@ def _kernels(subject: Subject, state: State, inputs: Tree, lr: float) -> tuple[f
     return before, _size(gradients(output_of(at, moved, inputs).reshape(-1)[0], moved.values()))
 
 
+def intervals(value: Array, error: Array, draws: int) -> tuple[Array, Array]:
+    """The 95 % intervals of relative variances, by Student's t on their logarithms, for they are skewed, and of the last element on itself.   Shapes: (n,) twice -> (n,) twice."""
+    t = stats.t.ppf(0.975, draws - 1)
+    skewed = (value > 0) & (np.arange(len(value)) < len(value) - 1)
+    factor = np.exp(t * error / np.where(skewed, value, 1.0))
+    return np.where(skewed, value / factor, value - t * error), np.where(skewed, value * factor, value + t * error)
+
+
 def _size(slopes: tuple[Tensor, ...]) -> float:
     return sum(float(slope.detach().double().square().sum()) for slope in slopes)
 
 
-def _jackknife(function: Callable[[Array, Array], Array], one: Array, two: Array) -> tuple[float, float]:
-    """A function of two means over networks, its bias of first order taken off, and its standard error."""
+def jackknife(function: Callable[[Array, Array], Array], one: Array, two: Array) -> tuple[float, float]:
+    """A function of two means over networks, its bias of first order taken off, and its standard error, by leaving out one at a time.   Shapes: (networks,) twice."""
     count = len(one)
     whole = float(function(one.mean(), two.mean()))
     left = function((count * one.mean() - one) / (count - 1), (count * two.mean() - two) / (count - 1))

@@ -19,21 +19,21 @@ def whole_chain(found: Architecture) -> tuple[list[Layer], Function]:
     """
     layers = list(found.parametrised)
     if not layers:
-        raise OutOfScope("there is no linear or convolution layer to initialise")
+        raise OutOfScope("there is no linear or convolution layer")
     reached = architecture.steps(found)
     other = next((x for x in found.layers if x.kind in ("recurrent", "attention", "norm") or (x.parameters and x.kind not in architecture.PARAMETRISED)), None)
     if other is not None:
         raise OutOfScope(
-            f"`{other.name}` ({other.why or other.kind}): the critical point is that of a chain of linear or convolution layers and one activation; initialise the parts beside it one by one"
+            f"`{other.name}` ({other.why or other.kind}): what is followed is a chain of linear or convolution layers through one activation; take the parts beside it one by one"
         )
     functions = []
     for place, layer in enumerate(layers):
         step = reached[layer.name]
         if layer.kind == "embedding":
-            raise OutOfScope(f"`{layer.name}` is an embedding: the critical point is that of linear and convolution layers")
+            raise OutOfScope(f"`{layer.name}` is an embedding: what is followed are linear and convolution layers")
         if place and (step.source != layers[place - 1].name or step.branches):
             why = step.why or (f"`{step.source}` is read by several layers" if step.branches else f"it reads `{step.source}`")
-            raise OutOfScope(f"`{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {why}. Tune the parts before and after it one by one")
+            raise OutOfScope(f"`{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {why}. Take the parts before and after it one by one")
         if place:
             functions.append(activation_after(found, step))
     grid = torch.linspace(-5, 5, 101, dtype=torch.float64)

@@ -190,9 +190,10 @@ def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rat
         if found.shape not in ((), (depth,)) or not (found >= 0).all():
             raise InvalidInput(f"{what} are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
         each.append(np.broadcast_to(found, (depth,)))
-    inverse = 1 / np.asarray(widths, dtype=np.float64) if widths is not None else np.ones(depth - 1)
-    if inverse.shape != (depth - 1,) or not (np.isfinite(inverse) & (inverse > 0)).all():
+    units = np.ones(depth - 1) if widths is None else np.asarray(widths, dtype=np.float64)
+    if units.shape != (depth - 1,) or not (np.isfinite(units) & (units > 0)).all():
         raise InvalidInput(f"Widths are one positive number for each of {depth - 1} hidden layers, not {widths}.")
+    inverse = 1 / units
     shares = np.concatenate([[1.0], inverse / inverse.mean()]) if depth > 1 else np.ones(1)
     return [Layer(*map(float, row)) for row in zip(*each, shares, strict=True)]
 
