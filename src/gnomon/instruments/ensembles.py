@@ -1,6 +1,7 @@
 """Moments over ensembles of networks at initialisation, from their pre-activations and their tangent kernels, with the error bar that their number leaves.
 
-Arrays have one entry a network, first.  Errors are standard errors over networks, by leaving out one at a time (Quenouille 1956; Tukey 1958).
+Arrays have one entry a network, first.  Errors are standard errors over networks, by leaving out one at a time (Quenouille 1956; Tukey 1958).  Products of four factors have long tails, the
+longer the larger depth/width: their 95 % intervals are lopsided, and open towards a tail that so many networks do not reach to its end (`tailed_interval`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
+from gnomon.numerics.statistics import tailed_interval
 
 FEWEST = 30
 """Fewest networks of a block: the bias of a ratio of moments falls with their number squared, once it is corrected."""
@@ -95,9 +97,9 @@ def ntk_covariances(outputs: Float[Tensor, "members a n"], kernel: Float[Tensor,
     n = outputs.shape[-1]
     return {
         "A": _jackknife("A", lambda both, one: n * (both - one[..., :, :, None, None] * one[..., None, None, :, :]), a, mean),
-        "B": over_networks("B", n * b),
+        "B": _jackknife("B", lambda one: n * one, b),
         "D": _jackknife("D", lambda both, one, two: n * (both - one[..., :, :, None, None] * two[..., None, None, :, :]), d, square, mean),
-        "F": over_networks("F", n * f),
+        "F": _jackknife("F", lambda one: n * one, f),
     }
 
 
@@ -143,7 +145,7 @@ def first_order_tensors(
         "V": _jackknife("V", lambda moment, one: covariance(moment, one, one), pairs, kernel),
         "A": _jackknife("A", covariance, (both + both.permute(0, 3, 4, 1, 2)) / 2, h[:, 0, 0], h[:, 1, 1]),
         "D": _jackknife("D", covariance, own, squares[..., 1:].mean(-1), h[:, 0, 0]),
-        **{name: over_networks(name, n * value) for name, value in means.items()},
+        **{name: _jackknife(name, lambda one: n * one, value.double()) for name, value in means.items()},
     }
 
 
@@ -175,5 +177,6 @@ def _jackknife(name: str, function: Callable[..., Tensor], *each: Each) -> Readi
     means = [part.mean(0, keepdim=True) for part in each]
     whole = function(*means)[0]
     left = function(*((members * mean - part) / (members - 1) for mean, part in zip(means, each, strict=True)))
-    error = ((members - 1) / members * (left - left.mean(0)).square().sum(0)).sqrt()
-    return Reading(name, members * whole - (members - 1) * left.mean(0), "", error=error, error_kind="seed", n=members)
+    each_one = members * whole - (members - 1) * left
+    error = each_one.std(0) / members**0.5
+    return Reading(name, each_one.mean(0), "", error=error, error_kind="seed", n=members, interval=tailed_interval(each_one))

@@ -81,7 +81,8 @@ def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int
     """Hermite coefficients of f(z_1) g(z_2), z = root (x, y), for all derivatives f and g, cut where they no longer matter."""
     axes = []
     for moved in np.abs(roots).max((0, 1)):
-        terms = int(min((need * moved / math.pi) ** 2 + 16, chaos.ORDER)) if moved > 0 else 1
+        # each digit takes two terms more at least: one alone would add nothing to an odd function, and two cuts would agree on what both leave out
+        terms = int(min((need * moved / math.pi) ** 2 + 8 + 2 * need / math.log(10), chaos.ORDER)) if moved > 0 else 1
         step = min(math.pi * math.sqrt(2 / need), 2 * math.pi * POLE / need / max(moved, 1e-300), math.pi / math.sqrt(2 * terms + 1))
         count = math.ceil((math.sqrt(2 * need) + 1.0) / step)
         u = np.arange(-count, count + 1) * step
