@@ -32,23 +32,21 @@ ACTIVATIONS = {
 DEPTHS, FACTORS = (2, 3, 4, 5), (10, 14, 20, 28, 40)
 RATES = {"weight_rates": 0.8, "bias_rates": 0.6}
 X = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
-MILLISECONDS = 2000
-"""What each half of a point may cost, by the models of `sizes`."""
 FIRST = ("G1", "H1", "V", "A", "B", "D", "F")
 ALL = (*FIRST, "P", "Q", "R", "S", "T", "U")
 
 
-def sizes(depth: int, width: int) -> tuple[int, int]:
-    """Networks whose derivatives, and whose kernels of all pairs of units, are looked at."""
-    moved = MILLISECONDS / ((depth - 1) * (7e-6 * width**2 + 1.5e-3 * width))
-    hidden = MILLISECONDS / ((depth - 1) * 4e-7 * width**3 + 2e-5 * width**2)
+def sizes(depth: int, width: int, milliseconds: float) -> tuple[int, int]:
+    """Networks whose derivatives, and whose kernels of all pairs of units, are looked at in about so long each."""
+    moved = milliseconds / ((depth - 1) * (7e-6 * width**2 + 1.5e-3 * width))
+    hidden = milliseconds / ((depth - 1) * 4e-7 * width**3 + 2e-5 * width**2)
     return int(min(moved, 60_000)), int(min(hidden, 40_000, 5e7 / (3 * width**2)))
 
 
-def measured(name: str, depth: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def measured(name: str, depth: int, width: int, milliseconds: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Value and standard error of each tensor, positions as in the recursions; of G1 and H1 n times the mean, from which n times the limit is still to be taken."""
     function, c_w, c_b = ACTIVATIONS[name]
-    moved, hidden = sizes(depth, width)
+    moved, hidden = sizes(depth, width, milliseconds)
     settings = {"features": 3, "depth": depth, "width": width, "weight_variance": c_w, "bias_variance": c_b, "dtype": torch.float32, **RATES}
     generator = chance.child(chance.generator(0), name, 1000 * depth + width)
     found = {}
@@ -139,12 +137,14 @@ def page(points):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("points", type=Path)
-    path = parser.parse_args().points
+    parser.add_argument("--milliseconds", type=float, default=2000, help="CPU time of each half of a point; more networks say more")
+    said = parser.parse_args()
+    path = said.points
     done = json.loads(path.read_text()) if path.exists() else {}
     for factor, depth, name in itertools.product(FACTORS, DEPTHS, ACTIVATIONS):
         key = f"{name} {depth} {factor * depth}"
         if key not in done:
-            done[key] = {letter: [value.tolist(), error.tolist()] for letter, (value, error) in measured(name, depth, factor * depth).items()}
+            done[key] = {letter: [value.tolist(), error.tolist()] for letter, (value, error) in measured(name, depth, factor * depth, said.milliseconds).items()}
             path.write_text(json.dumps(done))
             print(key, file=sys.stderr, flush=True)
     page(done)
