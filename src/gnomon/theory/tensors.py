@@ -46,6 +46,8 @@ SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
 """Correlation matrices whose smallest eigenvalue is below this cannot be inverted to any use."""
+NEXT = 2.5
+"""How many times depth/width the next order of a tensor is at most, relative to its largest element, over a grid of ensembles."""
 CONVERGED = 1e-3
 """A tensor whose error is larger than this, relative to its largest element, has not converged."""
 
@@ -99,7 +101,8 @@ class Tensors:
         """A tensor over n, or for G1 and H1 the corrected mean, K + G1/n and Theta + H1/n.
 
         Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, r/2 for V and r^2 for means, with r the largest relative
-        variance of the layer, V/(n K^2) or A/(n Theta^2); and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
+        variance of the layer, V/(n K^2) or A/(n Theta^2); for P to U at least NEXT l/n, since the slopes that carry them fluctuate together over all l layers, which K and Theta of the last
+        may have forgotten; and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
         Raises: InvalidInput for a width below 1 or a tensor that is not here.
         """
         if width < 1:
@@ -108,6 +111,8 @@ class Tensors:
         shape = (len(value), *[1] * (value.ndim - 1))
         spread = [_relative(self.V, self.kernel)] + ([_relative(self.A, self.ntk)] if self.A is not None and name not in ("G1", "V") else [])
         r = np.max(spread, axis=0) / width
+        if name in first_order.NAMES["dntk"] + first_order.NAMES["ddntk"]:
+            r = np.maximum(r, NEXT * np.arange(1, len(value) + 1) / width)
         largest = np.abs(value if mean is None else mean).reshape(len(value), -1).max(1) * (r / (2 * width if name == "V" else width) if mean is None else r**2)
         axes = (Axis("layer", tuple(map(float, range(1, len(value) + 1)))), *(Axis(f"input {'abcd'[i]}", tuple(map(float, range(value.shape[1])))) for i in range(value.ndim - 1)))
         found = value / width if mean is None else mean + value / width
