@@ -1,13 +1,11 @@
 """Short trainings at once, the SVAG test, and the chapter's rows about SGD as a process."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, batchnorm, mlp_regression
-from scipy import stats
 from torch import nn
 
 from gnomon.core import rng as chance
@@ -100,15 +98,6 @@ def test_the_traced_operations_are_the_same_to_the_bit(monkeypatch):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 4)])
-def test_batches_without_replacement_are_sets_each_as_likely(n, size):
-    drawn = next(walks.drawn_batches(n, size, 30_000, "without_replacement", rng=chance.generator(0))).sort(1).values
-    assert (drawn[:, 1:] > drawn[:, :-1]).all()
-    _, counts = drawn.unique(dim=0, return_counts=True)
-    assert len(counts) == math.comb(n, size)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
-
-
 def test_the_gap_is_what_the_equation_lacks():
     """lr x curvature = .8: SGD's noise is larger than that of its equation by 1 / (1 - .4), and the levels say so within their errors."""
     subject = mean_of(lr=0.4, start=0.0)
@@ -169,7 +158,7 @@ def test_impossible_settings_are_refused():
         ({"runs": 1}, "runs must be at least 4"),
         ({"levels": (4, 2)}, "must rise"),
         ({"levels": (1, 2)}, "must rise"),
-        ({"sampling": "epochs"}, "epochs"),
+        ({"sampling": "shuffled"}, "shuffled"),
         ({"steps": 0}, "steps"),
     ):
         with pytest.raises(InvalidInput, match=said):

@@ -15,7 +15,7 @@ from torch import Tensor
 from gnomon.core.errors import OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
-TERMS = (24, 48, 96, 192)
+TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
 REACH, PANELS, NODES = 12.0, 24, 20
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
@@ -53,8 +53,8 @@ class Series:
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         what = "derivative" if derivative else "value"
-        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),))
-        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),))
+        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 0)
+        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 1)
         terms = max(one.shape[-1], two.shape[-1])
         first, second = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).movedim(-1, 0).contiguous() for a in (one, two))
         out = first[-1] * second[-1] * torch.ones_like(c)
