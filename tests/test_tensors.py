@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from real_tensors import estimates
 from torch.nn import functional as F
 
 from gnomon.core import rng as chance
@@ -171,24 +170,14 @@ def test_relu_of_one_input_in_closed_form():
             assert float(found.value(name)[m].reshape(-1)[0]) == pytest.approx(value, rel=1e-11, abs=1e-11), name
 
 
-@pytest.mark.parametrize(("function", "c_w", "c_b", "inputs", "members"), [(torch.tanh, 1.3, 0.1, 1, 400), (F.gelu, 1.983, 0.173, 2, 60), (torch.sin, 1.2, 0.1, 1, 400)])
-def test_derivatives_of_real_networks_have_the_tensors(function, c_w, c_b, inputs, members):
-    """Every element within 2.5 L/n of the tensor's largest and four standard errors, of first, second and third derivatives that autograd takes."""
-    width, depth = 32, 3
-    x = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)[:inputs]
-    blocks = [estimates(function, x, depth=depth, width=width, c_w=c_w, c_b=c_b, weight_rate=0.8, bias_rate=0.6, members=members, seed=seed) for seed in range(8)]
-    found = tensors(function, inputs=x.numpy(), depth=depth, weight_variance=c_w, bias_variance=c_b, weight_rates=0.8, bias_rates=0.6)
-    says = 0
-    for name in NAMES:
-        samples = np.stack([block[name] for block in blocks])
-        error = samples.std(0, ddof=1) / math.sqrt(len(samples))
-        value = found.value(name)[-1]
-        if name in ("G1", "H1"):
-            value = (found.kernel if name == "G1" else found.ntk)[-1] + value / width
-        largest = np.abs(value).max()
-        assert (np.abs(samples.mean(0) - value) < 2.5 * depth / width * largest + 4 * error).all(), name
-        says += bool((error < 0.15 * largest).all())
-    assert says >= 7, "an ensemble that says something"
+def test_the_published_curve_of_another_program():
+    """Guillen, Misof & Gerken 2026, Figure 2: the mean kernel of four GELU layers over widths 6 to 220, read off the drawing's coordinates, by cubature of recursions in inverse kernels."""
+    inputs = np.array(
+        [[0.6540248765053858, -1.3592788739383235, -0.3791179316445409, 0.34191025226280697], [-0.6786403121150224, -0.12161213502515096, 0.21716372787141658, -1.4709063616118982]]
+    )
+    found = tensors(F.gelu, inputs=inputs, depth=4, weight_variance=1.98305826, bias_rates=0.0, through="ntk")
+    np.testing.assert_allclose(found.ntk[-1, 0], [1.749264, 0.176856], rtol=1e-5)
+    np.testing.assert_allclose(found.H1[-1, 0], [1.41440, -0.32457], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("function", "c_w", "c_b"), [(torch.tanh, 1.3, 0.1), (F.gelu, 1.983, 0.173), (torch.relu, 2.0, 0.1)])

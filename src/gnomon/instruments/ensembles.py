@@ -1,6 +1,7 @@
 """Moments over ensembles of networks at initialisation, from their pre-activations and their tangent kernels, with the error bar that their number leaves.
 
-Arrays have one entry a network, first.  Errors are standard errors over networks, by leaving out one at a time (Quenouille 1956; Tukey 1958).
+Arrays have one entry a network, first.  Errors are standard errors over networks, by leaving out one at a time (Quenouille 1956; Tukey 1958).  Products of four factors have long tails, the
+longer the larger depth/width: their 95 % intervals are lopsided, and open towards a tail that so many networks do not reach to its end (`tailed_interval`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Reading
+from gnomon.numerics.statistics import tailed_interval
 
 FEWEST = 30
 """Fewest networks of a block: the bias of a ratio of moments falls with their number squared, once it is corrected."""
@@ -95,9 +97,55 @@ def ntk_covariances(outputs: Float[Tensor, "members a n"], kernel: Float[Tensor,
     n = outputs.shape[-1]
     return {
         "A": _jackknife("A", lambda both, one: n * (both - one[..., :, :, None, None] * one[..., None, None, :, :]), a, mean),
-        "B": over_networks("B", n * b),
+        "B": _jackknife("B", lambda one: n * one, b),
         "D": _jackknife("D", lambda both, one, two: n * (both - one[..., :, :, None, None] * two[..., None, None, :, :]), d, square, mean),
-        "F": over_networks("F", n * f),
+        "F": _jackknife("F", lambda one: n * one, f),
+    }
+
+
+def first_order_tensors(
+    *, width: int, outputs: Float[Tensor, "members a k"], ntk: Tensor, ntk_along: Tensor, second_along: Tensor, second_mixed: Tensor, third: Tensor, joined: Tensor
+) -> dict[str, Reading]:  # fmt: skip
+    """What an ensemble says of all tensors of order 1/n: the means of z z and of the tangent kernel ("kernel", "ntk"), and n times the moments V, A, B, D, F, P, Q, R, S, T, U.
+
+    V = n Cov(z_ia z_ib, z_jc z_jd),  A = n Cov(H_ii;ab, H_jj;cd),  B_abcd = n E H_ij;ac H_ij;bd,  D = n Cov(z_ia z_ib, H_jj;cd),  F_acbd = n E z_ia z_jb H_ij;cd,  P = n E dH_ijj;abc z_id,
+    Q = n E dH_iij;abc z_jd,  R = n E ddI_iijj;abcd,  S = n E ddII_iijj;abcd,  T_acdb = n E ddII_ijij;abcd,  U_adbc = n E ddII_ijji;abcd, with i /= j; a sum over outputs l of z_l f_l is what f gives
+    along the vector of them, which leaves less noise than one of them.
+
+    Shapes: members first, as `gnomon.models.differentials.Differentials` has them (its fields are the arguments) -> values (a, b) and (a, b, c, d).   Units: those of the moments.
+    Error: standard error over networks.   Assumes: the outputs are exchangeable.   Cost: members * examples^4 * units.
+    Raises: InvalidInput for fewer than FEWEST networks.   Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue.
+    """
+    z, h = outputs.double(), ntk.double()
+    n, others = width, z.shape[-1] - 1
+    squares = torch.einsum("mai,mbi->mabi", z, z)
+    total = squares.sum(-1)
+    pairs = (torch.einsum("mab,mcd->mabcd", total, total) - torch.einsum("mabi,mcdi->mabcd", squares, squares)) / (others * (others + 1))
+    both = torch.einsum("mab,mcd->mabcd", h[:, 0, 0], h[:, 1, 1])
+    own = torch.einsum("mab,mcd->mabcd", squares[..., 1:].mean(-1), h[:, 0, 0])
+
+    def covariance(moment: Tensor, one: Tensor, two: Tensor) -> Tensor:
+        return n * (moment - one[..., :, :, None, None] * two[..., None, None, :, :])
+
+    kernel, mean = total / (others + 1), (h[:, 0, 0] + h[:, 1, 1]) / 2
+    joined = joined.double()
+    means = {
+        "B": torch.einsum("mac,mbd->mabcd", h[:, 0, 1], h[:, 0, 1]),
+        "F": torch.einsum("ma,mbcd->macbd", z[..., 0], ntk_along.double()) / others,
+        "P": second_along / others,
+        "Q": second_mixed / others,
+        "R": third,
+        "S": (joined[:, 0, 0, 1, 1] + joined[:, 1, 1, 0, 0]) / 2,
+        "T": torch.einsum("mabcd->macdb", joined[:, 0, 1, 0, 1] + joined[:, 1, 0, 1, 0]) / 2,
+        "U": torch.einsum("mabcd->madbc", joined[:, 0, 1, 1, 0] + joined[:, 1, 0, 0, 1]) / 2,
+    }
+    return {
+        "kernel": over_networks("kernel", kernel),
+        "ntk": over_networks("ntk", mean),
+        "V": _jackknife("V", lambda moment, one: covariance(moment, one, one), pairs, kernel),
+        "A": _jackknife("A", covariance, (both + both.permute(0, 3, 4, 1, 2)) / 2, h[:, 0, 0], h[:, 1, 1]),
+        "D": _jackknife("D", covariance, own, squares[..., 1:].mean(-1), h[:, 0, 0]),
+        **{name: _jackknife(name, lambda one: n * one, value.double()) for name, value in means.items()},
     }
 
 
@@ -129,5 +177,6 @@ def _jackknife(name: str, function: Callable[..., Tensor], *each: Each) -> Readi
     means = [part.mean(0, keepdim=True) for part in each]
     whole = function(*means)[0]
     left = function(*((members * mean - part) / (members - 1) for mean, part in zip(means, each, strict=True)))
-    error = ((members - 1) / members * (left - left.mean(0)).square().sum(0)).sqrt()
-    return Reading(name, members * whole - (members - 1) * left.mean(0), "", error=error, error_kind="seed", n=members)
+    each_one = members * whole - (members - 1) * left
+    error = each_one.std(0) / members**0.5
+    return Reading(name, each_one.mean(0), "", error=error, error_kind="seed", n=members, interval=tailed_interval(each_one))

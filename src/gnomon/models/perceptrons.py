@@ -190,13 +190,15 @@ def classified(
         return (moved.outputs(x).argmax(2) == labels).double().mean(1)
 
 
-def has_kinks(activation: Activation) -> bool:
-    """Whether the slope of an activation jumps between -8 and 8: by more than its second derivative explains.   Cost: none to speak of."""
+def has_kinks(activation: Activation, order: int = 1) -> bool:
+    """Whether the slope of an activation (`order` 1), or its bend (2), jumps between -8 and 8: by more than the derivative after it explains.   Cost: none to speak of."""
     z = torch.linspace(-8, 8, 16_001, dtype=torch.float64).requires_grad_()
-    slope = torch.autograd.grad(activation(z).sum(), z, create_graph=True)[0]
-    second = torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
-    jumps = slope.detach().diff() - (second[1:] + second[:-1]) / 2 * (z[1] - z[0]).detach()
-    return bool((jumps.abs() > 0.01 * slope.detach().abs().max()).any())
+    rows = [activation(z)]
+    for _ in range(order + 1):
+        rows.append(torch.autograd.grad(rows[-1].sum(), z, create_graph=True, materialize_grads=True)[0] if rows[-1].requires_grad else torch.zeros_like(z))
+    one, after = rows[order].detach(), rows[order + 1].detach()
+    jumps = one.diff() - (after[1:] + after[:-1]) / 2 * (z[1] - z[0]).detach()
+    return bool((jumps.abs() > 0.01 * one.abs().max()).any())
 
 
 def _dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:

@@ -36,13 +36,13 @@ def _keys(order: int) -> tuple[Key, ...]:
     return tuple(sorted(found, key=lambda key: (len(key) != 2, len(key), key)))
 
 
-def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Table, *, order: int, digits: float) -> Sources:
+def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Table, *, order: int, digits: float, most: int = chaos.ORDER) -> Sources:
     """The sources of a smooth activation.
 
-    Shapes: kernel (n, n), positive semi-definite -> (n, n, n, n) each.   Error: about 10^-digits; it is measured by taking fewer.   Cost: n^2/2 planes, n^4/24 series.
+    Shapes: kernel (n, n), positive semi-definite -> (n, n, n, n) each.   Error: about 10^-digits, but for a kernel so large that `most` terms are too few; it is measured by taking fewer.   Cost: n^2/2 planes, n^4/24 series.
     """
     n, none = len(kernel), np.zeros((0, 0, 0, 0))
-    row = _moments(activation, kernel, order, digits * math.log(10) + 1)
+    row = _moments(activation, kernel, order, digits * math.log(10) + 1, most)
     full = {name: row[at].reshape(n, n, n, n) for name, at in _plan(n, order).items()}
     ss, pp = two[0, 0], two[1, 1]
     return Sources(
@@ -51,7 +51,7 @@ def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Tabl
     )  # fmt: skip
 
 
-def _moments(activation: Function, kernel: Float64[Array, "n n"], order: int, need: float) -> Float64[Array, "moments"]:
+def _moments(activation: Function, kernel: Float64[Array, "n n"], order: int, need: float, most: int) -> Float64[Array, "moments"]:
     """All moments in a row: those of one input, of two, of three as (key, f, g), of four."""
     n, keys = len(kernel), _keys(order)
     size = np.sqrt(np.diag(kernel))
@@ -63,7 +63,7 @@ def _moments(activation: Function, kernel: Float64[Array, "n n"], order: int, ne
     if n > 2:
         pairs = np.array(list(itertools.combinations(range(n), 2)))
         roots = np.stack([_root(kernel[np.ix_(pair, pair)]) for pair in pairs])
-        planes = _planes(activation, roots, order, need)
+        planes = _planes(activation, roots, order, need, most)
         inverse = np.stack([np.linalg.pinv(root, rcond=1e-7) for root in roots])
         parts.append(_threes(one, inverse, kernel, size, planes))
         if n > 3:
@@ -77,11 +77,12 @@ def _root(block: Float64[Array, "2 2"]) -> Float64[Array, "2 2"]:
     return (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
 
 
-def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int, need: float) -> Float64[Array, "pairs f g p q"]:
+def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int, need: float, most: int) -> Float64[Array, "pairs f g p q"]:
     """Hermite coefficients of f(z_1) g(z_2), z = root (x, y), for all derivatives f and g, cut where they no longer matter."""
     axes = []
     for moved in np.abs(roots).max((0, 1)):
-        terms = int(min((need * moved / math.pi) ** 2 + 16, chaos.ORDER)) if moved > 0 else 1
+        # each digit takes two terms more at least: one alone would add nothing to an odd function, and two cuts would agree on what both leave out
+        terms = int(min((need * moved / math.pi) ** 2 + 8 + 2 * need / math.log(10), most)) if moved > 0 else 1
         step = min(math.pi * math.sqrt(2 / need), 2 * math.pi * POLE / need / max(moved, 1e-300), math.pi / math.sqrt(2 * terms + 1))
         count = math.ceil((math.sqrt(2 * need) + 1.0) / step)
         u = np.arange(-count, count + 1) * step

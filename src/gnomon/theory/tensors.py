@@ -19,7 +19,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
-from gnomon.numerics import nodes
+from gnomon.numerics import chaos, nodes
 from gnomon.theory import first_order
 from gnomon.theory.activations import Function
 from gnomon.theory.criticality import check_growth
@@ -40,10 +40,14 @@ FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
 """Sizes of two rules for activations with kinks."""
+COARSER = 3 * chaos.ORDER // 4
+"""Terms of a series that the coarser of two cuts keeps at most."""
 SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
 """Correlation matrices whose smallest eigenvalue is below this cannot be inverted to any use."""
+NEXT = 2.5
+"""How many times depth/width the next order of a tensor is at most, relative to its largest element, over a grid of ensembles."""
 CONVERGED = 1e-3
 """A tensor whose error is larger than this, relative to its largest element, has not converged."""
 
@@ -97,7 +101,8 @@ class Tensors:
         """A tensor over n, or for G1 and H1 the corrected mean, K + G1/n and Theta + H1/n.
 
         Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, r/2 for V and r^2 for means, with r the largest relative
-        variance of the layer, V/(n K^2) or A/(n Theta^2); and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
+        variance of the layer, V/(n K^2) or A/(n Theta^2); for P to U at least NEXT l/n, since the slopes that carry them fluctuate together over all l layers, which K and Theta of the last
+        may have forgotten; and what is left of the integration.   Assumes: as `tensors`.   Cost: none.
         Raises: InvalidInput for a width below 1 or a tensor that is not here.
         """
         if width < 1:
@@ -106,6 +111,8 @@ class Tensors:
         shape = (len(value), *[1] * (value.ndim - 1))
         spread = [_relative(self.V, self.kernel)] + ([_relative(self.A, self.ntk)] if self.A is not None and name not in ("G1", "V") else [])
         r = np.max(spread, axis=0) / width
+        if name in first_order.NAMES["dntk"] + first_order.NAMES["ddntk"]:
+            r = np.maximum(r, NEXT * np.arange(1, len(value) + 1) / width)
         largest = np.abs(value if mean is None else mean).reshape(len(value), -1).max(1) * (r / (2 * width if name == "V" else width) if mean is None else r**2)
         axes = (Axis("layer", tuple(map(float, range(1, len(value) + 1)))), *(Axis(f"input {'abcd'[i]}", tuple(map(float, range(value.shape[1])))) for i in range(value.ndim - 1)))
         found = value / width if mean is None else mean + value / width
@@ -131,10 +138,10 @@ def tensors(
     Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
     or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
     Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
-    (1e-8, or 1e-4 for more than four inputs); with kinks rounding for up to two inputs, else a standard error over `scrambles` of `points` points.
-    Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); with kinks rounding for up to two inputs, else a standard error over `scrambles` of
+    `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
-    polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED.
+    polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
     """
     check_growth(activation)
@@ -157,7 +164,7 @@ def tensors(
             f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
         )
     if smooth == 3:
-        return _refined(activation, k, layers, through, tolerance or (1e-8 if len(k) <= 4 else 1e-4))
+        return _refined(activation, k, layers, through, tolerance)
     _check_condition(k, 1)
     if len(k) <= 2 and breaks_of(activation) == (0.0,):
         return _run(activation, k, layers, through, [_cut(activation, level, smooth) for level in LEVELS], smooth, 0)
@@ -204,8 +211,8 @@ def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
         raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
 
 
-def _exact(activation: Function, digits: float) -> Rule:
-    return lambda k, two, order: exact_sources(activation, k, two, order=order, digits=digits)
+def _exact(activation: Function, digits: float, most: int = chaos.ORDER) -> Rule:
+    return lambda k, two, order: exact_sources(activation, k, two, order=order, digits=digits, most=most)
 
 
 def _cut(activation: Function, level: int, smooth: int) -> Rule:
@@ -225,15 +232,23 @@ def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> 
     return rule
 
 
-def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, tolerance: float) -> Tensors:
-    """Series cut finer until two cuts agree to the tolerance."""
+def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
+    """Series cut finer until two cuts agree to the tolerance, the coarser of fewer terms even where the finer has all that are kept."""
+    tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
     digits = -math.log10(tolerance)
     while True:
-        found = _run(activation, k, layers, through, [_exact(activation, digits), _exact(activation, digits + 1)], 3, 0)
+        found = _run(activation, k, layers, through, [_exact(activation, digits, COARSER), _exact(activation, digits + 1)], 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
-        if worst <= tolerance or digits >= FINEST:
-            return _converged(found)
+        if worst <= tolerance:
+            return found
+        if digits >= FINEST:
+            break
         digits = min(digits + max(1, math.ceil(0.7 * math.log10(worst / tolerance))), FINEST)
+    if asked is None:
+        return _converged(found)
+    raise OutOfScope(
+        f"the error does not fall below {worst:.2g} of the largest element, and {asked:.2g} was asked for: ask for no less, take a smaller kernel, or leave `tolerance` out"
+    )
 
 
 def _converged(found: Tensors) -> Tensors:
