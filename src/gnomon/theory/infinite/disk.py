@@ -133,9 +133,9 @@ class DiskKernel:
         network = str(getattr(self.kernel, "module", self.kernel.__class__.__name__))
         second = self.x1 if self.x2 is None else self.x2
         return {
-            "x1": _digest(self.x1), "x2": None if self.x2 is None else _digest(self.x2), "shape": [len(self.x1), len(second)], "kinds": list(self.kinds),
+            "x1": digest(self.x1), "x2": None if self.x2 is None else digest(self.x2), "shape": [len(self.x1), len(second)], "kinds": list(self.kinds),
             "dtype": str(probe[0].dtype).removeprefix("torch."), "device": self.x1.device.type,
-            "network": hashlib.sha256(network.encode() + b"".join(_digest(part).encode() for part in probe)).hexdigest(), "code": code_hash(), "torch": torch.__version__,
+            "network": hashlib.sha256(network.encode() + b"".join(digest(part).encode() for part in probe)).hexdigest(), "code": code_hash(), "torch": torch.__version__,
         }  # fmt: skip
 
     def _manifest(self) -> dict[str, Any] | None:
@@ -167,8 +167,8 @@ class DiskKernel:
         features, size = self.x1[0].numel(), self.dtype.itemsize
         work = COPIES * len(self.kinds) * tile**2 * size + 4 * tile * features * self.x1.element_size()
         if self.pool is None:
-            return _resident() + PROCESS // 4 + work
-        return _resident() + self.pool.jobs * (PROCESS + work)
+            return resident() + PROCESS // 4 + work
+        return resident() + self.pool.jobs * (PROCESS + work)
 
     def _side(self, tile: int | None) -> int:
         if tile is not None and tile < 1:
@@ -224,8 +224,8 @@ class DiskKernel:
             parts = [matrix.block(rows, columns) for matrix in matrices]
             if self.x2 is None and at[0] != at[1]:
                 parts += [matrix.block(columns, rows).T for matrix in matrices]
-                return done[at] == [_digest(part) for part in parts[: len(matrices)]] == [_digest(part) for part in parts[len(matrices) :]]
-            return done[at] == [_digest(part) for part in parts]
+                return done[at] == [digest(part) for part in parts[: len(matrices)]] == [digest(part) for part in parts[len(matrices) :]]
+            return done[at] == [digest(part) for part in parts]
 
         return [at for at in self._tiles() if not there(at)]
 
@@ -313,7 +313,7 @@ def _make(kernel: KernelFunction, x1: Any, x2: Any, folder: Path, kinds: tuple[s
             if x2 is None and not alone:
                 put(file, part.T, columns.start, rows.start)
             os.fsync(file.fileno())
-        digests.append(_digest(part))
+        digests.append(digest(part))
     return digests
 
 
@@ -325,7 +325,8 @@ def _span(at: Tile, tile: int, shape: tuple[int, int]) -> tuple[slice, slice]:
     return slice(at[0], min(at[0] + tile, shape[0])), slice(at[1], min(at[1] + tile, shape[1]))
 
 
-def _digest(x: Tensor) -> str:
+def digest(x: Tensor) -> str:
+    """The bytes of a tensor, told apart."""
     return hashlib.sha256(np.ascontiguousarray(x.detach().cpu().numpy()).data).hexdigest()
 
 
@@ -343,8 +344,8 @@ def _drop_torn_line(path: Path) -> None:
         os.truncate(path, whole.rfind(b"\n") + 1)
 
 
-def _resident() -> int:
-    """Bytes that this process holds now."""
+def resident() -> int:
+    """Bytes that this process holds now, or what it takes at least where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
