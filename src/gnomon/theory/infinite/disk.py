@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from gnomon.core.environment import code_hash, fixed_threads
 from gnomon.core.errors import CannotWrite, InvalidInput, NotEnoughMemory
 from gnomon.core.task import Pool, Task
-from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction, put, start_file
+from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction, put, start_file, write_all
 
 SCHEMA = "gnomon/kernel/1"
 SIDE = 1024
@@ -108,8 +109,9 @@ class DiskKernel:
         Raises: CannotWrite for a full disk or another place that cannot be written; what is done stays, and the next run goes on there.
         """
         try:
-            self._start()
+            self._place()
             with _locked(self.folder):
+                self._start()
                 self._fill(self._left(), progress or (lambda part, text: None))
         except OSError as error:
             if isinstance(error, CannotWrite):
@@ -156,8 +158,8 @@ class DiskKernel:
             "network": "the network, its variances or its parametrisation", "code": "gnomon's own code", "torch": "the version of torch", "tile": "the side of a tile", "threads": "the number of threads",
         }  # fmt: skip
         off = {name for name in names if known.get(name) != self.manifest[name]}
-        if off & {"x1", "x2", "dtype"}:
-            off -= {"network"}  # its digest is that of the kernel of two of the examples
+        if off & {"x1", "x2", "dtype", "kinds"}:
+            off -= {"network"}  # its digest is that of these kernels of two of the examples
         differ = [text for name, text in names.items() if name in off]
         if differ:
             raise InvalidInput(f"{self.folder} holds another kernel: {' and '.join(differ)} differ. Give another folder, or delete this one to make it anew.")
@@ -229,21 +231,34 @@ class DiskKernel:
 
         return [at for at in self._tiles() if not there(at)]
 
-    def _start(self) -> None:
-        """Make the folder, and files of full size, so that a disk that is too small says so before anything is computed."""
+    def _place(self) -> None:
+        """Make the folder, where it may be made and there is room."""
         if (self.folder / "manifest.json").exists():
             return
-        ours = {"manifest.part", "nngp.npy", "ntk.npy"}  # a run that was cut before its manifest leaves no more than these
+        ours = {"manifest.part", "lock", "nngp.npy", "ntk.npy"}  # a run that was cut before its manifest leaves no more than these
         if self.folder.exists() and (not self.folder.is_dir() or {path.name for path in self.folder.iterdir()} - ours):
             raise CannotWrite(f"{self.folder} is not an empty folder, and holds no kernel; nothing was changed. Give another folder.")
         disk = len(self.kinds) * self.shape[0] * self.shape[1] * self.dtype.itemsize
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free + sum(path.stat().st_blocks * 512 for path in self.folder.glob("*.npy"))
         if disk > free:
-            self.folder.rmdir()
             raise CannotWrite(
                 f"The kernel takes {disk / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {self.folder}; nothing was written. Free some space, or give another folder."
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _start(self) -> None:
+        """Make files of full size, so that a disk that is too small says so before anything is computed; anew where they were cut off."""
+        known = self._manifest()
+        if known is not None:
+            self._compare(known)  # another run may have made it since
+            try:
+                whole = all(DiskMatrix(self.folder / f"{kind}.npy").shape == self.shape for kind in self.kinds)
+            except InvalidInput:
+                whole = False
+            if whole:
+                return
+            (self.folder / "done.txt").unlink(missing_ok=True)
         try:
             for kind in self.kinds:
                 start_file(self.folder / f"{kind}.npy", self.shape, self.dtype)
@@ -251,7 +266,8 @@ class DiskKernel:
             temporary.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             os.replace(temporary, self.folder / "manifest.json")
         except OSError:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for name in ("manifest.part", *(f"{kind}.npy" for kind in self.kinds)):
+                (self.folder / name).unlink(missing_ok=True)
             raise
 
     def _fill(self, left: Sequence[Tile], progress: Progress) -> None:
@@ -259,7 +275,7 @@ class DiskKernel:
         with open(self.folder / "done.txt", "ab", buffering=0) as journal:
             _drop_torn_line(self.folder / "done.txt")
             for count, (at, digests) in enumerate(self._made(left), start=total - len(left) + 1):
-                journal.write(f"{at[0]} {at[1]} {' '.join(digests)}\n".encode())
+                write_all(journal, f"{at[0]} {at[1]} {' '.join(digests)}\n".encode())
                 os.fsync(journal.fileno())
                 progress(count / total, f"tile {count} of {total}")
 
@@ -331,11 +347,12 @@ def digest(x: Tensor) -> str:
 
 
 def _journal(path: Path) -> dict[Tile, list[str]]:
-    """Digests by tile; a line that was cut off does not count."""
+    """Digests by tile; a line that was cut off or spoilt does not count."""
     if not path.exists():
         return {}
     lines = path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
-    return {(int(one), int(two)): digests for one, two, *digests in (line.split() for line in lines if line.count(" ") >= 2)}
+    found = (re.fullmatch(r"(\d+) (\d+)((?: [0-9a-f]{64})+)", line) for line in lines)
+    return {(int(match[1]), int(match[2])): match[3].split() for match in found if match}
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -367,11 +384,13 @@ class _locked:
         self.file = open(self.path, "wb")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                raise FileNotFoundError(self.path)  # another run ended, and a third one may have begun
         except OSError as error:
             self.file.close()
             raise CannotWrite(f"Another run is filling {self.path.parent}; wait for its end, or give another folder.") from error
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            self.file.close()
             self.path.unlink(missing_ok=True)
+            self.file.close()
