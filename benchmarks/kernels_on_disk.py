@@ -48,7 +48,12 @@ def fill(folder, part=2.0, jobs=0):
     spent, tick = time.process_time(), time.perf_counter()
     job.run(lambda done, text: os.kill(os.getpid(), signal.SIGKILL) if done > part else None)
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"said": str(cost), "clock": time.perf_counter() - tick, "seconds": time.process_time() - spent + workers.ru_utime + workers.ru_stime, "workers": workers.ru_maxrss * 1024}
+    return {
+        "said": str(cost),
+        "clock": time.perf_counter() - tick,
+        "seconds": time.process_time() - spent + workers.ru_utime + workers.ru_stime,
+        "workers": workers.ru_maxrss * 1024,
+    }
 
 
 def regress(folder):
@@ -107,7 +112,9 @@ def table():
     finally:
         shutil.rmtree(folder)
     print(f"# The tangent kernel of {IMAGES:,} Fashion-MNIST images on disk\n")
-    print(f"A fully connected ReLU network of depth 3, float32, one thread a process, torch {torch.__version__}; made by `benchmarks/kernels_on_disk.py`. Each process had an address space of")
+    print(
+        f"A fully connected ReLU network of depth 3, float32, one thread a process, torch {torch.__version__}; made by `benchmarks/kernels_on_disk.py`. Each process had an address space of"
+    )
     print(f"{CAP / 1e9:.0f} GB at most (RLIMIT_AS), of which torch itself takes 0.6 GB, and `memory` is {CAP / 1e9:.0f} GB too.\n")
     print("| what | CPU s | clock s | peak resident | peak address space | said beforehand | |\n|---|---|---|---|---|---|---|")
     for name, found, note in (
