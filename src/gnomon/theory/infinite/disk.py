@@ -117,7 +117,7 @@ class DiskKernel:
             if isinstance(error, CannotWrite):
                 raise
             raise CannotWrite(
-                f"Cannot write to {self.folder}: {error.strerror or error}. The tiles that are done stay there, and the same call goes on with the others once there is room "
+                f"Cannot write to {self.folder}: {error.strerror or str(error).strip().rpartition(chr(10))[2]}. The tiles that are done stay there, and the same call goes on with the others once there is room "
                 f"({self._missing() / 1e9:.3g} GB are to be written); or delete the folder."
             ) from error
         found = tuple(DiskMatrix(self.folder / f"{kind}.npy") for kind in self.kinds)
