@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from gnomon.core import rng as chance
-from gnomon.core.errors import InvalidInput
-from gnomon.models.teacher_student import committee, fluctuations, learn_on_line, orthogonal_teacher, particle_outputs
+from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.models.teacher_student import committee, fluctuations, learn_on_line, orthogonal_teacher, particle_outputs, particle_paths
 from gnomon.theory.mean_field import _velocities, generalization_error, teacher_student_path
+from gnomon.theory.particles import mean_field_path
 
 
 def overlaps(student, teacher):
@@ -83,3 +84,39 @@ def test_fluctuations_are_those_of_independent_and_of_equal_units():
     variance, covariance = fluctuations(drawn)
     assert (variance, covariance) == (pytest.approx(0.25, rel=0.05), pytest.approx(0, abs=0.02))
     assert fluctuations(drawn[:, :1].expand(-1, 4, -1)) == pytest.approx((1, 1), rel=0.05)
+
+
+def test_the_density_of_units_at_early_times_and_against_a_wide_network():
+    rng = chance.generator(3)
+    x, at = chance.normal(8, 2, rng=rng), chance.normal(5, 2, rng=rng)
+    y = torch.sin(x[:, 0])
+    path = mean_field_path(x, y, times=[0.0, 0.01, 3.0], at=at, particles=1024, activation=lambda z: torch.erf(z / math.sqrt(2)))
+    assert abs(path.value[0]).max() < 1e-12
+
+    # to first order in t, f = t K y / N with the tangent kernel of the start, <s s> + <a^2> x.x' <s' s'>: arcsines and their slopes
+    def kernel(u, v):
+        c, one, two = u @ v.T, 1 + u.square().sum(1)[:, None], 1 + v.square().sum(1)[None]
+        return 2 / math.pi * (torch.arcsin(c / (one * two).sqrt()) + c / (one * two - c**2).sqrt())
+
+    first = (kernel(at, x) @ y / len(x)).numpy()
+    assert path.value[1] / 0.01 == pytest.approx(first, abs=0.02 * abs(first).max())
+    wide = particle_paths(x, y, at, width=1_000, networks=20, lr=0.02, records=[150], rng=rng)[0]
+    error = wide.std(0, unbiased=True).numpy() / 20**0.5
+    assert (abs(wide.mean(0).numpy() - path.value[2]) < 4 * np.hypot(error, path.error[2]) + 0.005 + 2 / 1_000).all()
+
+
+def test_bad_input_of_the_density():
+    x, y = torch.ones(3, 2), torch.ones(3)
+    for change, said in (
+        ({"times": [2.0, 1.0]}, "not fall"),
+        ({"times": [1.0], "scrambles": 1}, "2 scrambles"),
+        ({"times": [1.0], "targets": y / 0}, "finite"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            mean_field_path(x, **({"targets": y} | change))
+
+
+def test_a_path_that_is_too_stiff_says_how_far_it_came(monkeypatch):
+    monkeypatch.setattr("gnomon.theory.particles.EVALUATIONS", 300)
+    with pytest.raises(OutOfScope, match="300 evaluations got to"):
+        mean_field_path(torch.ones(3, 2), torch.full((3,), 1e6), times=[1e3], activation=lambda z: z, particles=64)

@@ -218,6 +218,9 @@ def test_the_cost_of_noise_in_so_many_steps_is_the_closed_form():
     assert found.error == pytest.approx(each.std(ddof=1) / 2**0.5)
     scaled = theory.noise_excess_loss(h, w, SGD, steps=k, trace=10.0)
     assert float(scaled) == pytest.approx(10 * each.sum() / w.sum(), rel=1e-12)
+    assert found.details["downhill"] == 0
+    both = theory.noise_excess_loss([[-2.0, 2.0]], [[1.0, 1.0]], SGD, steps=2)
+    assert both.details["downhill"] == pytest.approx((1 - 1.2**4) / (1 - 1.2**2) / ((1 - 0.8**4) / (1 - 0.8**2)))
 
 
 @pytest.mark.parametrize("change", [{}, {"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}, {"sampling": "without_replacement"}])

@@ -189,6 +189,9 @@ def test_the_chapter_sets_prediction_and_measurement_side_by_side():
     cost, equation = rows["loss that gradient noise costs"], rows["SGD beside its stochastic differential equation"]
     assert cost.settle()[0].outcome in ("holds", "fails", "inconclusive")
     assert "it settles at" in cost.settle()[1]
+    bent = dataclasses.replace(readings["noise_curvature"], details=readings["noise_curvature"].details | {"nodes": [[-30.0, 1.0]], "weights": [[1.0, 1.0]]})
+    rows = {row.title: row for row in chapter.chapter(facts_of(subject), readings | {"noise_curvature": bent})}
+    assert "curve downwards" in rows["loss that gradient noise costs"].out_of_scope
     assert equation.settle()[0].outcome in ("holds", "fails", "inconclusive")
     assert "after 8 steps the loss is" in equation.settle()[1]
 

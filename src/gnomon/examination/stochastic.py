@@ -126,6 +126,10 @@ def _cost(readings: Mapping[str, Reading], gap: Reading) -> Iterator[Row]:
             return None
         return f"Noise makes {format_number(100 * part, 2)} % of your training loss; a smaller learning rate at the end of training takes it away in proportion (half the rate, about half of it)."
 
+    if (downhill := predicted.details["downhill"]) > DRIFT:
+        why = f"noise grows along directions that curve downwards, where the quadratic loss has no bottom: in {steps} steps they would take off {format_number(downhill, 2)} times what the others add"
+        yield Row(TITLE_COST, measured=measured, out_of_scope=why, words=f"{share}{end}", advice=advice)
+        return
     because = "Hessian and noise are taken at the start of the run: a quarter is allowed for their drift, our choice, and the error of their probes"
     yield Row(TITLE_COST, predicted, measured, "equal", DRIFT * abs(float(predicted)), because=because, words=words, advice=advice, headline=True)
 

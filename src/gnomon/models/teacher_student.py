@@ -62,17 +62,41 @@ def particle_outputs(
     """
     if min(width, networks, steps + 1, lr) <= 0:
         raise InvalidInput(f"width, networks and lr must be above 0 and steps not below, not {width}, {networks}, {lr:g} and {steps}.")
+    a, w = _drawn(networks, width, inputs, common, rng)
+    for _ in range(steps):
+        a, w = _stepped(a, w, inputs, targets, lr)
+    return a * torch.erf(w @ inputs.T / math.sqrt(2))
+
+
+def particle_paths(
+    inputs: Float[Tensor, "P d"], targets: Float[Tensor, "P"], at: Float[Tensor, "Q d"], *, width: int, networks: int, lr: float, records: Sequence[int], rng: Generator
+) -> Float[Tensor, "records networks Q"]:
+    """What networks as those of `particle_outputs` say at other points after these numbers of steps.   Raises: InvalidInput for records that fall."""
+    if list(records) != sorted(records) or not records or records[0] < 0:
+        raise InvalidInput(f"Records must be numbers of steps that do not fall, not {list(records)}.")
+    a, w = _drawn(networks, width, inputs, 0.0, rng)
+    kept, done = [], 0
+    for record in records:
+        for _ in range(done, record):
+            a, w = _stepped(a, w, inputs, targets, lr)
+        done = record
+        kept.append((a * torch.erf(w @ at.T / math.sqrt(2))).mean(1))
+    return torch.stack(kept)
+
+
+def _drawn(networks: int, width: int, inputs: Tensor, common: float, rng: Generator) -> tuple[Tensor, Tensor]:
     drawn = chance.normal(networks, width, inputs.shape[1] + 1, rng=rng, like=inputs)
     if common:
         drawn = (1 - common) ** 0.5 * drawn + common**0.5 * chance.normal(networks, 1, drawn.shape[-1], rng=chance.child(rng, "common"), like=inputs)
-    a, w = drawn[..., :1], drawn[..., 1:]
-    for _ in range(steps):
-        fields = w @ inputs.T
-        units = torch.erf(fields / math.sqrt(2))
-        errors = (a * units).sum(1, keepdim=True) / width - targets
-        slopes = (-fields.square() / 2).exp() * errors * math.sqrt(2 / math.pi)
-        a, w = a - lr / len(inputs) * (units * errors).sum(-1, keepdim=True), w - lr / len(inputs) * a * (slopes @ inputs)
-    return a * torch.erf(w @ inputs.T / math.sqrt(2))
+    return drawn[..., :1], drawn[..., 1:]
+
+
+def _stepped(a: Tensor, w: Tensor, inputs: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    fields = w @ inputs.T
+    units = torch.erf(fields / math.sqrt(2))
+    errors = (a * units).mean(1, keepdim=True) - targets
+    slopes = (-fields.square() / 2).exp() * errors * math.sqrt(2 / math.pi)
+    return a - lr / len(inputs) * (units * errors).sum(-1, keepdim=True), w - lr / len(inputs) * a * (slopes @ inputs)
 
 
 def fluctuations(units: Float[Tensor, "networks width P"]) -> tuple[float, float]:

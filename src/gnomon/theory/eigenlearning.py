@@ -45,23 +45,25 @@ def modes(matrix: ArrayLike, targets: ArrayLike) -> tuple[Float64[Array, "N"], F
     return values[::-1].copy(), power[::-1].copy()
 
 
-def implicit_ridge(eigenvalues: ArrayLike, n: float, *, ridge: float = 0.0) -> float:
+def implicit_ridge(eigenvalues: ArrayLike, n: float, *, ridge: float = 0.0, counts: ArrayLike | None = None) -> float:
     """The constant k against which eigenvalues compete for n examples: modes with lambda_i above it are learned.
 
-    Units: those of the kernel.   Error: rounding.   Cost: some tens of sums.   Raises: InvalidInput for negative eigenvalues or ridge, or no example.
+    `counts` says how many modes have each eigenvalue, one where it is not given.
+    Units: those of the kernel.   Error: rounding.   Cost: some tens of sums.   Raises: InvalidInput for negative eigenvalues, counts or ridge, or no example.
     Source: Simon et al. 2023 (the self-consistent equation above); Bordelon et al. 2020.
     """
     values = _eigenvalues(eigenvalues)
+    many = _counts(counts, values)
     if not (n > 0 and math.isfinite(n) and ridge >= 0 and math.isfinite(ridge)):
         raise InvalidInput(f"The number of examples must be above 0 and the ridge at least 0, not {n} and {ridge}.")
-    values = values[values > 0]
-    if ridge == 0 and n >= len(values):
+    values, many = values[values > 0], many[values > 0]
+    if ridge == 0 and n >= many.sum():
         return 0.0
-    high = (float(values.sum()) + ridge) / n
+    high = (float(many @ values) + ridge) / n
 
     def left(log: float) -> float:
         k = math.exp(log)
-        return float((values / (values + k)).sum()) + ridge / k - n
+        return float(many @ (values / (values + k))) + ridge / k - n
 
     low = high
     while left(math.log(low)) <= 0:
@@ -69,12 +71,15 @@ def implicit_ridge(eigenvalues: ArrayLike, n: float, *, ridge: float = 0.0) -> f
     return math.exp(brentq(left, math.log(low), math.log(high) + 1e-12, xtol=1e-14, rtol=1e-14)) if low < high else high
 
 
-def learning_curve(eigenvalues: ArrayLike, power: ArrayLike, sizes: Sequence[int], *, ridge: float = 0.0, noise: float = 0.0, population: int | None = None) -> Reading:
+def learning_curve(
+    eigenvalues: ArrayLike, power: ArrayLike, sizes: Sequence[float], *, ridge: float = 0.0, noise: float = 0.0, population: int | None = None, counts: ArrayLike | None = None
+) -> Reading:
     """The mean square test error of kernel ridge regression over the number of examples that it learns from.
 
     E_test above, the noise on the test targets included; with `population` N, of which the n examples are drawn without replacement, the error on those left: (N E_test - n E_train) / (N - n).
 
     Shapes: power (modes,), the square of the target along each eigenfunction (`modes` gives both), modes of eigenvalue 0 included; value (sizes,); `details`: `train`, `implicit_ridge`.
+    With `counts`, that of all the modes of an eigenvalue together.
     Units: those of the squared targets.
     Error: truncation: value / sqrt(n), the size of what n examples leave of an average; the corrections to the mean over training sets are smaller as a rule.
     Assumes: universality of the eigenfunctions.   Cost: some tens of sums a size.   Raises: InvalidInput as `implicit_ridge`, for negative power or noise, and sizes not below the population;
@@ -86,16 +91,17 @@ def learning_curve(eigenvalues: ArrayLike, power: ArrayLike, sizes: Sequence[int
         raise InvalidInput(f"As many squares as eigenvalues are needed, all at least 0, and a noise of at least 0; got shapes {values.shape}, {square.shape} and {noise}.")
     if not sizes or (population is not None and max(sizes) >= population):
         raise InvalidInput(f"Sizes must be given, below the population of {population}: {list(sizes)}.")
+    many = _counts(counts, values)
     test, train, ridges = [], [], []
     for n in sizes:
-        k = implicit_ridge(values, n, ridge=ridge)
+        k = implicit_ridge(values, n, ridge=ridge, counts=many)
         learned = np.where(values > 0, values / np.where(values > 0, values + k, 1.0), 0.0)
         rest = float(((1 - learned) ** 2 * square).sum()) + noise
-        room = n - float((learned**2).sum())
+        room = n - float(many @ learned**2)
         if room <= 0 and rest > 0:
             raise OutOfScope(f"{n} examples are as many as there are modes: without a ridge the mean of the error is infinite there; give a ridge, or other sizes")
         error = n / room * rest if room > 0 else 0.0
-        left = max(1 - float(learned.sum()) / n, 0.0) if ridge > 0 or k == 0 else 0.0
+        left = max(1 - float(many @ learned) / n, 0.0) if ridge > 0 or k == 0 else 0.0
         train.append(left**2 * error)
         test.append(error if population is None else (population * error - n * train[-1]) / (population - n))
         ridges.append(k)
@@ -112,3 +118,10 @@ def _eigenvalues(eigenvalues: ArrayLike) -> Array:
     if values.ndim != 1 or not values.size or not np.isfinite(values).all() or (values < 0).any() or not (values > 0).any():
         raise InvalidInput("Eigenvalues must be finite and at least 0, one of them above; clip those below rounding, as `modes` does.")
     return values
+
+
+def _counts(counts: ArrayLike | None, values: Array) -> Array:
+    many = np.ones_like(values) if counts is None else np.asarray(counts, dtype=np.float64)
+    if many.shape != values.shape or not ((many >= 0).all() and np.isfinite(many).all()):
+        raise InvalidInput(f"As many counts as eigenvalues are needed, all at least 0; got shapes {many.shape} and {values.shape}.")
+    return many

@@ -25,7 +25,8 @@ def noise_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, steps: 
 
     Shapes: nodes, weights (probes, m), averaged over probes -> ().   Units: loss.   Sigma has divisor N - 1; where its trace is known, `trace` takes the place of the
     probes' own, and the ratio of the two means is taken.
-    Error: probe, the spread over probes.
+    Error: probe, the spread over probes.  `details` has `downhill`, what directions that curve downwards take off as a share of what the others add: a quadratic has no
+    bottom there, and noise grows along them without end.
     Assumes: Hessian and noise stay what they are at the start; batches independent.   Cost: `steps` products of 2 x 2 matrices.
     Raises: InvalidInput for shapes that disagree or no step.
     Source: Mandt, Hoffman & Blei 2017, section 3 (noise about a quadratic loss); the finite number of steps is derived here.
@@ -38,7 +39,10 @@ def noise_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, steps: 
     c = np.zeros_like(a)
     for _ in range(steps):
         c = a @ c @ np.swapaxes(a, 1, 2) + noise
-    return _reading("noise_excess_loss", (w * h * c[:, 0, 0].reshape(h.shape) / 2).sum(1), w, trace, MANDT_2017.at("section 3"), sgd, {"steps": steps})
+    cost = w * h * c[:, 0, 0].reshape(h.shape) / 2
+    up, down = float(cost[h > 0].sum()), -float(cost[h < 0].sum())
+    details = {"steps": steps, "downhill": down / up if up else math.inf if down else 0.0}
+    return _reading("noise_excess_loss", cost.sum(1), w, trace, MANDT_2017.at("section 3"), sgd, details)
 
 
 def stationary_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, trace: float | None = None) -> Reading:
