@@ -13,9 +13,11 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.task import Pool
 from gnomon.theory.infinite.matrix import KernelFunction
-from gnomon.theory.infinite.solve import HELD, check_finite, refusal, solve, too_large
+from gnomon.theory.infinite.solve import check_finite, refusal, solve, too_large
 from gnomon.theory.infinite.streamed import Streamed
 
+FACTORED = 4
+"""Matrices of float64 over the training examples that a Cholesky factorisation holds, with the kernel."""
 SPECTRUM = 8
 """Matrices of float64 over the training examples that an eigendecomposition holds, with the kernels."""
 BETWEEN = 5
@@ -89,7 +91,7 @@ def posterior(
     if not noise >= 0:
         raise InvalidInput(f"noise is a variance and must be at least 0, not {noise}.")
     targets, n, shift = targets_of(x_train, y_train), len(x_train), noise + _checked(jitter)
-    if _beyond(8 * HELD * n * n, n, len(x_test), memory, folder):
+    if _beyond(8 * FACTORED * n * n, n, len(x_test), memory, folder):
         streamed = Streamed(kernel, x_train, Path(str(folder)), kind, kind, math.inf, shift, memory, pool)
         return _shaped(streamed.prediction(targets.cpu(), x_test, flow=False), y_train)
     across = matrix_of(kernel, x_test, x_train, kind)
@@ -109,7 +111,7 @@ def ridge_regression(
     if not ridge >= 0:
         raise InvalidInput(f"ridge must be at least 0, not {ridge}.")
     targets, n = targets_of(x_train, y_train), len(x_train)
-    if _beyond(8 * HELD * n * n, n, 0, memory, folder):
+    if _beyond(8 * FACTORED * n * n, n, 0, memory, folder):
         streamed = Streamed(kernel, x_train, Path(str(folder)), kind, kind, math.inf, ridge, memory, pool)
         mean = streamed.mean(targets.cpu(), x_test).to(targets.device)
     else:
