@@ -16,7 +16,7 @@ from gnomon.core.errors import InvalidInput
 
 KernelFunction = Callable[..., Any]
 """K(x1, x2, kind): a tensor for one kind, a tuple for a tuple of kinds."""
-BLOCK = 2**24
+BLOCK = 2**22
 """Bytes that are read at a time."""
 
 
