@@ -166,7 +166,7 @@ def test_bad_input():
         on_line_curve(Networks.draw(8, 4, 1, rng=chance.generator(0)), lr=50.0, level=0.1, most=5000, rng=chance.generator(0))
     for call, said in (
         (lambda: Networks.draw(8, 5, 1, rng=chance.generator(0)), "even width"), (lambda: harmonics(1, 2), "at least 2"), (lambda: network_sample_exponent(0, (2, 4)), "at least 1"),
-        (lambda: network_sample_exponent(1, (8, 8)), "two dimensions"), (lambda: kernel_samples([linear], [10], [0, 1], level=2.0), "between 0 and 1"), (lambda: sphere_spectrum(linear, 2), "at least 3"),
+        (lambda: network_sample_exponent(1, (8, 8)), "two dimensions"), (lambda: kernel_samples([linear], [10], [0, 1], level=2.0), "between 0 and 1"), (lambda: kernel_samples([linear], [10], [0, -1], level=0.5), "squares"), (lambda: sphere_spectrum(linear, 2), "at least 3"),
     ):  # fmt: skip
         with pytest.raises(InvalidInput, match=said):
             call()

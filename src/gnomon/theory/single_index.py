@@ -91,17 +91,20 @@ def sphere_spectrum(kernel: Kernel, dimension: int) -> tuple[Float64[Array, "deg
 def kernel_samples(kernels: Sequence[Kernel], dimensions: Sequence[int], parts: ArrayLike, *, level: float) -> Reading:
     """The number of examples after which kernel regression without a ridge leaves a part `level` of a target unlearned, in each dimension, from the kernel's eigenvalues on the sphere.
 
-    E_n / sum_k v_k^2 = level, with E_n of `eigenlearning.learning_curve` and v_k^2 the mean square of the target's part of degree k (`parts`, from degree 0); degrees above 12 act as a ridge.
+    E_n / sum_k v_k^2 = level, with E_n of `eigenlearning.learning_curve` and v_k^2 the mean square of the target's part of degree k (`parts`, from degree 0); degrees above 12 act as a ridge; 1 where a single example is enough.
 
     Shapes: a kernel a dimension, as `sphere_spectrum` takes; parts (degrees,) or (dimensions, degrees), 13 degrees at most; value (dimensions,).   Units: examples.
     Error: truncation: value / sqrt(value), the size of what n examples leave of an average.   Assumes: universality of the harmonics.   Cost: some thousands of sums a dimension.
-    Raises: InvalidInput for a level outside (0, 1) or too many parts; OutOfScope where the kernel never learns so much.   Source: Simon et al. 2023; Bordelon et al. 2020.
+    Raises: InvalidInput for a level outside (0, 1), and for parts that are too many or no squares; OutOfScope where the kernel never learns so much.   Source: Simon et al. 2023; Bordelon et al. 2020.
     """
-    table, value = np.broadcast_to(np.asarray(parts, dtype=np.float64), (len(dimensions), np.shape(parts)[-1])), []
-    if not 0 < level < 1 or table.shape[1] > HIGHEST + 1 or len(kernels) != len(dimensions):
+    given = np.atleast_1d(np.asarray(parts, dtype=np.float64))
+    if not 0 < level < 1 or len(kernels) != len(dimensions) or given.shape[-1] > HIGHEST + 1 or given.shape[:-1] not in ((), (len(dimensions),)):
         raise InvalidInput(
-            f"A level between 0 and 1, at most {HIGHEST + 1} parts and a kernel a dimension are needed, not {level}, {table.shape[1]} and {len(kernels)} for {len(dimensions)}."
+            f"A level between 0 and 1, a kernel a dimension and at most {HIGHEST + 1} parts are needed, not {level}, {len(kernels)} and parts of shape {given.shape} for {len(dimensions)}."
         )
+    if not (np.isfinite(given).all() and (given >= 0).all() and (given.sum(-1) > 0).all()):
+        raise InvalidInput(f"The parts of a target are squares, one of them above 0, not {given.tolist()}.")
+    table, value = np.broadcast_to(given, (len(dimensions), given.shape[-1])), list[float]()
     for kernel, d, squares in zip(kernels, dimensions, table, strict=True):
         eigenvalues, counts, rest = sphere_spectrum(kernel, d)
         power = np.pad(squares / squares.sum(), (0, HIGHEST + 1 - len(squares)))
@@ -112,7 +115,7 @@ def kernel_samples(kernels: Sequence[Kernel], dimensions: Sequence[int], parts: 
         last = math.log(1e4 * float(counts[power > 0].max()))
         if above(last) > 0:
             raise OutOfScope(f"in dimension {d} the kernel leaves more than {level} of the target after {math.exp(last):.2g} examples: some of its degrees it does not see")
-        value.append(math.exp(brentq(above, 0.0, last)))
+        value.append(math.exp(brentq(above, 0.0, last)) if above(0.0) > 0 else 1.0)
     axes = (Axis("dimension", tuple(map(float, dimensions)), scale="log"),)
     return Reading.predicted("kernel_samples", np.array(value), unit="examples", error=np.sqrt(value), error_kind="truncation", axes=axes, source=SIMON_2023)
 
