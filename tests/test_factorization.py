@@ -98,7 +98,8 @@ def test_bad_input():
         (lambda: tensors.normal_components((3,), components=1, size=1.0, starts=1, rng=chance.generator(0)), "2 to 16 modes"),
         (lambda: tensors.normal_components((3, 3), components=0, size=1.0, starts=1, rng=chance.generator(0)), "components"),
         (lambda: tensors.descend([normal(1, 1, 2), normal(1, 1, 2)], lambda w: w, lr=-1.0, records=[1]), "above 0"),
-        (lambda: tensors.descend([10 * normal(1, 1, 2), 10 * normal(1, 1, 2)], lambda w: w, lr=1.0, records=[500]), "overflowed within"),
+        (lambda: tensors.descend([normal(1, 1, 2), normal(1, 2, 2)], lambda w: w, lr=1.0, records=[1]), "alike but for"),
+        (lambda: tensors.descend([normal(1, 1, 2), normal(1, 1, 3)], tensors.squared_slope(normal(1, 2, 3, 1)), lr=1.0, records=[1]), "cannot be taken"),
     ):
         with pytest.raises(InvalidInput, match=said):
             call()

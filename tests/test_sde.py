@@ -1,13 +1,11 @@
 """Short trainings at once, the SVAG test, and the chapter's rows about SGD as a process."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, batchnorm, mlp_regression
-from scipy import stats
 from torch import nn
 
 from gnomon.core import rng as chance
@@ -61,7 +59,7 @@ def test_runs_have_the_exact_mean_loss_at_every_level(sampling):
 def test_steps_are_those_of_torch(change, monkeypatch):
     subject = mlp_regression(n=12)
     drawn = torch.stack([chance.permutation(12, rng=chance.generator(9, "b", i))[:6].reshape(2, 3) for i in range(4)])
-    monkeypatch.setattr(walks, "drawn_batches", lambda *args, **kwargs: iter(drawn))
+    monkeypatch.setattr(walks, "draw_batches", lambda *args, **kwargs: drawn)
     sgd = Sgd(lr=0.05, batch_size=3, examples=12, sampling="without_replacement", **change)
     seen = walks.walks(subject, sgd, steps=4, runs=2, rng=chance.generator(0)).losses
     block = next(subject.train.chunks(12))
@@ -98,15 +96,6 @@ def test_the_traced_operations_are_the_same_to_the_bit(monkeypatch):
         monkeypatch.setattr(walks, "TRACED_AFTER", after)
         found.append(sde.svag_gap(images(batch_size=8, chunk=64), rng=chance.generator(0), steps=3).to_json())
     assert found[0] == found[1]
-
-
-@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 4)])
-def test_batches_without_replacement_are_sets_each_as_likely(n, size):
-    drawn = next(walks.drawn_batches(n, size, 30_000, "without_replacement", rng=chance.generator(0))).sort(1).values
-    assert (drawn[:, 1:] > drawn[:, :-1]).all()
-    _, counts = drawn.unique(dim=0, return_counts=True)
-    assert len(counts) == math.comb(n, size)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
 def test_the_gap_is_what_the_equation_lacks():

@@ -17,10 +17,11 @@ from gnomon.core.sgd import Sgd, svag_weights
 from gnomon.core.training import Training
 from gnomon.data.regression import regression
 from gnomon.models.catapult import two_layer_curvatures
-from gnomon.models.chains import LeastSquaresChains, draw_batches, stationary_moment
+from gnomon.models.chains import LeastSquaresChains, stationary_moment
 from gnomon.models.descent import half_squared_error, tanh_network
 from gnomon.models.flat import descend, flat_loss
 from gnomon.models.langevin import LangevinChains, occupation
+from gnomon.numerics.batches import draw_batches
 from gnomon.numerics.flow import gradient_flow, penalised, slope_of
 from gnomon.numerics.potentials import double_well, force, quartic
 from gnomon.theory import dynamics
@@ -239,11 +240,12 @@ def test_bad_steps_are_named():
         draw_batches(4, 5, sampling="without_replacement", rng=chance.generator(0))
 
 
-def test_batches_without_replacement_are_subsets_each_as_likely():
-    drawn = draw_batches(6, 3, 20_000, sampling="without_replacement", rng=chance.generator(0)).sort(-1).values
+@pytest.mark.parametrize(("n", "size"), [(6, 3), (6, 2), (5, 4)])
+def test_batches_without_replacement_are_subsets_each_as_likely(n, size):
+    drawn = draw_batches(n, size, 20_000, sampling="without_replacement", rng=chance.generator(0)).sort(-1).values
     assert bool((drawn.diff(dim=-1) > 0).all())
-    counts = np.unique(drawn.numpy() @ [1, 10, 100], return_counts=True)[1]
-    assert len(counts) == 20
+    counts = np.unique(drawn.numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == math.comb(n, size)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 

@@ -15,7 +15,7 @@ from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.plugins import folders, roots
 from gnomon.core.reading import Reading
 
-Need = Literal["initial", "make", "optimizer", "adaptive", "labels", "test", "ensemble"]
+Need = Literal["initial", "make", "optimizer", "adaptive", "labels", "test", "ensemble", "factors"]
 Where = Literal["end", "initial"]
 TOPICS = (
     "kernels", "effective", "generalization", "dynamics", "landscape", "approximation", "factorization", "transport", "information",

@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, warn_above
+from gnomon.models.factor_descent import squared_slope as squared_slope
 
 Factors = Sequence[Float[Tensor, "starts _ _"]]
 Product = Float[Tensor, "starts m n"]
@@ -60,36 +62,47 @@ def skewed(factors: Factors, by: float) -> list[Float[Tensor, "starts _ _"]]:
     return [first * by, *middle, last / by]
 
 
-def descend(factors: Factors, slope: Callable[[Product], Product], *, lr: float, records: Sequence[int]) -> Float[Tensor, "records starts m n"]:
-    """Gradient descent on all factors of a loss of their product, which is kept after these numbers of steps.
+def gradients(factors: Factors, slope: Callable[[Product], Product]) -> list[Float[Tensor, "starts _ _"]]:
+    """(W_N ... W_{j+1})' G (W_{j-1} ... W_1)' for each j,  G = dL / d(product) = slope(product): the gradient of a loss of the product in each factor.
 
-    W_j <- W_j - lr (W_N ... W_{j+1})' G (W_{j-1} ... W_1)',   G = dL / d(product) = slope(product)
-
-    Shapes: factors as in `product`; slope maps (starts, m, n) to itself -> (records, starts, m, n).   Cost: 3 depth products of matrices a step.
-    Raises: InvalidInput for a step that is not positive or records that fall, and, with the step, where the product overflows.
+    Shapes: those of the factors.   Cost: 3 depth products of matrices.
     """
-    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
-        raise InvalidInput(f"A descent needs lr above 0 and records that do not fall, not {lr:g} and {list(records)}.")
-    layers, kept, done = [factor.clone() for factor in factors], [], 0
+    below: list[Tensor | None] = [None]
+    for factor in factors:
+        below.append(factor if below[-1] is None else factor @ below[-1])
+    pull = slope(below[-1])  # type: ignore[arg-type]
+    moves = []
+    for factor, under in zip(reversed(factors), reversed(below[:-1]), strict=True):
+        moves.append(pull if under is None else pull @ under.mT)
+        pull = factor.mT @ pull
+    return moves[::-1]
+
+
+def descent(factors: Factors, slope: Callable[[Product], Product], *, lr: float) -> FactorDescent:
+    """Gradient descent on all factors of a loss of their product, to be run: W_j <- W_j - lr dL / dW_j, by `gradients`.
+
+    For the squared distance from a matrix, a step at which no minimum can be stable is said before the run, with the limit.
+    Shapes: factors as in `product`; slope maps (starts, m, n) to itself.   Raises: InvalidInput as `FactorDescent`, and for factors that do not chain or a slope of another shape.
+    """
+    if not factors or any(factor.ndim != 3 for factor in factors) or any(after.shape[2] != before.shape[1] for before, after in itertools.pairwise(factors)):
+        raise InvalidInput(f"Factors are (starts, d_1, d_0), (starts, d_2, d_1), ..., the first to act first; {[tuple(factor.shape) for factor in factors]} came.")
+    check_slope(slope, product(factors))
+    made = FactorDescent(factors, lambda parts: gradients(parts, slope), lr=lr)
+    warn_above(slope, len(factors), lr=lr)
+    return made
+
+
+def descend(factors: Factors, slope: Callable[[Product], Product], *, lr: float, records: Sequence[int]) -> Float[Tensor, "records starts m n"]:
+    """The product after these numbers of steps of `descent`.  A start that diverges is kept as it was before the step that a warning names.
+
+    Shapes: factors as in `product` -> (records, starts, m, n).   Cost: 3 depth products of matrices a step.
+    Raises: InvalidInput as `descent`, and for records that fall.
+    """
+    check_records(records)
+    made, kept = descent(factors, slope, lr=lr), []
     for record in records:
-        for step in range(done, record):
-            below: list[Tensor | None] = [None]
-            for layer in layers:
-                below.append(layer if below[-1] is None else layer @ below[-1])
-            pull = slope(below[-1])  # type: ignore[arg-type]
-            moves = []
-            for j in range(len(layers) - 1, -1, -1):
-                under = below[j]
-                moves.append(pull if under is None else pull @ under.mT)
-                pull = layers[j].mT @ pull
-            for layer, move in zip(layers, reversed(moves), strict=True):
-                layer.sub_(move, alpha=lr)
-            if step % 100 == 99 and not bool(torch.isfinite(layers[0]).all()):
-                raise InvalidInput(f"The product overflowed within {step + 1} steps at lr = {lr:g}: take a smaller one.")
-        done = record
-        kept.append(product(layers).clone())
-        if not bool(torch.isfinite(kept[-1]).all()):
-            raise InvalidInput(f"The product overflowed within {done} steps at lr = {lr:g}: take a smaller one.")
+        made.run(record - made.steps)
+        kept.append(product(made.factors).clone())
     return torch.stack(kept)
 
 
@@ -98,11 +111,6 @@ def completion_path(
 ) -> Float[Tensor, "records m n"]:
     """The product, at the start and after each `every` steps, as it completes a matrix from balanced factors, made unbalanced by `skew`.  Raises: as `descend`."""
     return descend(skewed(balanced_factors(start, depth), skew), squared_slope(target, seen), lr=lr, records=range(0, steps + 1, every))[:, 0]
-
-
-def squared_slope(target: Float[Tensor, "*starts m n"], observed: Tensor | float = 1.0) -> Callable[[Product], Product]:
-    """The gradient of |observed * (W - M)|^2 / 2, `observed` being 1 where an entry counts and 0 elsewhere: observed * (W - M)."""
-    return lambda made: observed * (made - target)
 
 
 def whitened(inputs: Float[Tensor, "n d"], *, kept: float = 0.0) -> Float[Tensor, "n d"]:
@@ -143,7 +151,7 @@ def mode_path(
 
 
 def effective_rank(made: Float[Tensor, "*starts m n"]) -> Float[Tensor, "*starts"]:
-    """exp of the entropy of the singular values' shares: between 1 and the rank.  Shapes: (..., m, n) -> (...)."""
+    """exp of the entropy of the singular values' shares: between 1 and the rank; 1 where all are 0.  Shapes: (..., m, n) -> (...)."""
     values = torch.linalg.svdvals(made)
-    shares = values / values.sum(-1, keepdim=True).clamp_min(1e-300)
+    shares = values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
     return torch.special.entr(shares).sum(-1).exp()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array
+from gnomon.models.factor_descent import check_state
 from gnomon.numerics.potentials import Potential, traced_slope
 
 
@@ -19,6 +20,7 @@ class LangevinChains:
     """x <- x - lr (grad U + noise) + sqrt(2 lr T) xi for many chains; `noise` is normal with the standard deviation `gradient_noise` a coordinate.
 
     Shapes: start (chains, d); `points` (chains, d).   Units: lr in 1 / curvature, temperature in energy.
+    `state()` goes through torch.save, and `resume` puts it back: runs after it are the same to the bit as without a break between runs.
     Assumes: a potential with a gradient, that makes no decision by the values of its points.   Cost: a gradient of all chains a step.   Raises: InvalidInput for impossible numbers.
     """
 
@@ -40,6 +42,16 @@ class LangevinChains:
                 self.points.add_(self._slope(self.points), alpha=-self.lr).add_(kick)
                 if each is not None:
                     each(self.points)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all that chains that were cut need to go on: the points and the state of chance."""
+        return {"points": self.points.clone(), "rng": self.rng.get_state()}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from where `state` was taken.  Raises: InvalidInput where it is that of other chains."""
+        check_state(state, self.state())
+        self.points, self.rng = state["points"].to(self.points, copy=True), Generator()
+        self.rng.set_state(state["rng"])
 
     def arrivals(self, steps: int, *, home: Float[Tensor, "d"], arrived: Callable[[Float[Tensor, "chains d"]], Bool[Tensor, "chains"]]) -> int:
         """Make so many steps, put each chain back to `home` as it arrives, and count: arrivals / (chains x steps x lr) is one over the mean passage time."""

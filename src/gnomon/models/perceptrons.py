@@ -120,6 +120,18 @@ class Perceptrons:
         slopes = self._scaled(torch.autograd.grad((outputs - targets.to(outputs)).square().sum() / 2, leaves))
         return self._with([leaf.detach() - lr * slope for leaf, slope in zip(leaves, slopes, strict=True)])
 
+    def trained(self, x: Float[Tensor, "examples features"], targets: Float[Tensor, "examples units"], lr: float, steps: int) -> Perceptrons:
+        """The networks after so many steps (`stepped`).   Cost: `steps` gradients."""
+        networks = self
+        for _ in range(steps):
+            networks = networks.stepped(x, targets, lr)
+        return networks
+
+    def mirrored(self) -> Perceptrons:
+        """The networks whose outputs are those of these with the other sign, as likely as themselves: means over both have no part that is odd in the last layer.   Cost: none."""
+        weights, biases = (*self.weights[:-1], -self.weights[-1]), (*self.biases[:-1], None if self.biases[-1] is None else -self.biases[-1])
+        return dataclasses.replace(self, weights=weights, biases=biases)
+
     def _added(self, x: Tensor, made: list[Tensor], layer: int) -> Tensor:
         """What a layer's own parameters add for each pair of examples, their unit's delta aside.  Shapes: -> (members or 1, examples, examples)."""
         read = x.to(made[0])[None] if layer == 0 else self.activation(made[layer - 1])

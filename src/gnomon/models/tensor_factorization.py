@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,8 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, fitted_exponent, moments, warn_above
+from gnomon.models.factor_descent import squared_slope as squared_slope
 
 Vectors = Sequence[Float[Tensor, "starts r _"]]
 Dense = Float[Tensor, "starts *modes"]
@@ -48,32 +49,37 @@ def component_norms(vectors: Vectors) -> Float[Tensor, "starts r"]:
 def component_pulls(vectors: Vectors, gradient: Dense) -> Float[Tensor, "starts r"]:
     """<-G, w_r / |w_r|>: how much each component's direction lowers the loss whose gradient in the tensor is G."""
     letters = _letters(len(vectors))
-    directions = [part / part.norm(dim=-1, keepdim=True).clamp_min(1e-300) for part in vectors]
+    directions = [part / part.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny) for part in vectors]
     return -torch.einsum("z" + letters + "," + ",".join(f"zr{letter}" for letter in letters) + "->zr", gradient, *directions)
 
 
-def descend(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float, records: Sequence[int]) -> list[list[Float[Tensor, "starts r _"]]]:
-    """Gradient descent on all vectors of a loss of their tensor; the vectors after these numbers of steps.
+def descent(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float) -> FactorDescent:
+    """Gradient descent on all vectors of a loss of their tensor, to be run.
 
     w_r^n <- w_r^n - lr <G, prod_{m != n} w_r^m>,   G = dL / d(tensor) = slope(tensor)
 
+    For the squared distance from a tensor, a step at which no minimum can be stable is said before the run, with the limit.
     Cost: N + 1 contractions of the dense tensor with the components a step.
-    Raises: InvalidInput for a step that is not positive or records that fall, and, with the step, where the tensor overflows.
+    Raises: InvalidInput as `FactorDescent`, and for vectors that do not fit or a slope of another shape.
     """
-    if lr <= 0 or not records or records[0] < 0 or any(b < a for a, b in itertools.pairwise(records)):
-        raise InvalidInput(f"A descent needs lr above 0 and records that do not fall, not {lr:g} and {list(records)}.")
-    parts, kept, done = [part.clone() for part in vectors], [], 0
+    if not 2 <= len(vectors) <= 16 or any(part.ndim != 3 or part.shape[:2] != vectors[0].shape[:2] for part in vectors):
+        raise InvalidInput(f"Vectors are 2 to 16 tensors (starts, components, d_n), alike but for d_n; {[tuple(part.shape) for part in vectors]} came.")
+    check_slope(slope, dense(vectors))
+    made = FactorDescent(vectors, lambda parts: _gradients(parts, slope(dense(parts))), lr=lr)
+    warn_above(slope, len(vectors), lr=lr, components=vectors[0].shape[1])
+    return made
+
+
+def descend(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float, records: Sequence[int]) -> list[list[Float[Tensor, "starts r _"]]]:
+    """The vectors after these numbers of steps of `descent`.  A start that diverges is kept as it was before the step that a warning names.
+
+    Cost: as `descent`.   Raises: InvalidInput as `descent`, and for records that fall.
+    """
+    check_records(records)
+    made, kept = descent(vectors, slope, lr=lr), []
     for record in records:
-        for step in range(done, record):
-            moves = _gradients(parts, slope(dense(parts)))
-            for part, move in zip(parts, moves, strict=True):
-                part.sub_(move, alpha=lr)
-            if step % 100 == 99 and not bool(torch.isfinite(parts[0]).all()):
-                raise InvalidInput(f"The tensor overflowed within {step + 1} steps at lr = {lr:g}: take a smaller one.")
-        done = record
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
-            raise InvalidInput(f"The tensor overflowed within {done} steps at lr = {lr:g}: take a smaller one.")
-        kept.append([part.clone() for part in parts])
+        made.run(record - made.steps)
+        kept.append([part.clone() for part in made.factors])
     return kept
 
 
@@ -91,11 +97,6 @@ def _gradients(parts: Vectors, gradient: Dense) -> list[Tensor]:
     return moves[::-1]
 
 
-def squared_slope(target: Float[Tensor, "*modes"], observed: Tensor | float = 1.0) -> Callable[[Dense], Dense]:
-    """The gradient of |observed * (W - T)|^2 / 2: observed * (W - T)."""
-    return lambda made: observed * (made - target)
-
-
 def completion(modes: Sequence[int], *, rank: int, share: float, rng: Generator) -> Callable[[Dense], Dense]:
     """The slope of the completion of a sum of `rank` normal components of norm 1, of whose entries this share is seen.  Raises: as `normal_components`."""
     parts = normal_components(modes, components=rank, size=1.0, starts=1, rng=chance.child(rng, "tensor"))
@@ -111,16 +112,9 @@ def growth_exponent(start: Vectors, slope: Callable[[Dense], Dense], *, lr: floa
     Velocities are central differences of the norms over two steps; components that are pulled less than a tenth of the most pulled are left out.
     Raises: as `descend`.
     """
-    moments = [steps * (k + 1) // times for k in range(times)]
-    path = descend(start, slope, lr=lr, records=[step + shift for step in moments for shift in (-1, 0, 1)])
-    logs = []
-    for before, here, after in zip(path[::3], path[1::3], path[2::3], strict=True):
-        velocity = (component_norms(after) - component_norms(before)) / (2 * lr)
-        pulls = component_pulls(here, slope(dense(here)))
-        kept = (pulls.abs() > 0.1 * pulls.abs().max()) & (velocity * pulls > 0)
-        logs.append(torch.stack([component_norms(here)[kept], (velocity / pulls)[kept]]).log())
-    x, y = torch.cat(logs, 1)
-    return float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
+    path = descend(start, slope, lr=lr, records=moments(steps, times))
+    norms, pulls = [component_norms(vectors) for vectors in path], [component_pulls(vectors, slope(dense(vectors))) for vectors in path[1::3]]
+    return fitted_exponent(norms, pulls, lr=lr)
 
 
 def explained_by_rank(bits: Float[Tensor, "n modes"], targets: Float[Tensor, "n c"], *, rank: int, lr: float, steps: int, rng: Generator) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +19,17 @@ from torch.utils._pytree import tree_map
 from gnomon.core import rng as chance
 from gnomon.core.dataset import Block
 from gnomon.core.errors import InvalidInput, OutOfScope
-from gnomon.core.sgd import Sampling, Sgd, svag_weights
+from gnomon.core.sgd import Sgd, svag_weights
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
+from gnomon.numerics.batches import draw_batches
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.operators import loss_gradient
 
 MEMORY = 1 << 28
 """Bytes that the parameters of the runs that go at once may take, with their gradients."""
+BLOCK = 16
+"""Steps whose batches are drawn at a time, and after which runs are asked whether they diverged."""
 TRACED_AFTER = 32
 """Calls after which the operations of a step are called without the layers around them."""
 Parts = dict[str, Tensor]
@@ -98,26 +101,6 @@ def _check(subject: Subject, sgd: Sgd, steps: int, runs: int, level: int) -> Non
         raise OutOfScope(f"a batch holds all {n:,} examples: its steps have no noise")
 
 
-def drawn_batches(n: int, size: int, runs: int, sampling: Sampling, *, rng: Generator) -> Iterator[Int64[Tensor, "runs size"]]:
-    """Batches of example numbers without end, one a run.
-
-    Shapes: (runs, size).   Error: exact: without replacement every set of `size` examples is equally likely (numbers that came twice are drawn again, which treats
-    all examples alike).
-    """
-    while True:
-        if sampling == "without_replacement" and 2 * size > n:
-            yield torch.rand(runs, n, generator=rng, dtype=torch.float64).argsort(1)[:, :size]
-            continue
-        chosen = torch.randint(n, (runs, size), generator=rng)
-        while sampling == "without_replacement":
-            ordered, place = torch.sort(chosen, dim=1, stable=True)
-            twice = torch.zeros_like(chosen, dtype=torch.bool).scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
-            if not bool(twice.any()):
-                break
-            chosen[twice] = torch.randint(n, (int(twice.sum()),), generator=rng)
-        yield chosen
-
-
 class _Runs:
     """Runs that go in step."""
 
@@ -131,13 +114,16 @@ class _Runs:
     def go(self, steps: int, rng: Generator, evaluated: Subject) -> Ends:
         """Make the steps."""
         n, size = len(self.subject.train), self.sgd.batch_size
-        streams = [drawn_batches(n, size, self.runs, self.sgd.sampling, rng=chance.child(rng, "batches", half)) for half in range(2 if self.level > 1 else 1)]
+        halves = [chance.child(rng, "batches", half) for half in range(2 if self.level > 1 else 1)]
+        drawn = torch.empty(0)
         diverged = torch.full((self.runs,), -1, dtype=torch.int64)
         before: Parts | None = None
         angles, counted = torch.zeros(self.runs, dtype=torch.float64), 0
         for step in range(steps * self.level):
-            chosen = torch.cat([next(stream) for stream in streams], 1)
-            update = self.update(self.gradient(self.theta, *self.at(chosen)))
+            if step % BLOCK == 0:
+                count = min(BLOCK, steps * self.level - step)
+                drawn = torch.cat([draw_batches(n, size, count, self.runs, sampling=self.sgd.sampling, rng=half) for half in halves], -1)
+            update = self.update(self.gradient(self.theta, *self.at(drawn[step % BLOCK])))
             if self.sgd.decay == "decoupled":
                 for value in self.theta.values():
                     value.mul_(1 - self.sgd.lr / self.level * self.sgd.weight_decay)
@@ -148,7 +134,7 @@ class _Runs:
                     angles += _cosine(before, update)
                     counted += 1
                 before = {key: value.clone() for key, value in update.items()} if self.velocity is not None else update
-            if step % 16 == 15 or step == steps * self.level - 1:
+            if step % BLOCK == BLOCK - 1 or step == steps * self.level - 1:
                 fine = torch.stack([value.flatten(1).isfinite().all(1) for value in self.theta.values()]).all(0).cpu()
                 diverged[~fine & (diverged < 0)] = step // self.level
         start = self.subject.parameters

@@ -10,6 +10,7 @@ from typing import Any
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
+from gnomon.core.factors import has_factors
 from gnomon.core.registry import Cost, Instrument, Where
 from gnomon.core.subject import Subject
 
@@ -104,6 +105,7 @@ def unmet(subject: Subject, instrument: Instrument, at: Where) -> str | None:
         "adaptive": (subject.training.optimizer in ("adam", "adamw"), ""),
         "labels": (subject.classes is not None, "the targets are not class labels"),
         "test": (subject.test is not None, "there are no test data"),
+        "factors": ("factors" not in instrument.needs or has_factors(subject.module), ""),
         "ensemble": (subject.make is not None, "the network cannot be drawn again (give a factory: net.py:make_model, or `make=`)"),
     }
     needs = [*instrument.needs, *(("initial",) if at == "initial" else ())]

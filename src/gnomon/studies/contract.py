@@ -17,6 +17,8 @@ from gnomon.core.errors import OutOfScope
 from gnomon.core.registry import Instrument
 from gnomon.core.subject import Subject
 from gnomon.core.training import Training
+from gnomon.models.factor_networks import HierarchicalTucker
+from gnomon.models.hierarchical_tensor import balanced_weights, binary_tree
 from gnomon.run.plan import unmet
 
 EXAMPLES, TESTS = 64, 48
@@ -82,6 +84,21 @@ def words(dtype: torch.dtype = torch.float64, examples: int = EXAMPLES, **settin
     return moved(Words, dtype, token_loss, data(examples, 0), data(TESTS, 1), weight=token_weight, **settings)
 
 
+def entries(dtype: torch.dtype = torch.float64, examples: int = EXAMPLES, **settings: Any) -> Subject:
+    """A tensor in hierarchical Tucker form that reads entries, times nothing else: 74 parameters."""
+    tree = binary_tree(4)
+
+    def build() -> nn.Module:
+        start = balanced_weights((3, 4, 2, 3), tree, widths=3, size=1.5, starts=1, rng=chance.generator(0, "entries"))
+        return HierarchicalTucker([weight[0] for weight in start], tree)
+
+    def data(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        rng = chance.generator(seed, "entries")
+        return torch.stack([chance.integers(d, n, rng=rng) for d in (3, 4, 2, 3)], 1), chance.normal(n, rng=rng).to(dtype)
+
+    return moved(build, dtype, "mse", data(examples, 0), data(TESTS, 1), **settings)
+
+
 NETWORKS: dict[str, Callable[..., Subject]] = {"images": images, "words": words}
 
 
@@ -113,8 +130,9 @@ def prepared(instrument: Instrument, subject: Subject) -> Subject:
 
 
 def subject_for(instrument: Instrument, network: str, dtype: torch.dtype = torch.float64) -> Subject | None:
-    """One of NETWORKS with what an instrument needs; None where the instrument is not meant for such a network."""
-    subject = prepared(instrument, NETWORKS[network](dtype, chunk=EXAMPLES))
+    """One of NETWORKS with what an instrument needs, or a factorisation where it is one that it needs; None where the instrument is not meant for such a network."""
+    build = entries if "factors" in instrument.needs else NETWORKS[network]
+    subject = prepared(instrument, build(dtype, chunk=EXAMPLES))
     return None if unmet(subject, instrument, "end") is not None else subject
 
 

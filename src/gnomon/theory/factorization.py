@@ -18,6 +18,7 @@ from gnomon.core.source import Source
 ARORA_2019 = Source("arora2019")
 RAZIN_2020 = Source("razin2020")
 RAZIN_2021 = Source("razin2021")
+RAZIN_2022 = Source("razin2022")
 BALANCED_FLOW = ("balanced factors: W_{j+1}' W_{j+1} = W_j W_j'", "gradient flow: lr × sharpness << 1")
 
 
@@ -162,6 +163,44 @@ def component_exponent(order: int) -> float:
     """The power of its norm with which a component of a tensor of this order grows, 2 - 2 / N: as `component_velocities`."""
     _check_depth(order)
     return 2 - 2 / order
+
+
+def local_component_velocities(norms: Float[Tensor, "*starts r"], pulls: Float[Tensor, "*same p"], children: int) -> Reading:
+    """How fast gradient flow on a hierarchical factorisation moves the norms of the local components of a node with this many children.
+
+    d s_r / dt = L s_r^(2 - 2/L) <-G, C_r>,   L = children + 1,   s_r = |W^node[r, :]| prod_(children) |W^child[:, r]|
+
+    C_r is the tensor of all that goes through the component, over s_r.  The tensor is linear in each of the component's L vectors, so that d|w|^2 / dt = 2 s_r <-G, C_r>
+    for all of them: their squares keep their differences, and where these are 0, s_r = |w|^L moves as said.
+    Shapes: (..., r) twice -> (..., r).   Units: those of W over time.   Error: exact.
+    Assumes: balanced local components: for each, all L norms are equal, as with small starts they nearly are.   Cost: none.
+    Raises: InvalidInput for fewer than 1 child, negative norms or shapes that differ.
+    Source: Razin, Maman & Cohen 2022 (the dynamics of local component norms); derived here.
+    """
+    if children < 1:
+        raise InvalidInput(f"A node inside a mode tree has at least 1 child, not {children}.")
+    return component_velocities(norms, pulls, children + 1).replace(name="local_component_velocity", source=RAZIN_2022)
+
+
+def least_sharpness(entry: float, factors: int, *, components: int = 1) -> Reading:
+    """The least sharpness of a minimum of |observed * (W - M)|^2 / 2 with loss 0 over N factors, where an entry m of M is seen: a step above 2 over it cannot settle.
+
+    lambda >= N R^(2/N - 1) |m|^(2 - 2/N)
+
+    The sharpness is at least the squared gradient of that entry, which is a sum of R products p_r of N numbers (R = 1 for a product of matrices, of any width); by the
+    inequality of means its squared gradient is at least sum_r N |p_r|^(2 - 2/N), and least where the p_r are equal.  For a matrix that is seen whole m is its largest
+    singular value, and balanced factors attain the bound.
+
+    Shapes: value ().   Units: those of M, to the power 2 - 2/N.   Error: exact bound.   Assumes: a loss of 0 at the minimum.   Cost: none.
+    Raises: InvalidInput for fewer than 1 factor or component.
+    Source: Mulayoff & Michaeli 2020 (the flattest minimum of a linear network); the bound for one entry is derived here.
+    """
+    _check_depth(factors)
+    if components < 1:
+        raise InvalidInput(f"There is at least 1 component, not {components}.")
+    power = 2 - 2 / factors
+    value = factors * components ** (1 - power) * abs(entry) ** power
+    return Reading("least_sharpness", value, "", role="bound", source=Source("mulayoff2020"), assumes=("a minimum of loss 0",))
 
 
 def _check_depth(depth: int) -> None:
