@@ -85,12 +85,16 @@ def floor(case, dtype, pairs, positions, layers):
 
 
 def row(what, case, network, x, peer, bar, *, repeats=REPEATS):
-    """One line of the table: medians, their ratio and the largest relative difference between different examples (of one with itself the peer loses half the digits)."""
+    """One line of the table: medians, their ratio and the largest relative differences between different examples (of one with itself the peer loses half the digits)."""
     kernel = infinite_width(network, parametrization="ntk", weight_variance=C_W, bias_variance=C_B)
     own, its = [timed(lambda: kernel(x, kind="ntk"))], [peer(case, x)] if peer else []
     first, made = (own[0][0], its[0][0] if its else float("nan")), own[0][1]
     others = ~torch.eye(len(x), dtype=torch.bool)
     difference = float(((made - its[0][1]) / its[0][1])[others].abs().max()) if its else float("nan")
+    dense, apart = torch.randn(x[:12].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.dtype), float("nan")
+    if peer:
+        there = peer(case, dense)[1]
+        apart = float(((kernel(dense, kind="ntk") - there) / there)[others[:12, :12]].abs().max())
     few = x[:20] if x.ndim == 2 or case == "flatten" else x[:2]
     rounding = float((kernel(few.float(), kind="ntk") / kernel(few.double(), kind="ntk") - 1).abs().max())
     own, its = [], []
@@ -101,7 +105,7 @@ def row(what, case, network, x, peer, bar, *, repeats=REPEATS):
     mine, other, n = float(np.median(own)), float(np.median(its)) if its else float("nan"), len(x)
     positions = 1 if x.ndim == 2 else x[0, 0].numel() ** (2 if case == "pooling" else 1)
     least = floor(case, x.dtype, n * (n + 1) // 2, positions, 3 if case == "perceptron" else 5)
-    said = f"{other:.3g} | {mine / other:.2f} | {bar} | {first[0]:.2g}, {first[1]:.2g} | {difference:.0e}" if peer else f"- | - | {bar} | {first[0]:.2g} | -"
+    said = f"{other:.3g} | {mine / other:.2f} | {bar} | {first[0]:.2g}, {first[1]:.2g} | {difference:.0e}, {apart:.0e}" if peer else f"- | - | {bar} | {first[0]:.2g} | -"
     print(f"| {what} | {str(x.dtype).partition('.')[2]} | {mine:.3g} | {least:.2g} | {said} | {rounding:.0e} |", flush=True)
 
 
@@ -117,7 +121,11 @@ def main():
             "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times what a layer's passes, division, square root and"
         )
         print(
-            "arctangent take in the caches, with nothing between them. *Difference*: to the peer, the largest relative one between two examples. *float32*: its largest relative error.\n"
+            "arctangent take in the caches, with nothing between them. *Difference*: to the peer, the largest relative one between two examples, of these data and of Gaussian noise.\n"
+            "*float32*: its largest relative error.\n\n"
+            "Where the difference of noise is small and that of images is not, it is the peer's: pixels of flat background have a correlation of exactly 1 in both images, at which its\n"
+            "arc cosine keeps half the digits. Against 50 digits, pixel by pixel, images of digits are right to 1e-13 here (tests/test_infinite_digits.py); of three pairs of MNIST images\n"
+            "behind five convolutions this kernel is off by 4e-16 and the peer's by 1e-10 to 3e-10.\n"
         )
         print("| what | dtype | gnomon, s | floor, s | peer, s | ratio | bar | first call, s | difference | float32 |\n|---|---|---|---|---|---|---|---|---|---|")
         for dtype in (torch.float32, torch.float64):

@@ -1,4 +1,7 @@
-"""What the noise scale costs in gradients, and the SVAG test on a network of 100,000 parameters; prints a table.  One thread, CPU seconds."""
+"""What the noise scale costs in gradients, and the SVAG test on a network of 100,000 parameters.
+
+Run alone: OMP_NUM_THREADS=1 python benchmarks/noise.py > benchmarks/noise.md
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,8 @@ def svag(steps: int, runs: int = 50) -> str:
 def main() -> None:
     """Print both; the number of SVAG's steps may be given."""
     torch.set_num_threads(1)
+    print("# What the noise scale costs\n")
+    print("CPU seconds, one thread (`benchmarks/noise.py`). Columns 3 and 4 are in gradients of the same examples, medians of interleaved calls.\n")
     print("| network | gradient | noise scale, all examples | as a sample |\n|---|---|---|---|")
     dense = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     convolutional = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 10))

@@ -1,5 +1,6 @@
-"""A spectrum that was killed goes on in another process, to the same bits; a full disk is said and loses nothing."""
+"""A spectrum, or a test of SGD, that was killed goes on in another process, to the same bits; a full disk is said and loses nothing."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -14,8 +15,10 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import CannotWrite, InvalidInput
 from gnomon.core.files import read_tensors, write_tensors
 from gnomon.core.subject import Subject
-from gnomon.instruments import landscape
+from gnomon.core.training import Training
+from gnomon.instruments import landscape, sde
 from gnomon.numerics import checkpoint as kept
+from gnomon.numerics import walks
 from gnomon.numerics.checkpoint import Checkpoint
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.operators import Hessian
@@ -65,6 +68,52 @@ def test_a_killed_spectrum_goes_on_in_another_process_to_the_same_bits(tmp_path,
     assert found.to_json() == measure(network(), rng=chance.generator(0)).to_json()
     assert rest == made[0] - 34
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+KILLED = """
+import os, signal, sys
+from gnomon.core import rng as chance
+from gnomon.instruments import sde
+from gnomon.numerics import checkpoint, walks
+from test_checkpoint import trained
+
+checkpoint.SHARE, made, update = float("inf"), [0], walks._Runs.update
+
+def counted(self, gradient):
+    made[0] += 1
+    if made[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, gradient)
+
+walks._Runs.update = counted
+sde.svag(trained(), rng=chance.generator(0), checkpoint=sys.argv[1], runs=6, steps=20, levels=(2, 4), sampling=sys.argv[3])
+"""
+
+
+def trained():
+    return dataclasses.replace(network(), training=Training(optimizer="sgd", lr=0.1, batch_size=7, momentum=0.5))
+
+
+def test_a_killed_test_of_the_equation_goes_on_in_another_process_to_the_same_bits(tmp_path, monkeypatch):
+    """Killed after 20, 40 and 80 steps at three levels, at the fifth of the 20 on epochs of nine batches: what was done is not done again."""
+    place, made, update, killed, sampling = tmp_path / "state", [0], walks._Runs.update, 145, "epochs"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)]), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    assert subprocess.run([sys.executable, "-c", KILLED, str(place), str(killed), sampling], env=environment, check=False).returncode == -signal.SIGKILL
+
+    def counted(self, gradient):
+        made[0] += 1
+        return update(self, gradient)
+
+    monkeypatch.setattr(walks._Runs, "update", counted)
+    settings = {"rng": chance.generator(0), "runs": 6, "steps": 20, "levels": (2, 4), "sampling": sampling}
+    with pytest.raises(InvalidInput, match="another computation"):
+        sde.svag(trained(), checkpoint=place, **settings | {"steps": 21})
+    made[0] = 0
+    found = sde.svag(trained(), checkpoint=place, **settings)
+    rest, made[0] = made[0], 0
+    assert found.to_json() == sde.svag(trained(), **settings).to_json()
+    assert rest == made[0] - (killed - 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_products_that_ran_out_are_added_to(tmp_path):

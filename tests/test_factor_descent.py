@@ -73,21 +73,25 @@ def test_a_run_that_was_cut_goes_on_to_the_bit(build):
         matrices.descent([normal(2, 3, 3)], squared_slope(normal(3, 3)), lr=0.1).resume(cut.state())
 
 
-def chains(seed):
+def chains(seed, sampling="without_replacement"):
     x, y = regression(12, 3, 4.0, rng=chance.generator(2))
-    sgd = Sgd(lr=0.2, batch_size=4, examples=12, sampling="without_replacement", momentum=0.5)
+    sgd = Sgd(lr=0.2, batch_size=4, examples=12, sampling=sampling, momentum=0.5)
     return LeastSquaresChains(x, y, sgd, chains=3, rng=chance.generator(seed))
+
+
+def chains_of_epochs(seed):
+    return chains(seed, "epochs")
 
 
 def langevin(seed):
     return LangevinChains(double_well(), normal(5, 1), lr=0.01, temperature=0.3, rng=chance.generator(seed))
 
 
-@pytest.mark.parametrize("build", [chains, langevin])
+@pytest.mark.parametrize("build", [chains, chains_of_epochs, langevin])
 def test_chains_that_were_cut_go_on_to_the_bit(build):
     """In a new process the seed may be another: chance goes on where it was."""
     whole, cut, other = build(3), build(3), build(4)
-    further = {"averaged": True} if build is chains else {}
+    further = {} if build is langevin else {"averaged": True}
     for made in (whole, cut):
         made.run(70, **further)
     file = io.BytesIO()

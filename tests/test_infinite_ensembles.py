@@ -14,6 +14,10 @@ from gnomon.theory.kernels import gradient_flow, infinite_width
 WIDTH, MEMBERS = 96, 60
 
 
+def swish(x):
+    return x / (1 + torch.exp(-x))
+
+
 def tokens(*layers):
     return nn.Sequential(*layers, Do(lambda x: x.mean(1)), nn.Linear(WIDTH, 1))
 
@@ -83,6 +87,8 @@ class AttentionBlock(nn.Module):
 W = WIDTH
 FINITE = {
     "product": (Gated(), (6,), 3),
+    "gated linear unit": (nn.Sequential(nn.Linear(6, 2 * WIDTH), nn.GLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1)), (6,), 3),
+    "halves, an expression": (nn.Sequential(nn.Linear(6, 2 * WIDTH), Do(lambda x: swish(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]), nn.Linear(WIDTH, WIDTH), Do(swish), nn.Linear(WIDTH, 1)), (6,), 3),
     "one by one with a stride": (nn.Sequential(nn.Conv2d(2, W, 3, padding=1), nn.ReLU(), nn.Conv2d(W, W, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(W, 1)), (2, 5, 4), 3),
     "linear attention": (LinearAttention(), (3, 3), 5),
     "groups": (nn.Sequential(nn.Conv1d(2, W, 3, padding=1), nn.ReLU(), nn.Conv1d(W, W, 3, padding=1, groups=2), nn.ReLU(), nn.Conv1d(W, W, 1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * W, 1)), (2, 4), 4),

@@ -51,6 +51,10 @@ class Concatenation(nn.Module):
         return self.out(torch.cat([torch.relu(self.one(x)), torch.erf(self.two(x))], -1))
 
 
+def halves(x):
+    return x.chunk(2, -1)
+
+
 def mlp(activation):
     return nn.Sequential(nn.Linear(5, 16), activation, nn.Linear(16, 16), activation, nn.Linear(16, 1))
 
@@ -320,11 +324,11 @@ class Shared(nn.Module):
 
     def __init__(self, twice=False):
         super().__init__()
-        self.inner, self.twice = nn.Linear(5, 5), twice
+        self.inner, self.norm, self.twice = nn.Linear(5, 5), nn.LayerNorm(5), twice
 
     def forward(self, x):
         z = self.inner(x)
-        return self.inner(torch.relu(z)) if self.twice else torch.relu(z) + z
+        return self.inner(torch.relu(z)) if self.twice else self.norm(z) + z
 
 
 @pytest.mark.parametrize(
@@ -335,8 +339,14 @@ class Shared(nn.Module):
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 1)), "'2': a LayerNorm of other than.*pre-activations"),
         (Shared(), "both branches read 'inner'"),
         (Shared(twice=True), "called again with the same weights.*dense_kernel"),
-        (nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(), nn.Linear(4, 1)), "hardtanh.*Hermite series of 192 terms leaves .*tolerance"),
+        (nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(), nn.Linear(4, 1)), "hardtanh.*Hermite series of 768 terms leaves .*tolerance"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layer with weights"),
+        (
+            nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Residual(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 1)),
+            "activation of a sum.*not Gaussian.*begin the branch with the activation",
+        ),
+        (nn.Sequential(nn.Linear(5, 4), Do(lambda x: halves(x)[0] * nn.functional.layer_norm(halves(x)[0], (2,))), nn.Linear(2, 1)), "layer_norm"),
+        (nn.Sequential(nn.Linear(5, 4), Do(lambda x: x * halves(torch.cat([x, x], 1))[0]), nn.Linear(4, 1)), "with itself"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(12, 1)), "'2': a depthwise"),
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Do(lambda x: 1 / x), nn.Linear(4, 1)), "a constant divided by random features"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 1)), "'3': MaxPool1d"),

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.svm import SVC
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.models.separable import exponential_flow, normalised_flows, separable
-from gnomon.theory.margin import growth, max_margin, normalised_direction
+from gnomon.theory.margin import growth, max_margin, multiclass_max_margin, normalised_direction
 
 
 def data(n=80, d=5, gap=0.5, sets=1, seed=0):
@@ -107,3 +108,67 @@ def test_a_norm_must_be_positive():
         normalised_flows(x, y, norm=0.0, steps=1)
     with pytest.raises(InvalidInput, match="grow"):
         exponential_flow(x[None], y[None], times=[10.0, 1.0])
+
+
+def classes(n, d, k, seed=0):
+    """Inputs and labels that k random directions tell apart by at least 0.3."""
+    rng = chance.generator(seed, "classes")
+    x, w = chance.normal(20 * n, d, rng=rng), chance.normal(k, d, rng=rng)
+    best = (x @ w.T).topk(2, 1)
+    clear = best.values[:, 0] - best.values[:, 1] > 0.3
+    return x[clear][:n], best.indices[clear, 0][:n]
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(12, 3, 3), (9, 5, 4)])
+def test_many_classes_are_the_quadratic_program_solved_directly(n, d, k):
+    x, y = (part.numpy() for part in classes(n, d, k, seed=3))
+    present, y = np.unique(y, return_inverse=True)
+    k = len(present)
+    found = multiclass_max_margin(x, y)
+    pairs = np.stack([np.kron(np.eye(k)[y[i]] - np.eye(k)[c], x[i]) for i in range(n) for c in range(k) if c != y[i]])
+    direct = minimize(
+        lambda w: w @ w / 2, found.direction.ravel() * 0 + 1, jac=lambda w: w, method="SLSQP", options={"ftol": 1e-14, "maxiter": 2000},
+        constraints={"type": "ineq", "fun": lambda w: pairs @ w - 1, "jac": lambda w: pairs},
+    )  # fmt: skip
+    assert direct.success
+    assert found.margin == pytest.approx(1 / np.linalg.norm(direct.x), rel=1e-6)
+    assert np.allclose(found.direction.ravel(), direct.x / np.linalg.norm(direct.x), atol=1e-5)
+    outputs = x @ found.direction.T
+    gaps = (outputs[np.arange(n), y][:, None] - outputs)[found.shares > 0]
+    assert np.allclose(gaps, found.margin, rtol=1e-8)
+    assert np.abs(found.direction.sum(0)).max() < 1e-9
+
+
+def test_of_two_classes_it_is_the_binary_margin_and_classes_may_have_any_label():
+    (x,), (y,) = data(60, 4)
+    one, two = max_margin(x, y), multiclass_max_margin(x, 7 * y)
+    assert two.margin == pytest.approx(2**0.5 * one.margin, rel=1e-8)
+    assert np.allclose(two.direction[1] - two.direction[0], 2**0.5 * one.direction, atol=1e-7)
+    assert np.array_equal(one.support, two.support)
+
+
+def test_normalised_descent_on_cross_entropy_nears_the_margin_and_never_passes_it():
+    """Among weights of norm rho the least loss has a margin at most log(n (K - 1)) / rho below gamma; descent is given twice that."""
+    x, y = classes(40, 5, 3, seed=1)
+    found, w = multiclass_max_margin(x, y), torch.zeros(3, 5, dtype=torch.float64)
+    rest = torch.nn.functional.one_hot(y, 3).double()
+    missing = []
+    for step in range(1, 20_001):
+        wrong = torch.softmax(x @ w.T, 1) * (1 - rest)  # the own class's 1 - p by the others', which does not cancel
+        slope = (wrong - rest * wrong.sum(1, keepdim=True)).T @ x
+        w -= 0.05 * slope / slope.norm()
+        if step in (200, 2_000, 20_000):
+            outputs = x @ w.T
+            margin = float((outputs.gather(1, y[:, None]) - outputs)[rest == 0].min() / w.norm())
+            missing.append((found.margin - margin, 2 * np.log(80) / float(w.norm())))
+    assert all(0 < gap <= most for gap, most in missing)
+    assert missing[2][0] < missing[1][0] < missing[0][0]
+
+
+def test_classes_that_nothing_separates_are_refused_with_the_example_in_the_way():
+    x, y = classes(60, 4, 3, seed=2)
+    y[17] = (y[17] + 1) % 3
+    with pytest.raises(OutOfScope, match=r"these 60 examples.*17"):
+        multiclass_max_margin(x, y)
+    with pytest.raises(InvalidInput, match="all labels are the same"):
+        multiclass_max_margin(x, y * 0)

@@ -1,5 +1,6 @@
 """Noise scales by other routes than `gradient_noise_scale`, the noise's spectrum and tails, and what it costs in loss."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,9 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.sgd import Sgd
 from gnomon.core.subject import Subject
+from gnomon.core.training import Training
+from gnomon.examination import dynamics as chapter
+from gnomon.examination.facts import facts_of
 from gnomon.instruments import noise, noise_spectrum
 from gnomon.numerics import dense
 from gnomon.numerics.gram import gradient_gram
@@ -207,6 +211,26 @@ def test_unequal_scales_make_gaussian_noise_look_heavy_and_the_control_says_so()
 
 
 SGD = Sgd(lr=0.1, batch_size=4, examples=40, sampling="with_replacement")
+
+
+def test_the_chapter_says_what_the_control_says_of_tails():
+    """Targets whose fluctuations are Gaussian, of unequal scales, or with tails of index 1: the slope of the loss is theirs."""
+    rng, scales = chance.generator(3), torch.logspace(-2, 2, 40, dtype=torch.float64)
+    normal, flat = chance.normal(600, 40, rng=rng), torch.linspace(-0.499, 0.499, 600, dtype=torch.float64)
+    heavy = torch.tan(math.pi * flat)[torch.stack([chance.permutation(600, rng=rng) for _ in range(40)], 1)]
+    for targets, outcomes, words in ((normal * scales, ["holds", "holds"], "no heavier than Gaussian: "), (heavy, ["fails", "fails"], "heavier than Gaussian: ")):
+        model = nn.Linear(1, 40, bias=False).double()
+        nn.init.zeros_(model.weight)
+        subject = Subject.freeze(model, "mse", (torch.ones(600, 1, dtype=torch.float64), targets), optimizer="adam", lr=0.1, batch_size=2)
+        found = noise_spectrum.noise_tails(subject, rng=chance.generator(0), draws=512)
+        rows = [row for row in chapter.chapter(facts_of(subject), {"noise_tails": found}) if row.title.startswith("tail index")]
+        settled = [row.settle() for row in rows]
+        assert [verdict.outcome for verdict, _, _ in settled] == outcomes
+        assert all(said.startswith(words) for _, said, _ in settled)
+    with pytest.raises(OutOfScope, match="batch size is not known"):
+        noise_spectrum.noise_tails(dataclasses.replace(subject, training=Training(optimizer="sgd")), rng=rng)
+    with pytest.raises(OutOfScope, match="holds all 600"):
+        noise_spectrum.noise_tails(dataclasses.replace(subject, training=Training(optimizer="sgd", batch_size=600)), rng=rng)
 
 
 def test_the_cost_of_noise_in_so_many_steps_is_the_closed_form():

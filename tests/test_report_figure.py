@@ -138,6 +138,9 @@ def test_marks_stand_at_the_elements_that_fail():
     (ring,) = by_class(svg, "ring")
     x = float(re.match(r"M([\d.]+)", ring.get("d")).group(1)) + 7
     assert x == pytest.approx(dots(svg)[31][0], abs=0.2)
+    shaded, _ = sorted(by_class(svg, "no"), key=lambda part: -float(part.get("height")))
+    ends = [(dots(svg)[a][0] + dots(svg)[a + 1][0]) / 2 for a in (30, 31)]
+    assert [float(shaded.get("x")), float(shaded.get("x")) + float(shaded.get("width"))] == pytest.approx(ends, abs=0.3)
     few = draw(describe([Reading.predicted("v", 1.0, unit=""), Reading("v", [1.0, 3.0], "", axes=(Axis("layer", ("good", "bad")),))], tolerance=0.5, elements=["holds", "fails"]))
     assert [element.text for element in by_class(few, "b")] == ["bad"]
     assert any(element.text == "fails" for element in parsed(few).iter(f"{NS}text"))

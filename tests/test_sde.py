@@ -59,7 +59,7 @@ def test_runs_have_the_exact_mean_loss_at_every_level(sampling):
 def test_steps_are_those_of_torch(change, monkeypatch):
     subject = mlp_regression(n=12)
     drawn = torch.stack([chance.permutation(12, rng=chance.generator(9, "b", i))[:6].reshape(2, 3) for i in range(4)])
-    monkeypatch.setattr(walks, "draw_batches", lambda *args, **kwargs: drawn)
+    monkeypatch.setattr(walks, "drawn_batches", lambda *args, **kwargs: iter(drawn))
     sgd = Sgd(lr=0.05, batch_size=3, examples=12, sampling="without_replacement", **change)
     seen = walks.walks(subject, sgd, steps=4, runs=2, rng=chance.generator(0)).losses
     block = next(subject.train.chunks(12))
@@ -158,7 +158,7 @@ def test_impossible_settings_are_refused():
         ({"runs": 1}, "runs must be at least 4"),
         ({"levels": (4, 2)}, "must rise"),
         ({"levels": (1, 2)}, "must rise"),
-        ({"sampling": "epochs"}, "epochs"),
+        ({"sampling": "shuffled"}, "shuffled"),
         ({"steps": 0}, "steps"),
     ):
         with pytest.raises(InvalidInput, match=said):

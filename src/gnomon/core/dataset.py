@@ -92,6 +92,8 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def length(tree: Tree) -> int:
     """How many examples a tree holds: the first dimension of its tensors.  Raises: InvalidInput where they disagree or there is none."""
+    if isinstance(tree, Tensor) and tree.ndim:
+        return len(tree)  # asked for at every turn, and nearly always of one tensor
     sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in leaves(tree)}
     if len(sizes) != 1 or -1 in sizes:
         raise InvalidInput(f"Every tensor of a batch must have the examples in its first dimension; first dimensions found: {sorted(sizes)}.")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 
-Sampling = Literal["with_replacement", "without_replacement"]
+Sampling = Literal["with_replacement", "without_replacement", "epochs"]
 Decay = Literal["coupled", "decoupled"]
 
 
@@ -15,16 +15,17 @@ Decay = Literal["coupled", "decoupled"]
 class Sgd:
     """Steps v <- b v + g,  theta <- theta - lr v  (Nesterov: theta - lr (g + b v)) with g the mean gradient of a batch.
 
-    `sampling` has no default, because the two differ: `with_replacement` draws each example of a batch from all of them, and the covariance of g is S/B;
+    `sampling` has no default, because the three differ: `with_replacement` draws each example of a batch from all of them, and the covariance of g is S/B;
     `without_replacement` draws B different ones, each batch anew, and it is S/B (N - B)/(N - 1), with S the covariance of the gradient over the N examples
-    (divisor N).  Batches are independent of each other; the shuffling of an epoch, which makes them dependent, is not covered.
+    (divisor N); `epochs` shuffles all examples and deals them to N // B batches, as loaders do (what is left over is dropped): each batch has the same covariance,
+    and two of one epoch have -S/(N - 1) between them.
     Weight decay w is `coupled` (g + w theta takes the place of g, as torch.optim.SGD does) or `decoupled` (theta is multiplied by 1 - lr w beside the step,
     as AdamW does); without momentum the two are one.
     `svag` = l makes l steps of lr / l in the place of one, whose noise has l times the covariance (`svag_weights`).
 
     Units: lr in 1 / curvature; weight_decay in curvature.
     Raises: InvalidInput for impossible numbers, a batch larger than the data, or a weight decay whose kind is not said; OutOfScope for SVAG with momentum.
-    Source: Cochran 1977, theorem 2.2 (the finite-population factor).
+    Source: Cochran 1977, theorem 2.2 (the finite-population factor, and the covariance between parts).
     """
 
     lr: float
@@ -56,6 +57,8 @@ class Sgd:
             raise InvalidInput(f"svag must be a whole number of at least 1, not {self.svag}.")
         if self.svag > 1 and (self.momentum > 0 or self.weight_decay > 0):
             raise OutOfScope("SVAG is defined here for plain SGD: its momentum and weight decay would have to be scaled with l too.")
+        if self.svag > 1 and self.sampling == "epochs":
+            raise OutOfScope("SVAG takes batches that are independent of each other, which those of a shuffled epoch are not: take without_replacement.")
 
     @property
     def step(self) -> float:
@@ -66,9 +69,26 @@ class Sgd:
     def noise_factor(self) -> float:
         """What the covariance of per-example gradients (divisor N) is multiplied by to give that of one step's gradient."""
         one = 1 / self.batch_size
-        if self.sampling == "without_replacement":
+        if self.sampling != "with_replacement":
             one *= (self.examples - self.batch_size) / max(self.examples - 1, 1)
         return self.svag * one
+
+    @property
+    def epoch(self) -> int:
+        """The batches of a shuffled epoch: N // B."""
+        return self.examples // self.batch_size
+
+    @property
+    def between(self) -> float:
+        """The same for the covariance between the gradients of two batches of one epoch."""
+        return -1 / max(self.examples - 1, 1) if self.sampling == "epochs" else 0.0
+
+    def independent(self, what: str) -> None:
+        """Nothing where each batch is drawn anew.  Raises: OutOfScope for shuffled epochs, whose batches are not independent of each other."""
+        if self.sampling == "epochs":
+            raise OutOfScope(
+                f"{what} is that of batches drawn independently; those of a shuffled epoch make up for each other (`discrete_covariance` covers them where the noise is the same everywhere)"
+            )
 
     def replace(self, **changes: object) -> Sgd:
         """The same with some numbers changed."""

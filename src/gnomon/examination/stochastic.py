@@ -22,6 +22,8 @@ DESCRIBED = 0.1
 """The part of the loss within which SGD and its equation are said to agree: our choice; the equation's own error is of order lr times the curvature."""
 DRIFT = 0.25
 """The part of a prediction that Hessian and noise, taken at the start, may lose over the run: our choice."""
+HEAVIER = 0.25
+"""How far below its control a tail index must lie: our choice."""
 FACTOR = 4
 """How much larger a batch is that advice is given for."""
 TITLE_SDE = "SGD beside its stochastic differential equation"
@@ -31,6 +33,7 @@ TITLE_COST = "loss that gradient noise costs"
 def rows(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     """What the readings and the training's settings say of SGD as a process."""
     yield from _larger_batch(facts, readings)
+    yield from _tails(readings)
     if (why := _unknown(facts)) is not None:
         yield Row(TITLE_SDE, out_of_scope=why, words="no equation to compare with")
         return
@@ -84,6 +87,30 @@ def _larger_batch(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row
         )
     advice = f"Weighed by the curvature, your learning rate can be raised by {raised}, to about {format_number(lr * ratio, 2)}, with batch {new:,}, {format_number(new / batch, 2)} times as large{limit}."
     yield Row(title, measured=noise, words=f"batch {new:,} may have {raised} the learning rate; {format_number(new / batch, 2)} times under linear scaling", advice=advice)
+
+
+def _tails(readings: Mapping[str, Reading]) -> Iterator[Row]:
+    """Whether noise has heavier tails than Gaussian noise of the same scale in each coordinate, which is the only comparison that says anything."""
+    found = readings.get("noise_tails")
+    if found is None:
+        return
+    errors, n = np.broadcast_to(found.error, (4,)), found.n
+    for place, said in ((0, "all coordinates pooled"), (2, "in each coordinate")):
+        alpha, control = float(found.value[place]), float(found.value[place + 1])
+        predicted = Reading.predicted("tail_index", control, unit="", source=found.source, assumes=("Gaussian noise, of the noise's own scale in each coordinate",))
+        measured = Reading(
+            "tail_index", alpha, "", error=float(np.hypot(errors[place], errors[place + 1])), error_kind="probe", n=n, source=found.source,
+            assumes=(*found.assumes, "the error is that of the difference from the control"),
+        )  # fmt: skip
+
+        def words(verdict: Verdict, alpha: float = alpha, control: float = control) -> str:
+            both = f"{format_number(alpha)} beside {format_number(control)} of Gaussian noise with the same scales"
+            if verdict.outcome == "holds":
+                return f"no heavier than Gaussian: {both}"
+            return f"heavier than Gaussian: {both}" if verdict.outcome == "fails" else f"{both}: the error does not tell them apart"
+
+        because = f"{HEAVIER:g} in alpha is what we call heavier; alpha below 2 says nothing by itself, for noise of unequal scales gives it too"
+        yield Row(f"tail index of gradient noise, {said}", predicted, measured, "at_least", HEAVIER, because=because, words=words)
 
 
 def _sgd(gap: Reading) -> Sgd:

@@ -31,8 +31,8 @@ FEWEST_GROUPS = 4
 """Fewest groups whose spread says anything: leaving one out must leave a variance."""
 HELD_BYTES = 2**30
 """The groups' gradients are held together up to this size; beyond it each is computed twice."""
-LEFT_OUT = 256
-"""Examples that are left out in turn for the error of a sample: these, or an eighth of them all where that is more."""
+LEFT_OUT = 128
+"""Examples that are left out in turn for the error of a sample: these, or a sixteenth of them all where that is more."""
 ROUNDING = 64
 """Rounding of an exact ratio of norms, in units of eps."""
 FEWEST_DRAWS = 4
@@ -67,7 +67,7 @@ def _noise_cost(subject: Subject, groups: int) -> Cost:
 def _by_examples(subject: Subject) -> NoiseRatio:
     """Every example a group of its own, by norms and inner products with the mean: nothing is left to how examples are dealt."""
     n, population = len(subject.train), subject.train.population
-    some = 0 if n == population else min(n, max(LEFT_OUT, n // 8))
+    some = 0 if n == population else min(n, max(LEFT_OUT, n // 16))
     # which examples are left out in turn is part of the estimate, not of chance: always the same ones
     rows = chance.permutation(n, rng=chance.generator(0, "left out"))[:some].sort().values
     found = moments.gradient_moments(subject, rows)

@@ -108,7 +108,7 @@ def noise_scale_of_norms(small_squares: ArrayLike, big_squares: ArrayLike, *, sm
 
     Shapes: both (draws,) -> value ().   Units: examples.
     Error: 95 % interval by Fieller's theorem over draws, open above where |G|^2 is lost in noise.
-    Assumes: draws are independent of each other; those of one pair need not be.   Cost: none.
+    Assumes: draws are independent of each other; those of one pair need not be.  A batch of a shuffled epoch is one without replacement.   Cost: none.
     Raises: InvalidInput for batches of equal size or larger than the data, for fewer than 8 pairs, or norms that are not finite; OutOfScope where nothing but
     rounding is left of the noise.
     Source: McCandlish et al. 2018, appendix A.1; the factor of sampling without replacement: Cochran 1977, theorem 2.2.

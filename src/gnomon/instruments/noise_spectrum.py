@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +33,12 @@ SIMSEKLI_2019 = Source("simsekli2019")
 FEWEST_PROBES = 2
 NODES = 8
 """Lanczos steps from each probe: the quadrature is exact for polynomials of the Hessian of degree 15."""
-JACKKNIFE = 8
-"""Groups of batches that are left out in turn for the error of a tail index."""
+GROUPS = 8
+"""Groups of batches whose spread is the error of a tail index."""
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+FEWEST_DRAWS = 64
+SMALL = 2**22
+"""Numbers in the gradients of all examples up to which they are held, to make those of batches from."""
 COORDINATES = 4096
 """Coordinates that tails are looked at in, at most."""
 
@@ -165,56 +171,99 @@ def tail_index(subject: Subject, *, rng: Generator, batch_size: int, replacement
     be Gaussian in each: an alpha below 2 says nothing unless it lies below the control's.
 
     Shapes: value (4,): pooled, its control, per direction (by the mean of 1 / alpha), its control.   Units: none.
-    Error: standard error by leaving out an eighth of the batches at a time; `details` has Hill's estimates of the pooled noise and of its control.
+    Error: standard error by the spread over eighths of the batches; `details` has Hill's estimates of the pooled noise and of its control.
     Assumes: eval mode.  `replacement` says how a batch is drawn and has no default.   Cost: `draws` gradients of one batch; `draws` x 4,096 numbers.
     Raises: InvalidInput for fewer than 64 draws or a batch larger than the data without replacement; OutOfScope where there is no noise.
     Source: Simsekli et al. 2019 (pooled); Mohammadi et al. 2015 (the estimator); Hill 1975; the control is gnomon's.
     """
     n = len(subject.train)
-    if draws < 64:
-        raise InvalidInput(f"draws must be at least 64, not {draws}: tails need samples.")
+    if draws < FEWEST_DRAWS:
+        raise InvalidInput(f"draws must be at least {FEWEST_DRAWS}, not {draws}: tails need samples.")
     if not replacement and not 1 <= batch_size < n:
         raise InvalidInput(f"A batch without replacement must hold fewer than the {n:,} examples, not {batch_size}; with all of them there is no noise.")
-    draws -= draws % (16 * JACKKNIFE) if draws >= 16 * JACKKNIFE else draws % JACKKNIFE
+    draws -= draws % FEWEST_DRAWS
     some = chance.permutation(subject.dimension, rng=chance.child(rng, "coordinates"))[:COORDINATES].to(subject.device)
-    rows = []
-    for draw in range(draws):
-        stream = chance.child(rng, "batch", draw)
-        chosen = chance.integers(n, batch_size, rng=stream) if replacement else chance.permutation(n, rng=stream)[:batch_size]
-        rows.append(summed_gradient(subject, subject.train.select(chosen))[some].double().cpu() / batch_size)
-    noise = torch.stack(rows).numpy()
+    batches = [
+        chance.integers(n, batch_size, rng=stream) if replacement else chance.permutation(n, rng=stream)[:batch_size]
+        for stream in (chance.child(rng, "batch", draw) for draw in range(draws))
+    ]
+    noise = _batch_gradients(subject, batches, some)
+    size = float(np.abs(noise).max())
     noise = noise - noise.mean(0)
     scales = noise.std(0, ddof=1)
-    # a coordinate that hardly any batch moves (a dead unit) has no noise to look at
-    alive = scales > 1e-12 * scales.max()
+    # a coordinate that hardly any batch moves (a dead unit) has no noise to look at but rounding
+    alive = scales > max(1e-12 * scales.max(), ROUNDING * torch.finfo(subject.dtype).eps * size)
     if not alive.any():
         raise OutOfScope("no coordinate of the gradient differs between batches: there is no noise")
     noise, scales = noise[:, alive], scales[alive]
     control = chance.normal(*noise.shape, rng=chance.child(rng, "control")).numpy() * scales
-    mix = chance.permutation(noise.size, rng=chance.child(rng, "pooled")).numpy()
-    value = _indices(noise, control, mix)
-    groups = np.arange(len(noise)) % JACKKNIFE
-    left_out = []
-    for group in range(JACKKNIFE):
-        keep = groups != group
-        kept = mix[keep[mix // noise.shape[1]]]
-        rank = np.cumsum(keep) - 1
-        left_out.append(_indices(noise[keep], control[keep], rank[kept // noise.shape[1]] * noise.shape[1] + kept % noise.shape[1]))
-    error = np.sqrt((JACKKNIFE - 1) / JACKKNIFE * ((np.array(left_out) - np.mean(left_out, axis=0)) ** 2).sum(0))
+    mix = chance.permutation(noise[::GROUPS].size, rng=chance.child(rng, "pooled")).numpy()
+    inverse = np.stack([found for rows in (noise, control) for found in _inverse_indices(rows, mix)])[[0, 2, 1, 3]]
+    value = 1 / inverse.mean(1)
+    error = value**2 * inverse.std(1, ddof=1) / math.sqrt(GROUPS)
     names = ("pooled", "pooled, Gaussian control", "per direction", "per direction, Gaussian control")
     return Reading(
-        "tail_index", value, "", error=error, error_kind="sample", n=JACKKNIFE, axes=(Axis("estimate", names),), source=SIMSEKLI_2019,
+        "tail_index", value, "", error=error, error_kind="sample", n=GROUPS, axes=(Axis("estimate", names),), source=SIMSEKLI_2019,
         assumes=(f"batches of {batch_size:,} are drawn {'with' if replacement else 'without'} replacement", f"{noise.shape[1]:,} of {subject.dimension:,} coordinates"),
         details={"hill": hill_estimate(noise.ravel()), "hill_control": hill_estimate(control.ravel()), "draws": len(noise), "batch": batch_size},
     )  # fmt: skip
 
 
-def _indices(noise: Array, control: Array, mix: np.ndarray) -> Array:
-    """The four estimates; pooled samples are mixed, so that a sum takes coordinates as they come."""
-    block = int(math.sqrt(len(noise)))
-    out = []
-    for rows in (noise, control):
-        pooled = rows.ravel()[mix]
-        out += [float(tail_index_estimate(pooled, int(math.sqrt(len(pooled))))), float(tail_index_estimate(rows, block).mean())]
-    pooled_noise, each_noise, pooled_control, each_control = (1 / x for x in out)
-    return np.array([pooled_noise, pooled_control, each_noise, each_control])
+def _batch_gradients(subject: Subject, batches: list[Tensor], some: Tensor) -> Float64[Array, "draws some"]:
+    """The gradient of each batch in some coordinates: from those of all examples where they are few and small, which are then taken once."""
+    n, size = len(subject.train), len(batches[0])
+    if n > 2 * len(batches) or n * subject.dimension > SMALL:
+        return torch.stack([summed_gradient(subject, subject.train.select(chosen))[some].double().cpu() / size for chosen in batches]).numpy()
+    examples = subject.once("noise-tails/examples", lambda: torch.stack([summed_gradient(subject, subject.train.select(torch.tensor([i]))).double().cpu() for i in range(n)]))
+    seen = examples[:, some.cpu()]
+    return torch.stack([seen[chosen].mean(0) for chosen in batches]).numpy()
+
+
+def expected_tails(subject: Subject) -> Array:
+    """The mean of the estimates from the fewest batches, over 256 sets of them."""
+    draws = (tail_index(subject, rng=chance.generator(0, "truth", index), batch_size=batch_in_use(subject), replacement=False, draws=FEWEST_DRAWS) for index in range(256))
+    return np.mean([reading.value for reading in draws], axis=0)
+
+
+def batch_in_use(subject: Subject) -> int:
+    """The batch size that the subject was trained with.  Raises: OutOfScope where it is not known, or holds all examples at hand."""
+    size, n = subject.training.batch_size, len(subject.train)
+    if size is None:
+        raise OutOfScope("the batch size is not known (--batch-size)")
+    if size >= n:
+        raise OutOfScope(f"a batch of {size:,} holds all {n:,} examples at hand: it has no noise")
+    return size
+
+
+def _tails_cost(subject: Subject, draws: int) -> Cost:
+    n = len(subject.train)
+    return Cost(gradients=draws * min(subject.training.batch_size or 1, n) / n, bytes=8 * draws * min(COORDINATES, subject.dimension) * 8)
+
+
+@instrument(topic="dynamics", needs=("optimizer",), truth=expected_tails, knob="draws", smallest=FEWEST_DRAWS, largest=512, cost=_tails_cost)
+def noise_tails(subject: Subject, *, rng: Generator, draws: int = 128) -> Reading:
+    """Tail index of the gradient noise of batches as large as those in use, beside the same of Gaussian noise: `tail_index` without replacement.
+
+    Shapes: value (4,).   Units: none.   Error: as `tail_index`, of the batches drawn.   Assumes: the examples at hand are the data; eval mode.
+    Cost: `draws` gradients of one batch.   Raises: as `tail_index`; OutOfScope where the batch size is not known or holds all examples.
+    Source: as `tail_index`.
+    """
+    found = tail_index(subject, rng=rng, batch_size=batch_in_use(subject), replacement=False, draws=draws)
+    return dataclasses.replace(found, name="noise_tails", error_kind="probe")
+
+
+def _inverse_indices(noise: Float64[Array, "draws columns"], mix: Indices) -> tuple[Float64[Array, "groups"], Float64[Array, "groups"]]:
+    """1 / alpha of each group of batches: pooled, the coordinates of a group mixed, so that a sum takes them as they come; and in each coordinate, averaged."""
+    groups = noise.reshape(GROUPS, -1, noise.shape[1])
+    pooled = groups.reshape(GROUPS, -1)[:, mix, None]
+    most = int(math.sqrt(len(noise)))
+    return _grown(pooled, int(math.sqrt(noise.size))), _grown(groups, max(k for k in range(1, most + 1) if groups.shape[1] % k == 0))
+
+
+def _grown(x: Float64[Array, "groups n columns"], block: int) -> Float64[Array, "groups"]:
+    """As `tail_index_estimate`, of each group, averaged over columns."""
+    block = min(block, x.shape[1])
+    x = x[:, : x.shape[1] // block * block]
+    sums = x.reshape(len(x), -1, block, x.shape[2]).sum(2)
+    log = lambda a: np.log(np.maximum(np.abs(a), 1e-300)).mean((1, 2))  # noqa: E731
+    return np.asarray((log(sums) - log(x)) / math.log(block))

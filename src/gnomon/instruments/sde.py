@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from gnomon.core.registry import Cost, instrument
 from gnomon.core.sgd import Sampling, Sgd
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.numerics.checkpoint import Checkpoint
 from gnomon.numerics.statistics import student_quantile
-from gnomon.numerics.walks import MEMORY, Ends, noise_free, walks
+from gnomon.numerics.walks import MEMORY, Ends, Kept, noise_free, walks
 
 LI_2021 = Source("li2021")
 FEWEST_RUNS = 4
@@ -60,17 +62,17 @@ def _cost(subject: Subject, steps: int) -> Cost:
 
 
 @instrument(topic="dynamics", needs=("optimizer",), truth=expected_gap, knob="steps", smallest=SHORTEST, largest=64, cost=_cost)
-def svag_gap(subject: Subject, *, rng: Generator, steps: int = 16) -> Reading:
+def svag_gap(subject: Subject, *, rng: Generator, steps: int = 16, checkpoint: str | Path | None = None) -> Reading:
     """How far the loss of SGD is from that of its stochastic differential equation after some more steps, as a share of SGD's: `svag` with batches drawn anew at every step.
 
     Shapes: value ().   Units: none.   Error: as `svag`.   Assumes: as `svag`; batches are drawn without replacement, each step anew.   Cost: as `svag`.
     Raises: as `svag`.   Source: Li, Malladi & Arora 2021.
     """
-    found = svag(subject, rng=rng, runs=RUNS, steps=steps, levels=GAP_LEVELS, sampling="without_replacement")
+    found = svag(subject, rng=rng, runs=RUNS, steps=steps, levels=GAP_LEVELS, sampling="without_replacement", checkpoint=checkpoint)
     return dataclasses.replace(found, name="svag_gap")
 
 
-def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, levels: Sequence[int] = LEVELS, sampling: Sampling) -> Reading:
+def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, levels: Sequence[int] = LEVELS, sampling: Sampling, checkpoint: str | Path | None = None) -> Reading:
     """The SVAG test: runs of SGD from the network as it stands, beside runs of SVAG of rising level l, whose law tends to that of the stochastic differential equation.
 
     m_l = mean over runs of the loss after `steps` steps; m_l = a + b / l by weighted least squares, so that a is the equation's and the value b / (a + b) is the
@@ -81,10 +83,12 @@ def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, l
     means at every level, the mean loss at the start and without noise, the mean cosine of updates that follow each other, and the steps at which runs diverged.
     Where SGD diverges the value is 1: its equation says nothing of that.
     Assumes: the loss of eval mode, on the examples at hand; momentum as it is: the equation is then that of lr / (1 - b).  `sampling` has no default:
-    "with_replacement" or "without_replacement", each batch anew: the equation is that of independent batches, not of shuffled epochs.
+    "with_replacement" or "without_replacement", each batch anew, or "epochs", as loaders shuffle.  The equation is that of independent batches (of those without replacement
+    for epochs): with epochs the line goes through SGD on those, and the value is 1 - a / m with m the mean loss of SGD on epochs, at any learning rate.
+    `checkpoint` is a file in which the state is kept meanwhile: a process that was killed is followed by one that goes on from it, to the same bits.
     Cost: runs * steps * (1 + 2 sum(levels)) batches, `steps` gradients, and a third of a gradient a run and level.
     Raises: OutOfScope for optimizers without such an equation, an unknown learning rate or batch size, a batch of all examples, or where runs of SVAG diverge;
-    InvalidInput for fewer than 4 runs or levels that do not rise from above 1.
+    InvalidInput for fewer than 4 runs, levels that do not rise from above 1, or a checkpoint of something else; CannotWrite for a full disk.
     Source: Li, Malladi & Arora 2021 (SVAG, and its limit).
     """
     if runs < FEWEST_RUNS:
@@ -93,25 +97,30 @@ def svag(subject: Subject, *, rng: Generator, runs: int = 32, steps: int = 64, l
         raise InvalidInput(f"levels must rise from above 1, as 2, 4, 8; {tuple(levels)} came.")
     sgd = steps_of(subject, sampling)
     where = subject.once(f"svag/evaluated/{EVALUATED}", lambda: subject.sample(EVALUATED, rng=chance.generator(0, "svag/evaluated")))
+    kept = None if checkpoint is None else Kept(Checkpoint(checkpoint, f"{subject.fingerprint()}/{subject.chunk}/svag/{sgd}/{steps}/{runs}/{(1, *levels)}/{rng.initial_seed()}"))
+    anew = sgd.replace(sampling="without_replacement") if sampling == "epochs" else sgd
     ends = [
-        walks(subject, sgd, steps=steps, runs=runs, level=level, rng=chance.child(rng, f"level {level}"), evaluated=where) for level in (1, *levels)
+        walks(subject, anew, steps=steps, runs=runs, level=level, rng=chance.child(rng, f"level {level}"), evaluated=where, kept=kept, name=f"level {level}") for level in (1, *levels)
     ]  # fmt: skip
+    own = walks(subject, sgd, steps=steps, runs=runs, rng=chance.child(rng, "epochs"), evaluated=where, kept=kept, name="epochs") if sampling == "epochs" else ends[0]
     calm = subject.once(f"svag/noise free/{steps}", lambda: noise_free(subject, sgd, steps=steps, evaluated=where))
-    lost = [int((end.diverged >= 0).sum()) + int((~end.losses.isfinite() & (end.diverged < 0)).sum()) for end in ends]
-    details = _details(sgd, steps, (1, *levels), ends, calm, lost)
+    if kept is not None:
+        kept.checkpoint.clear()
+    lost = [int((end.diverged >= 0).sum()) + int((~end.losses.isfinite() & (end.diverged < 0)).sum()) for end in (own, *ends)]
+    details = _details(sgd, steps, (1, *levels), own, ends, calm) | {"diverged": lost if sampling == "epochs" else lost[1:]}
     common: dict[str, Any] = {"source": LI_2021, "assumes": _assumes(subject, sgd, len(where.train)), "details": details}
     if lost[0]:
         return Reading("svag", 1.0, "", error=1e-12, error_kind="seed", n=runs, **common)
     if any(lost[1:]):
-        worst = next(level for level, count in zip(levels, lost[1:], strict=True) if count)
+        worst = next(level for level, count in zip((1, *levels), lost[1:], strict=True) if count)
         raise OutOfScope(f"runs of SVAG diverge at level {worst}, though SGD's do not: its larger noise leaves the neighbourhood; a smaller lr or a larger batch is needed")
-    value, error = _extrapolated(np.array([1.0, *levels]), [end.losses.numpy() for end in ends])
+    value, error = _extrapolated(np.array([1.0, *levels]), [end.losses.numpy() for end in ends], own.losses.numpy() if sampling == "epochs" else None)
     half = student_quantile(0.975, runs - 1) * error
     return Reading("svag", value, "", error=max(error, 1e-15), error_kind="seed", n=runs, interval=(value - half, value + half), **common)
 
 
-def _extrapolated(levels: Array, losses: Sequence[Array]) -> tuple[float, float]:
-    """b / (a + b) of the weighted line m = a + b / l, and its error by the delta method."""
+def _extrapolated(levels: Array, losses: Sequence[Array], apart: Array | None = None) -> tuple[float, float]:
+    """b / (a + b) of the weighted line m = a + b / l, or 1 - a / m with the mean of runs `apart`, and its error by the delta method."""
     means = np.array([row.mean() for row in losses])
     variances = np.array([row.var(ddof=1) / len(row) for row in losses])
     # equal weights where nothing varies; else the exact means would take all the weight
@@ -120,25 +129,29 @@ def _extrapolated(levels: Array, losses: Sequence[Array]) -> tuple[float, float]
     solve = np.linalg.solve(design.T @ (weights[:, None] * design), design.T * weights)
     a, b = solve @ means
     covariance = (solve * variances) @ solve.T
+    if apart is not None:
+        m = float(apart.mean())
+        return 1 - float(a) / m, math.hypot(math.sqrt(covariance[0, 0]), float(a) / m * apart.std(ddof=1) / math.sqrt(len(apart))) / abs(m)
     slope = np.array([-b, a]) / (a + b) ** 2
     return float(b / (a + b)), math.sqrt(max(float(slope @ covariance @ slope), 0.0))
 
 
-def _details(sgd: Sgd, steps: int, levels: tuple[int, ...], ends: Sequence[Ends], calm: float, lost: list[int]) -> dict[str, Any]:
+def _details(sgd: Sgd, steps: int, levels: tuple[int, ...], own: Ends, ends: Sequence[Ends], calm: float) -> dict[str, Any]:
     finite = [end.losses[end.losses.isfinite()] for end in ends]
-    at = [int(end.diverged[end.diverged >= 0].min()) if bool((end.diverged >= 0).any()) else None for end in ends]
+    at = [int(end.diverged[end.diverged >= 0].min()) if bool((end.diverged >= 0).any()) else None for end in (ends if own is ends[0] else (own, *ends))]
     return {
         "levels": list(levels), "means": [float(part.mean()) if len(part) else math.inf for part in finite],
         "errors": [float(part.std() / math.sqrt(len(part))) if len(part) > 1 else math.inf for part in finite],
-        "losses": ends[0].losses.tolist(), "noise_free": calm, "steps": steps, "lr": sgd.lr, "batch": sgd.batch_size, "examples": sgd.examples, "momentum": sgd.momentum,
-        "nesterov": sgd.nesterov, "weight_decay": sgd.weight_decay, "sampling": sgd.sampling, "diverged": lost, "diverged_at_step": at,
-        "update_cosine": float(ends[0].angles.mean()), "distance": float(ends[0].distances.mean()),
+        "losses": own.losses.tolist(), "noise_free": calm, "steps": steps, "lr": sgd.lr, "batch": sgd.batch_size, "examples": sgd.examples, "momentum": sgd.momentum,
+        "nesterov": sgd.nesterov, "weight_decay": sgd.weight_decay, "sampling": sgd.sampling, "diverged_at_step": at,
+        "update_cosine": float(own.angles.mean()), "distance": float(own.distances.mean()),
     }  # fmt: skip
 
 
 def _assumes(subject: Subject, sgd: Sgd, evaluated: int) -> tuple[str, ...]:
     said = [
-        f"runs go on from the network as it stands, in eval mode, on {len(subject.train):,} of {subject.train.population:,} examples; batches are drawn {sgd.sampling.replace('_', ' ')}, each anew"
+        f"runs go on from the network as it stands, in eval mode, on {len(subject.train):,} of {subject.train.population:,} examples; batches are "
+        + ("those of shuffled epochs" if sgd.sampling == "epochs" else f"drawn {sgd.sampling.replace('_', ' ')}, each anew")
     ]
     if evaluated < len(subject.train):
         said.append(f"the loss at the end is that of {evaluated:,} examples")

@@ -15,7 +15,7 @@ from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import Array
 from gnomon.core.sgd import Sgd, svag_weights
 from gnomon.models.factor_descent import check_state
-from gnomon.numerics.batches import draw_batches
+from gnomon.numerics.batches import draw_batches, epoch_batches
 
 BLOCK = 64
 """Steps whose indices are drawn at a time; the state at the start of a block is kept, so that the step of a divergence can be found."""
@@ -54,6 +54,7 @@ class LeastSquaresChains:
         weights = [weight / sgd.batch_size for weight in svag_weights(sgd.svag)[: 1 if sgd.svag == 1 else 2]]
         self._weights = torch.tensor(weights).to(self._rows).repeat_interleave(sgd.batch_size)[:, None] if sgd.svag > 1 else None
         self._drawn = len(weights) * sgd.batch_size
+        self._epoch = torch.empty(0, chains, sgd.batch_size, dtype=torch.int64)
         self._gathered = self._rows.new_empty(chains * self._drawn, self._rows.shape[1])
         self._errors = self._rows.new_empty(chains, self._drawn, 1)
         sharpness = float(torch.linalg.matrix_norm(inputs, 2)) ** 2 / len(inputs)
@@ -80,13 +81,14 @@ class LeastSquaresChains:
             done += count
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of all that chains that were cut need to go on: parameters, velocities, averages, numbers of steps, the state of chance."""
+        """A copy of all that chains that were cut need to go on: parameters, velocities, averages, numbers of steps, the state of chance, what is left of an epoch."""
         parts = {"theta": self._state, "velocity": self._velocity, "mean": self._mean, "diverged": self.diverged, "counts": torch.tensor([self.steps, self._averaged])}
-        return {**{key: part.clone() for key, part in parts.items()}, "rng": self.rng.get_state()}
+        return {**{key: part.clone() for key, part in parts.items()}, "rng": self.rng.get_state(), "epoch": self._epoch.clone()}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from where `state` was taken.  Raises: InvalidInput where it is that of other chains."""
-        check_state(state, self.state())
+        check_state({**state, "epoch": state.get("epoch", self._epoch)[:0]}, {**self.state(), "epoch": self._epoch[:0]})
+        self._epoch = state["epoch"].clone()
         self._state, self._velocity, self._mean = (state[key].to(self._state, copy=True) for key in ("theta", "velocity", "mean"))
         self.diverged, (self.steps, self._averaged) = state["diverged"].to(self.diverged, copy=True), state["counts"].tolist()
         self.rng = Generator()
@@ -108,9 +110,7 @@ class LeastSquaresChains:
         return total / seen
 
     def _block(self, count: int, schedule: Callable[[int], float] | None, averaged: bool, each: Callable[[Tensor], None] | None) -> None:
-        batches = [draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng)]
-        if self._weights is not None:
-            batches.append(draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng))
+        batches = [self._batches(count) for _ in range(1 if self._weights is None else 2)]
         chosen = torch.cat(batches, -1).view(count, -1).to(self._rows.device)
         before = self._state.clone(), self._velocity.clone()
         rates = [self.sgd.step if schedule is None else schedule(self.steps + k + 1) for k in range(count)]
@@ -125,6 +125,15 @@ class LeastSquaresChains:
         if bool(lost.any()):
             self._find(lost, before, chosen, rates)
         self.steps += count
+
+    def _batches(self, count: int) -> Int64[Tensor, "count chains B"]:
+        """The batches of so many steps; an epoch that is not used up goes on at the next call."""
+        if self.sgd.sampling != "epochs":
+            return draw_batches(self.sgd.examples, self.sgd.batch_size, count, self.chains, sampling=self.sgd.sampling, rng=self.rng)
+        while len(self._epoch) < count:
+            self._epoch = torch.cat([self._epoch, epoch_batches(self.sgd.examples, self.sgd.batch_size, self.chains, rng=self.rng)])
+        here, self._epoch = self._epoch[:count], self._epoch[count:]
+        return here
 
     def _step(self, index: Int64[Tensor, "drawn"], rate: float) -> None:
         state, sgd = self._state, self.sgd
@@ -173,7 +182,8 @@ def stationary_moment(inputs: Float[Tensor, "N d"], targets: Float[Tensor, "N"],
     steps = math.ceil(relaxations / (sgd.step * slowest))
     made = LeastSquaresChains(inputs, targets, sgd, chains=chains, rng=rng, start=minimum)
     made.run(steps)
-    return made.second_moment(steps, about=minimum, every=2)
+    # an epoch's steps differ: none is left out
+    return made.second_moment(steps, about=minimum, every=1 if sgd.sampling == "epochs" else 2)
 
 
 def sharpest_variances(

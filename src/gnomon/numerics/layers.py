@@ -129,7 +129,7 @@ def gradient_of(layer: nn.Module, kind: Kind, role: str, call: Call, g: Tensor, 
     if kind in ("linear", "transposed"):
         g = g.reshape(n, -1, g.shape[-1])
         if role == "bias":
-            return g.sum(1)
+            return g[:, 0] if g.shape[1] == 1 else g.sum(1)
         x = x.reshape(n, -1, x.shape[-1])
         return Outer(g, x) if kind == "linear" else Outer(x, g)
     if kind == "embedding":

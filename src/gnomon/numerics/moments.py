@@ -66,7 +66,7 @@ def gradient_moments(subject: Subject, rows: Int64[Tensor, "m"] | None = None, *
     wide, start = accumulator(subject.dtype, subject.device), 0
     with measuring(subject):
         for found in gram._chunks(subject, plan, data, total, formed):
-            squares.append(torch.stack([gram.squares_of(feature) for feature in found.values()]).sum(0))
+            squares.append(_squares(found))
             for key, feature in found.items():
                 part = _summed(feature, shapes.get(key, subject.state[key].shape))
                 # one chunk is taken as it is; the sum of several is carried in float64
@@ -85,13 +85,37 @@ def gradient_moments(subject: Subject, rows: Int64[Tensor, "m"] | None = None, *
     return Moments(square / len(data) ** 2, sizes, rows, along)
 
 
+def _squares(found: dict[str, Feature]) -> Float64[Tensor, "n"]:
+    """|g_i|^2 of a chunk.  The gradient of a bias over one position is the left factor of its weight's: its norms are taken once."""
+    known: dict[tuple[int, int], Tensor] = {}
+
+    def of(x: Tensor) -> Float64[Tensor, "n"]:
+        key = x.data_ptr(), x.numel()
+        if key not in known:
+            known[key] = gram.squares_of(x.flatten(1))
+        return known[key]
+
+    total = torch.zeros(len(next(iter(found.values()))), dtype=torch.float64)
+    for feature in found.values():
+        if isinstance(feature, Tensor):
+            total += of(feature)
+        elif feature.left.ndim == 3 and feature.right.shape[1] == 1:
+            total += of(feature.left) * of(feature.right)
+        else:
+            total += feature.squares()
+    return total
+
+
 def _some(found: dict[str, Feature], rows: Tensor, start: int) -> dict[str, Feature]:
     """The features of those of the examples that lie in this chunk."""
     n = len(next(iter(found.values())))
     here = rows[(rows >= start) & (rows < start + n)] - start
     if len(here) == n:
         return found
-    return {key: Outer(feature.left[here], feature.right[here]) if isinstance(feature, Outer) else feature[here] for key, feature in found.items()}
+    return {
+        key: Outer(feature.left.index_select(0, here), feature.right.index_select(0, here)) if isinstance(feature, Outer) else feature.index_select(0, here)
+        for key, feature in found.items()
+    }
 
 
 def _summed(feature: Feature, shape: torch.Size) -> Tensor:

@@ -84,7 +84,8 @@ def noise_ratio(spread: Spread, population: int, *, without: Sequence[Spread] = 
 def noise_ratio_of_examples(mean_square: float, squares: Array, rows: NDArray[np.int64], along: Array, population: int) -> NoiseRatio:
     """The same where every example is a group of its own: |g|^2, all |g_i|^2, and g_i . g for some rows, over which the jackknife's variances are taken.
 
-    S^2 = (sum_i |g_i|^2 - n |g|^2) / (n - 1); over all N examples both numbers are exact.
+    S^2 = (sum_i |g_i|^2 - n |g|^2) / (n - 1); over all N examples both numbers are exact.  Where the rows' |g_i|^2 spread more or less than all do, which are
+    known, the error of S^2 is scaled by as much: few large gradients, which make tails heavy, are then not missed.
     """
     n = len(squares)
     left = 1 - n / population
@@ -96,5 +97,8 @@ def noise_ratio_of_examples(mean_square: float, squares: Array, rows: NDArray[np
     own, along = squares[rows] - 2 * along + mean_square, along - mean_square
     traces = (total - own - own / (n - 1)) / (n - 2)
     norms = mean_square - 2 * along / (n - 1) + own / (n - 1) ** 2 - traces / (n - 1)
-    by_one = np.cov(traces, norms) * (n - 1) ** 2 / n * left
-    return NoiseRatio(trace, square, float(by_one[0, 0]), float(by_one[1, 1]), float(by_one[0, 1]), len(rows))
+    seen = float(squares[rows].var())
+    scale = math.sqrt(float(squares.var()) / seen) if seen > 0 else 1.0
+    apart = np.stack([scale * (traces - traces.mean()), norms - norms.mean()])
+    (v_trace, covariance), (_, v_square) = (apart @ apart.T / (len(rows) - 1) * (n - 1) ** 2 / n * left).tolist()
+    return NoiseRatio(trace, square, v_trace, v_square, covariance, len(rows))

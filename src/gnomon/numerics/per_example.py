@@ -72,8 +72,12 @@ class Plan:
 
 def plan_of(subject: Subject) -> Plan:
     """The plan for a subject, made once and checked against differentiation one example at a time on five examples."""
-    with measuring(subject):
-        return subject.once("numerics.per_example", lambda: _make_plan(subject))
+
+    def make() -> Plan:
+        with measuring(subject):
+            return _make_plan(subject)
+
+    return subject.once("numerics.per_example", make)
 
 
 def _make_plan(subject: Subject) -> Plan:

@@ -22,14 +22,13 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.sgd import Sgd, svag_weights
 from gnomon.core.subject import Subject
 from gnomon.numerics import derivatives
-from gnomon.numerics.batches import draw_batches
+from gnomon.numerics.batches import BLOCK, drawn_batches
+from gnomon.numerics.checkpoint import Checkpoint
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.operators import loss_gradient
 
 MEMORY = 1 << 28
 """Bytes that the parameters of the runs that go at once may take, with their gradients."""
-BLOCK = 16
-"""Steps whose batches are drawn at a time, and after which runs are asked whether they diverged."""
 TRACED_AFTER = 32
 """Calls after which the operations of a step are called without the layers around them."""
 Parts = dict[str, Tensor]
@@ -45,7 +44,38 @@ class Ends:
     diverged: Int64[Tensor, "runs"]
 
 
-def walks(subject: Subject, sgd: Sgd, *, steps: int, runs: int, level: int = 1, rng: Generator, evaluated: Subject | None = None) -> Ends:
+class Kept:
+    """What groups of runs have come to, and how far the group in work is, in a file: another process goes on from there, to the same bits."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises: InvalidInput for the state of something else."""
+        self.checkpoint, self.state = checkpoint, checkpoint.load() or {}
+
+    def ends(self, name: str) -> Ends | None:
+        """What a group came to, or None where it is not done."""
+        fields = [field.name for field in dataclasses.fields(Ends)]
+        return Ends(*(self.state[f"{name}/{field}"] for field in fields)) if f"{name}/{fields[0]}" in self.state else None
+
+    def finish(self, name: str, ends: Ends) -> None:
+        """Keep what a group came to."""
+        self.state = {key: value for key, value in self.state.items() if not key.startswith("now/")}
+        self.state |= {f"{name}/{field.name}": getattr(ends, field.name) for field in dataclasses.fields(Ends)}
+        self.checkpoint.save(lambda: self.state, now=True)
+
+    def now(self, name: str) -> Parts:
+        """The state of the group in work; nothing where it is another."""
+        start = f"now/{name}/"
+        return {key.removeprefix(start): value for key, value in self.state.items() if key.startswith(start)}
+
+    def save(self, name: str, state: Callable[[], Parts]) -> None:
+        """Keep the state of the group in work, where that is due."""
+        done = {key: value for key, value in self.state.items() if not key.startswith("now/")}
+        self.checkpoint.save(lambda: done | {f"now/{name}/{key}": value.contiguous() for key, value in state().items()})
+
+
+def walks(
+    subject: Subject, sgd: Sgd, *, steps: int, runs: int, level: int = 1, rng: Generator, evaluated: Subject | None = None, kept: Kept | None = None, name: str = "runs"
+) -> Ends:
     """Run SGD (`level` 1) or SVAG of level l from the subject's parameters: l times as many steps of lr / l, noise made larger by sqrt(l).
 
     theta <- theta - (lr / l) ((1 + sqrt(2l - 1)) / 2 g_1 + (1 - sqrt(2l - 1)) / 2 g_2), with the gradients of two batches that are drawn independently.
@@ -53,7 +83,7 @@ def walks(subject: Subject, sgd: Sgd, *, steps: int, runs: int, level: int = 1, 
 
     Shapes: see `Ends`.   Units: loss; parameter.   Error: rounding; the runs are independent draws.
     Assumes: eval mode: dropout is off and batch norm uses its running statistics; data of one shape.   `evaluated` is the subject on whose data the loss at the
-    end is taken (its own if not given).
+    end is taken (its own if not given).   `kept` is where the state is kept meanwhile, under `name`.
     Cost: runs * steps batches, 2 l times that for SVAG, and runs / 3 gradients of the evaluated data.
     Raises: InvalidInput for an impossible setting, a batch larger than the data; OutOfScope for data of several shapes, or a batch that is all of them.
     Source: Li, Malladi & Arora 2021 (SVAG).
@@ -65,7 +95,13 @@ def walks(subject: Subject, sgd: Sgd, *, steps: int, runs: int, level: int = 1, 
     with measuring(subject):
         for number, first in enumerate(range(0, runs, at_once)):
             count = min(at_once, runs - first)
-            found.append(_Runs(subject, sgd, count, level, start).go(steps, chance.child(rng, "runs", number), evaluated or subject))
+            own = f"{name}/{number}"
+            ends = kept.ends(own) if kept else None
+            if ends is None:
+                ends = _Runs(subject, sgd, count, level, start).go(steps, chance.child(rng, "runs", number), evaluated or subject, kept, own)
+                if kept is not None:
+                    kept.finish(own, ends)
+            found.append(ends)
     return Ends(*(torch.cat([getattr(part, field.name) for part in found]) for field in dataclasses.fields(Ends)))
 
 
@@ -97,7 +133,9 @@ def _check(subject: Subject, sgd: Sgd, steps: int, runs: int, level: int) -> Non
         raise InvalidInput(f"The steps must be said to be on the {n:,} examples at hand, with svag = 1 (the level is given apart), not on {sgd.examples:,} with svag = {sgd.svag}.")
     if len(subject.train.blocks) != 1:
         raise OutOfScope(f"runs are made on data of one shape; these come in {len(subject.train.blocks)} shapes")
-    if sgd.sampling == "without_replacement" and sgd.batch_size == n:
+    if level > 1:
+        sgd.independent("SVAG")
+    if sgd.sampling != "with_replacement" and sgd.batch_size == n:
         raise OutOfScope(f"a batch holds all {n:,} examples: its steps have no noise")
 
 
@@ -111,19 +149,22 @@ class _Runs:
         self.velocity = None if parts is None else {key: part.expand(runs, *part.shape).clone() for key, part in zip(self.theta, parts, strict=True)}
         self.gradient = _gradients(subject, runs, sgd.batch_size, level)
 
-    def go(self, steps: int, rng: Generator, evaluated: Subject) -> Ends:
-        """Make the steps."""
+    def go(self, steps: int, rng: Generator, evaluated: Subject, kept: Kept | None, name: str) -> Ends:
+        """Make the steps, from where they were left."""
         n, size = len(self.subject.train), self.sgd.batch_size
-        halves = [chance.child(rng, "batches", half) for half in range(2 if self.level > 1 else 1)]
-        drawn = torch.empty(0)
+        streams = [drawn_batches(n, size, self.runs, sampling=self.sgd.sampling, rng=chance.child(rng, "batches", half)) for half in range(2 if self.level > 1 else 1)]
         diverged = torch.full((self.runs,), -1, dtype=torch.int64)
         before: Parts | None = None
-        angles, counted = torch.zeros(self.runs, dtype=torch.float64), 0
-        for step in range(steps * self.level):
-            if step % BLOCK == 0:
-                count = min(BLOCK, steps * self.level - step)
-                drawn = torch.cat([draw_batches(n, size, count, self.runs, sampling=self.sgd.sampling, rng=half) for half in halves], -1)
-            update = self.update(self.gradient(self.theta, *self.at(drawn[step % BLOCK])))
+        angles, counted, first = torch.zeros(self.runs, dtype=torch.float64), 0, 0
+        if left := kept.now(name) if kept else {}:
+            first, counted, angles, diverged = int(left["step"]), int(left["counted"]), left["angles"], left["diverged"]
+            parts = {role: {key: left[f"{role}.{key}"].to(value) for key, value in self.theta.items() if f"{role}.{key}" in left} for role in ("theta", "velocity", "before")}
+            self.theta, self.velocity, before = parts["theta"], parts["velocity"] or None, parts["before"] or None
+            for _ in range(first):  # the batches that were used are drawn once more, which takes no time beside their gradients
+                for stream in streams:
+                    next(stream)
+        for step in range(first, steps * self.level):
+            update = self.update(self.gradient(self.theta, *self.at(torch.cat([next(stream) for stream in streams], 1))))
             if self.sgd.decay == "decoupled":
                 for value in self.theta.values():
                     value.mul_(1 - self.sgd.lr / self.level * self.sgd.weight_decay)
@@ -133,10 +174,15 @@ class _Runs:
                 if before is not None:
                     angles += _cosine(before, update)
                     counted += 1
-                before = {key: value.clone() for key, value in update.items()} if self.velocity is not None else update
+                # in the order in memory that a file gives it back in: sums are then the same to the bit
+                before = {key: value.clone(memory_format=torch.contiguous_format) if self.velocity is not None else value.contiguous() for key, value in update.items()}
             if step % BLOCK == BLOCK - 1 or step == steps * self.level - 1:
                 fine = torch.stack([value.flatten(1).isfinite().all(1) for value in self.theta.values()]).all(0).cpu()
                 diverged[~fine & (diverged < 0)] = step // self.level
+            if kept is not None:
+                parts = {"theta": self.theta, "velocity": self.velocity or {}, "before": before or {}}
+                numbers = {"step": torch.tensor(step + 1), "counted": torch.tensor(counted), "angles": angles, "diverged": diverged}
+                kept.save(name, lambda: numbers | {f"{role}.{key}": value for role, part in parts.items() for key, value in part.items()})  # noqa: B023
         start = self.subject.parameters
         square = torch.stack([(value - start[key]).flatten(1).double().square().sum(1) for key, value in self.theta.items()]).sum(0).cpu()
         losses = _losses(evaluated, self.theta)

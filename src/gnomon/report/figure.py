@@ -186,6 +186,17 @@ def _description(figure: Figure) -> str:
     return words.typeset(" ".join(parts))
 
 
+def failing_runs(figure: Figure) -> list[tuple[int, int]]:
+    """The first and the last place of each run of neighbours at which the prediction fails."""
+    runs: list[tuple[int, int]] = []
+    for place in (i for i, outcome in enumerate(figure.elements) if outcome == "fails"):
+        if runs and runs[-1][1] == place - 1:
+            runs[-1] = (runs[-1][0], place)
+        else:
+            runs.append((place, place))
+    return runs
+
+
 def _at(figure: Figure, index: int) -> str:
     shape = tuple(len(axis.values) for axis in figure.axes)
     names = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gnomon.core.reading import Array
-from gnomon.report.figure import Figure, Series
+from gnomon.report.figure import Figure, Series, failing_runs
 
 MEASURED, PREDICTED = "#0b5a78", "#1b1d1f"
 DECADES = 10
@@ -75,6 +75,10 @@ def _along(figure: Figure, ax: Any) -> None:
     failing = [i for i, outcome in enumerate(figure.elements) if outcome == "fails"]
     if failing:
         ax.plot(x[failing], figure.series[-1].values[failing], "x", color=PREDICTED, markersize=9, label="fails")
+    for first, last in () if figure.named else failing_runs(figure):
+        ax.axvspan(
+            x[first] if first == 0 else (x[first - 1] + x[first]) / 2, x[last] if last == len(x) - 1 else (x[last] + x[last + 1]) / 2, color=PREDICTED, alpha=0.08, linewidth=0
+        )
     if figure.named:
         ax.set_xticks(x, [str(v) for v in axis.values], rotation=40, ha="right")
     elif axis.scale == "log" and (x > 0).all():

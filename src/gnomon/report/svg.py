@@ -12,7 +12,7 @@ import numpy as np
 
 from gnomon.core.reading import Array, Axis
 from gnomon.report import words
-from gnomon.report.figure import Figure, Series
+from gnomon.report.figure import Figure, Series, failing_runs
 from gnomon.report.scale import Scale
 from gnomon.report.surface import STYLE as SHADES
 from gnomon.report.surface import surface
@@ -31,7 +31,7 @@ STYLE = (
     ".gf .ax{stroke:var(--m);stroke-width:1}.gf .ms{stroke:var(--a);stroke-width:1.75;stroke-linejoin:round}.gf .mw{stroke:var(--i);stroke-width:1.1}"
     ".gf .mf{fill:var(--a)}.gf .md{stroke:var(--a);stroke-width:7;stroke-linecap:round}.gf .mds{stroke:var(--a);stroke-width:4.5;stroke-linecap:round}"
     ".gf .mb{fill:var(--a);fill-opacity:.38}.gf .band{fill:var(--a);fill-opacity:.2}.gf .ps{stroke:var(--i);stroke-width:1.5;stroke-dasharray:5 3}"
-    ".gf .pt{stroke:var(--i);stroke-width:2.25}.gf .pf{fill:var(--i)}.gf .pw{stroke:var(--i);stroke-width:1}.gf .ok{fill:var(--i);fill-opacity:.08}"
+    ".gf .pt{stroke:var(--i);stroke-width:2.25}.gf .pf{fill:var(--i)}.gf .pw{stroke:var(--i);stroke-width:1}.gf .ok{fill:var(--i);fill-opacity:.08}.gf .no{fill:var(--m);fill-opacity:.16}"
     ".gf .x{stroke:var(--i);stroke-width:1.75}.gf .ring{stroke:var(--i);stroke-width:1.25}@media print{.gf{--b:#fff;--i:#000;--m:#444;--r:#ccc;--a:#0b5a78}}" + SHADES
 )
 """The style of every picture; a page that holds several includes it once."""
@@ -184,6 +184,7 @@ def _columns(figure: Figure, canvas: _Canvas) -> float:
     y = Scale.over(_reach(figure), bottom, top, log=figure.log, zero=not figure.log)
     left = _grid_left(canvas, y, figure.unit, top)
     x = Scale(0.2, count + 0.8, left, canvas.width - 6)
+    _breaks(figure, canvas, [x(i + 1.0) for i in range(count)], left, top, height)
     _marks(figure, canvas, axis, x, y, joined=False)
     for i, outcome in enumerate(figure.elements):
         if outcome == "fails":
@@ -202,6 +203,7 @@ def _line(figure: Figure, canvas: _Canvas) -> float:
     left = _grid_left(canvas, y, figure.unit, top)
     log = axis.scale == "log" and all(v > 0 for v in places)
     x = Scale.over(places, left, canvas.width - 8, log=log, pad=0.02 if len(places) > 30 else 0.04, decades=30)
+    _breaks(figure, canvas, [x(value) for value in places], left, top, height)
     _marks(figure, canvas, axis, x, y, joined=True)
     for value, outcome in zip(places, figure.elements, strict=False):
         if outcome == "fails":
@@ -210,6 +212,14 @@ def _line(figure: Figure, canvas: _Canvas) -> float:
     failing = "fails" in figure.elements
     _ticks_below(canvas, x, bottom, axis.name + (f" ({axis.unit})" if axis.unit else ""), room=int((canvas.width - left) / 85), whole=whole, drop=8 if failing else 0)
     return bottom + (46 if failing else 38)
+
+
+def _breaks(figure: Figure, canvas: _Canvas, places: Sequence[float], left: float, top: float, height: float) -> None:
+    """Shade where the prediction fails: each run of such places, as far as half the way to the next one where it does not."""
+    for first, last in failing_runs(figure):
+        start = left if first == 0 else (places[first - 1] + places[first]) / 2
+        end = canvas.width - 8 if last == len(places) - 1 else (places[last] + places[last + 1]) / 2
+        canvas.rect(start, top, end - start, height, "no")
 
 
 def _marks(figure: Figure, canvas: _Canvas, axis: Axis, x: Scale, y: Scale, *, joined: bool) -> None:
@@ -341,6 +351,8 @@ def _legend(figure: Figure, canvas: _Canvas) -> float:
         if kind == "ok":
             canvas.rect(x, y - 5, 20, 10, "ok")
         elif kind == "x":
+            if joined or len(figure.axes[0].values) > ROWS:
+                canvas.rect(x, y - 6, 20, 12, "no")
             canvas.cross(x + 10, y)
         elif kind == "p" and figure.kind == "bars" and len(figure.axes[0].values) <= ROWS:
             canvas.path(f"M{_n(x + 10)} {_n(y - 7)}v14", "pt")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 from scipy import optimize
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class MaxMargin:
     """The solution of the hard-margin problem.
 
     `direction` (d,) of norm 1; `margin` gamma, the distance of the nearest example; `shares` (n,) how much each example's y x counts in direction / gamma,
-    above 0 for the support vectors alone.
+    above 0 for the support vectors alone.  Of many classes (K, d), and (n, K) for each example against each class.
     """
 
     direction: Array
@@ -38,10 +39,10 @@ class MaxMargin:
     @property
     def support(self) -> Indices:
         """Indices of the support vectors.  Shapes: (s,)."""
-        return np.asarray(np.flatnonzero(self.shares > 0), dtype=np.int64)
+        return np.asarray(np.flatnonzero((self.shares.reshape(len(self.shares), -1) > 0).any(1)), dtype=np.int64)
 
 
-def max_margin(inputs: Tensor | Array, labels: Tensor | Array) -> MaxMargin:
+def max_margin(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> MaxMargin:
     """The direction with the largest margin on two classes, without a bias: a column of ones in the inputs gives one.
 
     min |w|^2 / 2  such that  y_i w . x_i >= 1;   direction w / |w|,   margin gamma = 1 / |w|,   w = sum_i a_i y_i x_i,  a >= 0,  sum_i a_i = 1 / gamma^2
@@ -53,33 +54,97 @@ def max_margin(inputs: Tensor | Array, labels: Tensor | Array) -> MaxMargin:
     Source: Lawson & Hanson 1995, chapter 23 (least-distance programming); Soudry et al. 2018 (the problem).
     """
     z, scale = _signed(inputs, labels)
-    chosen: Indices = np.argsort(z @ z.mean(0))[: max(2 * z.shape[1], 50)]
+    found = _grown(lambda some: z[some], lambda w: z @ w, z.mean(0))
+    if found.w is None:
+        raise OutOfScope(_in_the_way(z, np.arange(len(z)), found.rows[found.shares > 0]))
+    whole, norm = np.zeros(len(z)), float(np.linalg.norm(found.w))
+    whole[found.rows] = found.shares / scale**2
+    return MaxMargin(found.w / norm, scale / norm, whole)
+
+
+def multiclass_max_margin(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> MaxMargin:
+    """The direction of the K weight vectors with the largest margin between classes, which softmax cross-entropy takes on separable data; without biases.
+
+    min sum_k |w_k|^2 / 2  such that  (w_(y_i) - w_k) . x_i >= 1 for all k but y_i;   gamma = 1 / |W|;   W(t) ~ log t W / |W| / gamma
+
+    The two-class problem on the n (K - 1) examples x_i (e_(y_i) - e_k)' of d K inputs, of which only those that come to count are made.  The w_k add up to 0.
+    Shapes: (n, d), (n,) -> direction (K, d), shares (n, K), classes in the order of their labels.   Units: the margin's are those of the inputs.
+    Error: as `max_margin`.   Assumes: nothing of the data.   Cost: that of `max_margin` on d K inputs, and passes over the data.
+    Raises: as `max_margin`; InvalidInput for labels of one class.
+    Source: Soudry et al. 2018, section 4 (softmax cross-entropy goes to the K-class support vector machine).
+    """
+    x, y = _numbers(inputs, labels)
+    classes, own = np.unique(y, return_inverse=True)
+    (n, d), k = x.shape, len(classes)
+    if k < 2:
+        raise InvalidInput("A margin is one between classes; all labels are the same.")
+    # a pair of example and class is a row of this length
+    scale = float(np.sqrt(2) * np.linalg.norm(x, axis=1).max()) or 1.0
+    x, pairs = x / scale, np.flatnonzero(own[:, None] != np.arange(k))
+    of, other = pairs // k, pairs % k
+
+    def rows(some: Indices) -> Float64[Array, "m dk"]:
+        made, at = np.zeros((len(some), k, d)), np.arange(len(some))
+        made[at, own[of[some]]] = x[of[some]]
+        made[at, other[some]] -= x[of[some]]
+        return made.reshape(len(some), -1)
+
+    def margins(w: Float64[Array, "dk"]) -> Float64[Array, "pairs"]:
+        outputs = x @ w.reshape(k, d).T
+        return np.asarray((outputs[np.arange(n), own][:, None] - outputs)[of, other])
+
+    start = np.stack([x[own == c].sum(0) for c in range(k)]) - x.sum(0) / k
+    found = _grown(rows, margins, start.ravel())
+    if found.w is None:
+        few = len(pairs) * d * k <= LARGEST_PROGRAM
+        raise OutOfScope(_in_the_way(rows(np.arange(len(pairs))) if few else None, of, found.rows[found.shares > 0]))
+    whole, norm = np.zeros((n, k)), float(np.linalg.norm(found.w))
+    whole[of[found.rows], other[found.rows]] = found.shares / scale**2
+    return MaxMargin(found.w.reshape(k, d) / norm, scale / norm, whole)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The w of least norm, None where there is none, and the shares of the `rows` that count."""
+
+    w: Array | None
+    rows: Indices
+    shares: Array
+
+
+def _grown(rows: Callable[[Indices], Array], margins: Callable[[Array], Array], start: Float64[Array, "d"]) -> _Found:
+    """The w of least norm with all margins at least 1, on a set of rows that grows until none is violated."""
+    more = max(2 * len(start), 50)
+    chosen: Indices = np.argsort(margins(start))[:more]
     while True:
-        shares, w = _least_distance(z[chosen])
+        shares, w = _least_distance(rows(chosen))
         if w is None:
-            raise OutOfScope(_in_the_way(z, chosen[shares > 0]))
-        margins = z @ w
-        violated: Indices = np.flatnonzero(margins < 1 - 1e-9)
+            return _Found(None, chosen, shares)
+        made = margins(w)
+        violated: Indices = np.flatnonzero(made < 1 - 1e-9)
         violated = violated[~np.isin(violated, chosen)]
         if not len(violated):
-            break
-        worst: Indices = violated[np.argsort(margins[violated])[: max(2 * z.shape[1], 50)]]
-        chosen = np.concatenate([chosen[(shares > 0) | (margins[chosen] < 2)], worst])
-    whole, norm = np.zeros(len(z)), float(np.linalg.norm(w))
-    whole[chosen] = shares / scale**2
-    return MaxMargin(w / norm, scale / norm, whole)
+            return _Found(w, chosen, shares)
+        worst: Indices = violated[np.argsort(made[violated])[:more]]
+        chosen = np.concatenate([chosen[(shares > 0) | (made[chosen] < 2)], worst])
 
 
-def _signed(inputs: Tensor | Array, labels: Tensor | Array) -> tuple[Float64[Array, "n d"], float]:
-    """y x over the largest norm of an example, and that norm."""
+def _numbers(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> tuple[Float64[Array, "n d"], Array]:
+    """Both as arrays that fit each other."""
     x, y = (np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part, dtype=np.float64) for part in (inputs, labels))
     if x.ndim != 2 or y.shape != x.shape[:1] or not x.size:
         raise InvalidInput(f"A margin needs inputs of shape (n, d) and labels of shape (n,), not {x.shape} and {y.shape}; flatten images first.")
-    if not np.isfinite(x).all():
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InvalidInput("The inputs hold a number that is not finite: remove it first.")
+    return x, y
+
+
+def _signed(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> tuple[Float64[Array, "n d"], float]:
+    """y x over the largest norm of an example, and that norm."""
+    x, y = _numbers(inputs, labels)
     classes = np.unique(y)
     if len(classes) != 2:
-        raise InvalidInput(f"A margin is one between two classes; the labels hold {len(classes)} values. Choose two, or one against the rest.")
+        raise InvalidInput(f"A margin is one between two classes; the labels hold {len(classes)} values. Take `multiclass_max_margin`, choose two, or one against the rest.")
     scale = float(np.linalg.norm(x, axis=1).max())
     return np.where(y == classes[1], 1.0, -1.0)[:, None] * x / max(scale, 1e-300), scale
 
@@ -97,18 +162,20 @@ def _least_distance(z: Float64[Array, "n d"]) -> tuple[Float64[Array, "n"], Floa
     return shares, z.T @ shares
 
 
-def _in_the_way(z: Float64[Array, "n d"], together: Indices) -> str:
-    n, d = z.shape
-    said = f"No direction separates these {n} examples, so that there is no margin: "
-    if n * d <= LARGEST_PROGRAM:
+def _in_the_way(z: Float64[Array, "m d"] | None, of: Indices, together: Indices) -> str:
+    """What is said of data that nothing separates; row j of z speaks of example of[j], and z is None where it is too large for a linear program."""
+    said = f"No direction separates these {int(of.max()) + 1} examples, so that there is no margin: "
+    if z is not None and z.size <= LARGEST_PROGRAM:
+        m, d = z.shape
         solved = optimize.linprog(
-            np.append(np.zeros(d), np.ones(n)), A_ub=-np.hstack([z, np.eye(n)]), b_ub=-np.ones(n), bounds=[(None, None)] * d + [(0, None)] * n, method="highs"
+            np.append(np.zeros(d), np.ones(m)), A_ub=-np.hstack([z, np.eye(m)]), b_ub=-np.ones(m), bounds=[(None, None)] * d + [(0, None)] * m, method="highs"
         )
         if solved.status == 0:
-            wrong: Indices = np.flatnonzero(z @ solved.x[:d] <= 1e-9)
+            wrong: Indices = np.unique(of[z @ solved.x[:d] <= 1e-9])
             if len(wrong):
                 return said + f"at the least sum of violations {len(wrong)} lie on the wrong side: {_named(wrong)}. Correct or remove them, or add a column of ones for a bias."
-    return said + f"already these {len(together)} cannot all be on the right side: {_named(np.sort(together))}. Correct or remove some, or add a column of ones for a bias."
+    stuck = np.unique(of[together])
+    return said + f"already these {len(stuck)} cannot all be on the right side: {_named(stuck)}. Correct or remove some, or add a column of ones for a bias."
 
 
 def _named(indices: Indices) -> str:
@@ -137,7 +204,7 @@ def growth(found: MaxMargin, times: Sequence[float], *, rate: float = 1.0) -> Re
     )  # fmt: skip
 
 
-def normalised_direction(inputs: Tensor | Array, labels: Tensor | Array, *, norm: float) -> Reading:
+def normalised_direction(inputs: Tensor | ArrayLike, labels: Tensor | ArrayLike, *, norm: float) -> Reading:
     """The direction in which an exponential loss is least among predictors of a given norm rho: the critical point of every flow of normalised weights.
 
     min sum_i exp(-rho y_i v . x_i)  such that  |v| = 1;   it nears the direction of `max_margin` as 1 / rho

@@ -33,6 +33,7 @@ def noise_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, steps: 
     """
     if steps < 1:
         raise InvalidInput(f"steps must be at least 1, not {steps}.")
+    sgd.independent("what noise costs")
     h, w = _measure(nodes, weights)
     a, b = transition(h.ravel(), sgd)
     noise = _factor(sgd) * np.outer(b, b)
@@ -55,6 +56,7 @@ def stationary_excess_loss(nodes: ArrayLike, weights: ArrayLike, sgd: Sgd, *, tr
     Assumes: as `noise_excess_loss`, for long.   Cost: none.   Raises: OutOfScope above the limit of stability, which it names; InvalidInput for shapes that disagree.
     Source: Mandt, Hoffman & Blei 2017, section 3; for steps that are not short Liu, Ziyin & Ueda 2021.
     """
+    sgd.independent("what noise costs")
     h, w = _measure(nodes, weights)
     flat = h.ravel() <= 1e-9 * max(float(h.max()), 1e-300)
     a, b = transition(np.where(flat, 1e-9 * abs(float(h.max())), h.ravel()), sgd)
@@ -77,6 +79,7 @@ def short_step_excess_loss(trace: float, sgd: Sgd) -> float:
 
     Units: loss.   Error: the next order, lr times the curvature.   Assumes: as `stationary_excess_loss`.   Cost: none.   Source: Mandt, Hoffman & Blei 2017, section 3.
     """
+    sgd.independent("what noise costs")
     return sgd.lr * _factor(sgd) * trace / (4 * (1 - sgd.momentum))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Arguments(NamedTuple):
     total: Tensor | None
     tangent: Tensor | None
     wanted: bool = True
-    once: Callable[[int, str, Callable[[], Any]], Any] = lambda side, what, make: make()
+    once: Callable[..., tuple[Tensor, ...]] = lambda side, what, make, dim=0: make()
 
     @property
     def norm(self) -> Tensor:
@@ -74,7 +74,7 @@ class Arguments(NamedTuple):
     @property
     def alive(self) -> bool:
         """Whether something arrives on both sides everywhere."""
-        return float(self.first.min()) > 0 and float(self.second.min()) > 0
+        return all(float(self.once(side, "least", lambda q=q: (q.min(),), None)[0]) > 0 for side, q in enumerate((self.first, self.second)))
 
     def sine(self) -> Tensor:
         """n sin(theta) = sqrt((n - k)(n + k))."""

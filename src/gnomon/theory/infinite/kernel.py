@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import traceback
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.layers import Scheme
-from gnomon.theory.infinite.plan import INSTEAD, Reader
+from gnomon.theory.infinite.plan import INSTEAD, PARTS, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
 from gnomon.theory.infinite.tiles import Tiles
 
@@ -117,7 +118,7 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations, residual sums, products and concatenations of branches,
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, products and concatenations of branches, parts of the channels (chunk, split, GLU),
     linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
@@ -142,7 +143,7 @@ def infinite_width(
 
 def _traced(module: nn.Module) -> torch.fx.GraphModule:
     try:
-        return architecture.trace(module)
+        return _read_once(architecture.trace(module))
     except Exception as error:  # fx raises whatever the traced code raises on a proxy
         own = [
             frame
@@ -155,6 +156,19 @@ def _traced(module: nn.Module) -> torch.fx.GraphModule:
             f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not"
             f"{INSTEAD}."
         ) from error
+
+
+def _read_once(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same with each part of channels taken once: `x.chunk(2)[0] * x.chunk(2)[1]` reads the parts of one x."""
+    seen: dict[tuple[object, ...], torch.fx.Node] = {}
+    for node in list(graph_module.graph.nodes):
+        if node.op in ("call_function", "call_method") and (node.target is operator.getitem or getattr(node.target, "__name__", node.target) in PARTS):
+            first = seen.setdefault((getattr(node.target, "__name__", node.target), str(node.args), str(node.kwargs)), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph_module.graph.erase_node(node)
+    graph_module.recompile()
+    return graph_module
 
 
 def _check(name: str, x: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ FAR = -0.75
 """The correlation above which n + k is as well known from n - k."""
 ROUNDING = 1e-15
 """Half the squared distance of unit vectors that a product in float64 cannot tell from 0."""
+KEPT = 2.0**-8
+"""The share of what is taken away below which a difference of means is mended by differences."""
 GATHERED = 1 << 16
 """Differences that are gathered at a time."""
 
@@ -116,7 +118,11 @@ class Asked(NamedTuple):
     gap: bool
     variances: tuple[Tensor, Tensor] | None
     rows: slice | None
-    once: Callable[[int, str, Callable[[], Any]], Any]
+    once: Once
+
+
+Once = Callable[..., tuple[Tensor, ...]]
+"""(side, name, make, dim = 0) -> what `make` gives, kept; `dim` is the examples' dimension of it, None where it stands for all of them."""
 
 
 def spread(first: Tensor, second: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
@@ -176,13 +182,14 @@ def attended(query: Pair, key: Pair, value: Pair, size: float, asked: Asked) -> 
 
 def _excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of positive numbers without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
-    (p, q), (v, w) = _half(*one), _half(*two)
+    (p, q), (v, w) = _half(*one, torch.hypot(*one)), _half(*two, torch.hypot(*two))
     return torch.mul(p, w).addcmul_(q, v, value=-1).square_()
 
 
-def _half(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    angle, scale = torch.atan2(b, a) / 2, math.sqrt(math.sqrt(2)) * torch.hypot(a, b).sqrt()
-    return scale * angle.sin(), scale * angle.cos()
+def _half(a: Tensor, b: Tensor | float, length: Tensor) -> tuple[Tensor, Tensor]:
+    """2^{1/4} sqrt(r) times sine and cosine of half the angle of (a, b), r its length: with c^2 = (a + r) / sqrt(2) they are b / (sqrt(2) c) and c."""
+    cosine = torch.add(a, length).mul_(math.sqrt(0.5)).sqrt_()
+    return b * math.sqrt(0.5) / cosine.clamp_min(torch.finfo(a.dtype).tiny), cosine
 
 
 def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -230,8 +237,7 @@ def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
 def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
     """A linear layer, or a convolution over `windows`, of weight variance C_W / fan_in and bias variance C_b: k -> C_W <k> + C_b, Theta -> C_W <Theta> + w <k> + b.
 
-    < > is the mean over the places of the window, which both positions read at the same place; w and b are those of the parametrisation.  n - k grows, beside its own mean, by
-    what is missing between the mean of the products of standard deviations and the product of their root mean squares.
+    < > is the mean over the places of the window, which both positions read at the same place; w and b are those of the parametrisation.
     Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta; Novak et al. 2019 and Arora et al. 2019 for convolutions.
     """
     size, d = math.prod(window.size for window in windows), x.dimensions
@@ -242,58 +248,124 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
         made = linear(x.without_gap(), windows, asked, weight=weight, bias=bias, ntk_weight=ntk_weight, ntk_bias=ntk_bias)
         return dataclasses.replace(made, cov=None, gap=torch.zeros_like(made.covariance))
 
-    def mean(part: Tensor) -> Tensor:
+    def mean(part: Tensor, by: float = each) -> Tensor:
         for axis, window in enumerate(windows):
-            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None)
-        return part
+            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None, by=by if axis == 0 else 1.0)
+        return part if windows else part * by
 
-    patch = size > 1 and x.gap is not None
+    def own(side: int, q: Tensor) -> Side:
+        made = Side(*asked.once(side, "side", lambda: _side(q, windows, each, bias)))
+        return made if asked.rows is None or side == 1 else Side(*(part[:, asked.rows] for part in made))
 
-    def own(side: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
-        made: tuple[Tensor, Tensor | None] = asked.once(side, "side", lambda: _side(q, windows, each, bias, patch=patch, full=x.full))
+    u, v = own(0, x.first), own(1, x.second)
+    made = Pair(u.variance, v.variance, None, None, None, None, x.full)
+    if x.gap is None:
+        made = dataclasses.replace(made, cov=mean(x.covariance).add_(bias))
+    else:
+        gap, total = _gaps(x, (u, v), windows, mean, asked, each=each, bias=bias)
+        one, two = x.spread(u.deviation, v.deviation)
+        made = dataclasses.replace(made, cov=torch.mul(one, two).sub_(gap), gap=gap, total=total)
+    if x.ntk is None:
+        return made
+    if weight == 0:
+        return dataclasses.replace(made, ntk=mean(x.covariance, ntk_weight * x.factor / size).add_(ntk_bias))
+    rate = ntk_weight / weight
+    rest = ntk_bias - rate * bias
+    if x.ntk.ndim and (windows or rate != 1 or rest):
+        ntk = mean(x.ntk).add_(made.covariance, alpha=rate)
+    else:
+        ntk = torch.add(made.covariance, x.ntk, alpha=each) if x.ntk.ndim else rate * made.covariance + weight * x.factor * x.ntk
+    return dataclasses.replace(made, ntk=ntk.add_(rest) if rest else ntk)
+
+
+class Side(NamedTuple):
+    """What one side alone gives a linear layer: variances, standard deviations, and sine and cosine of half the angle whose tangent is the ratio of the bias's deviation to the rest's.  Shapes: (n, *S) each."""
+
+    variance: Tensor
+    deviation: Tensor
+    sine: Tensor
+    cosine: Tensor
+
+
+def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Side:
+    for axis, window in enumerate(windows):
+        q = window.summed(q, (1 + axis,))
+    rest = each * q
+    variance = rest + bias
+    deviation = variance.sqrt()
+    return Side(variance, deviation, *_half(rest.sqrt_(), math.sqrt(bias), deviation))
+
+
+def _gaps(
+    x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], mean: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float
+) -> tuple[Tensor, Tensor | None]:
+    """n - k behind a linear layer, and n + k where it is known.
+
+    n - k grows, beside its own mean, by what is missing between the mean of the products of standard deviations and the product of their root mean squares.
+    """
+    assert x.gap is not None
+    u, v = sides
+    if math.prod(window.size for window in windows) > 1:
+        return _patches(x, sides, windows, mean, asked, each=each, bias=bias)
+    if not bias:
+        return mean(x.gap), None if x.total is None else mean(x.total)
+    more = torch.mul(*x.spread(u.sine, v.cosine)).addcmul_(*x.spread(u.cosine, v.sine), value=-1).square_()
+    if windows:
+        return mean(x.gap).add_(more), None if x.total is None else mean(x.total).add_(more).add_(2 * bias)
+    total = None if x.total is None else torch.add(more, x.total, alpha=each).add_(2 * bias)
+    return more.add_(x.gap, alpha=each), total
+
+
+def _patches(
+    x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], mean: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float
+) -> tuple[Tensor, Tensor | None]:
+    """The same for windows of several places.
+
+    With standard deviations a and a', n - k + (a - a')^2 / 2 = E (z - z')^2 / 2 is linear in the covariances: the mean of it is taken, and (a - a')^2 / 2 of the layer's own away.
+    Where nearly all of it goes, between patches that are multiples of one another, directions of patches are compared instead, with the digits of their differences.
+    """
+    u, v = sides
+    one, two = x.spread(u.deviation, v.deviation)
+
+    def vectors(side: int, q: Tensor) -> Tensor:
+        (made,) = asked.once(side, "patches", lambda: (_directions(q, windows, each, bias, double=x.full),), 1)
         return made
 
-    (one, u), (two, v) = own(0, x.first), own(1, x.second)
-    if asked.rows is not None:
-        one, u = one[:, asked.rows], None if u is None else u[:, :, asked.rows]
-    before, made = (one, two), Pair(one + bias, two + bias, None, None, None, None, x.full)
-    cov, gap, total, ntk = x.each(mean)
-    if gap is None:
-        assert cov is not None
-        if ntk is not None:
-            ntk = torch.add(cov.new_tensor(ntk_bias), ntk, alpha=each)
-            ntk = ntk.add_(cov, alpha=ntk_weight * x.factor / size) if ntk.ndim else torch.add(ntk, cov, alpha=ntk_weight * x.factor / size)
-        return dataclasses.replace(made, cov=torch.add(cov.new_tensor(bias), cov, alpha=each), ntk=ntk)
-    one, two = made.deviations
-    more: Tensor | None = None
-    if u is not None and v is not None:
-        more = apart(u.flatten(2), v.flatten(2), full=x.full, mend=False)[0].to(gap).reshape(gap.shape).mul_(one).mul_(two)
-    elif bias:
-        (a1, a2), floor = x.spread(before[0].sqrt(), before[1].sqrt()), gap.new_tensor(math.sqrt(bias))
-        more = _excess((a1, floor), (a2, floor))
-    if total is not None:
-        total = total.mul(each).add_(2 * bias) if more is None else torch.add(more, total, alpha=each).add_(2 * bias)
-    gap = each * gap if more is None else more.add_(gap, alpha=each)
-    cov = torch.mul(one, two).sub_(gap)
-    if ntk is not None:
-        rate = ntk_weight / weight
-        ntk = torch.add(gap.new_tensor(ntk_bias - rate * bias), ntk, alpha=each)
-        ntk = ntk.add_(cov, alpha=rate) if ntk.ndim else torch.add(ntk, cov, alpha=rate)
-    return dataclasses.replace(made, cov=cov, gap=gap, total=total, ntk=ntk)
+    parts = [part for part in (x.gap, x.total) if part is not None]
+    constants = (0.0, 2 * bias)[: len(parts)]
+    if x.full:
+        a, b = vectors(0, x.first), vectors(1, x.second)
+        a = a if asked.rows is None else a[:, :, asked.rows]
+        more = apart(a.flatten(2), b.flatten(2), full=True, mend=False)[0].to(x.first)
+        means = [mean(part) for part in parts]
+        more = more.reshape(means[0].shape).mul_(one).mul_(two)
+        made = [part.add_(more).add_(constant) if constant else part.add_(more) for part, constant in zip(means, constants, strict=True)]
+        return made[0], made[1] if len(made) > 1 else None
+    square = torch.sub(*(asked.once(side, "roots", lambda q=q: (q.sqrt(),))[0].unsqueeze(1 - side) for side, q in enumerate((x.first, x.second)))).square_()
+    change = torch.sub(one, two).square_()
+    made = []
+    for part, constant in zip(parts, constants, strict=True):
+        after = mean(torch.add(part, square, alpha=0.5)).sub_(change, alpha=0.5)
+        after = after.add_(constant) if constant else after
+        lost = torch.sub(after, change, alpha=KEPT)
+        if float(lost.min()) < 0:
+            exact, a, b = mean(part), vectors(0, x.first), vectors(1, x.second)
+            for at in (lost < 0).nonzero().split(max(1, GATHERED // len(a))):
+                i, j, *p = at.unbind(1)
+                missing = (a[:, i, *p] - b[:, j, *p]).square().sum(0) / 2
+                after[i, j, *p] = exact[i, j, *p] + one[i, 0, *p] * two[0, j, *p] * missing + constant
+        made.append(after)
+    return made[0], made[1] if len(made) > 1 else None
 
 
-def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, patch: bool, full: bool) -> tuple[Tensor, Tensor | None]:
-    """A linear layer's variances for one side but for the bias, and the unit vectors of standard deviations in each window (and of the bias).  Shapes: (n, *S) -> (n, *S), (K, n, *S)."""
-    made, views = q, [(each * q).sqrt()]
+def _directions(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, double: bool) -> Tensor:
+    """Unit vectors of the standard deviations in each window, and of the bias.  Shapes: (n, *S) -> (K, n, *S)."""
+    views = [(each * q).sqrt()]
     for axis, window in enumerate(windows):
-        made = window.summed(made, (1 + axis,))
-        views = [part for view in views for part in window.views(view, 1 + axis)] if patch else views
-    made = each * made
-    if not patch:
-        return made, None
-    vectors = torch.stack([*views, torch.full_like(made, math.sqrt(bias))] if bias else views)
-    vectors = vectors.double() if full else vectors
-    return made, vectors / vectors.square().sum(0).sqrt_().clamp_min(torch.finfo(q.dtype).tiny)
+        views = [part for view in views for part in window.views(view, 1 + axis)]
+    vectors = torch.stack([*views, torch.full_like(views[0], math.sqrt(bias))] if bias else views)
+    vectors = vectors.double() if double else vectors
+    return vectors / vectors.square().sum(0).sqrt_().clamp_min(torch.finfo(q.dtype).tiny)
 
 
 def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
@@ -314,6 +386,15 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
     cov, _, _, ntk = x.each(mean)
     assert cov is not None
     return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def squeezed(x: Pair, axes: list[int]) -> Pair:
+    """Without positions of size 1 along some dimensions."""
+    d = x.dimensions
+    keep = [n for axis, n in enumerate(x.first.shape[1:]) if axis not in axes]
+    doubled = keep * 2 if x.full else keep
+    assert d == len(keep) + len(axes)
+    return Pair(x.first.reshape(-1, *keep), x.second.reshape(-1, *keep), *x.each(lambda part: part.reshape(*part.shape[:2], *doubled)), x.full)
 
 
 def _mixed(cov: Tensor, ntk: Tensor | None, shape: Sequence[int], asked: Asked) -> Pair:
@@ -375,9 +456,9 @@ def flattened(x: Pair) -> Pair:
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
 
-def finite(x: Pair, name: str) -> None:
-    """Check the variances, which bound the covariances.  Raises: OutOfScope where the numbers of this dtype do not hold them."""
-    if not math.isfinite(float(x.first.sum() + x.second.sum())):
+def finite(name: str, first: Tensor, second: Tensor) -> None:
+    """Check the sums of the variances, which bound the covariances.  Raises: OutOfScope where the numbers of this dtype do not hold them."""
+    if not math.isfinite(float(first) + float(second)):
         raise OutOfScope(
-            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {x.first.dtype}; use float64, or a weight variance nearer to criticality"
+            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {first.dtype}; use float64, or a weight variance nearer to criticality"
         )

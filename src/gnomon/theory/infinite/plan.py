@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, fx, nn
 
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import PARAMETRISED, Layer
+from gnomon.theory.infinite import elementwise
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual
 from gnomon.theory.infinite.pair import Asked, Pair
@@ -20,7 +22,9 @@ from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.window import Window
 
 INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
+PARTS = ("chunk", "split", "tensor_split")
 MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT", "permute")
+PART = ", part "
 SOFTMAX = (
     "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
     "(Hron et al. 2020)"
@@ -39,6 +43,7 @@ class Reader:
         self.entries: dict[str, Entry] = {}
         self.variances: dict[str, tuple[float, float, str]] = {}
         self.data: dict[fx.Node, Layer | None] = {}
+        self.expressions: dict[fx.Node, elementwise.Expression] = {}
         self._check_names()
 
     def plan(self) -> Plan:
@@ -46,12 +51,17 @@ class Reader:
         output = next(node for node in self.graph_module.graph.nodes if node.op == "output").args[0]
         if not isinstance(output, fx.Node):
             raise OutOfScope(f"the network returns a {type(output).__name__}; the kernel is that of one tensor: wrap the network so that it returns one")
-        needed, stack = set(), [output]
+        needed, stack, constants = set(), [output], elementwise.buffers(self.graph_module)
+        order = {node: place for place, node in enumerate(self.graph_module.graph.nodes)}
+        fed = self._fed_by_weights()
         while stack:
             node = stack.pop()
             if node not in needed:
                 needed.add(node)
-                stack.extend(node.all_input_nodes)
+                made = elementwise.expression(node, self.layers, order, constants) if node in fed else None
+                if made is not None and made.base in fed:
+                    self.expressions[node] = made
+                stack.extend([made.base] if node in self.expressions and made is not None else node.all_input_nodes)
         for node in self.graph_module.graph.nodes:
             if node in needed:
                 self._read(node)
@@ -62,6 +72,14 @@ class Reader:
             self.refuse(self.layers[output], "the network returns attention's scores")
         own = self._layouts(name)
         return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
+
+    def _fed_by_weights(self) -> set[fx.Node]:
+        """The nodes that depend on a layer with weights."""
+        fed: set[fx.Node] = set()
+        for node in self.graph_module.graph.nodes:
+            if (node in self.layers and self.layers[node].kind in PARAMETRISED) or any(source in fed for source in node.all_input_nodes):
+                fed.add(node)
+        return fed
 
     def _readout(self, known: Known) -> float | None:
         """The output's covariance in the parametrisations in which it vanishes at initialisation but for the bias: see `infinite_width`."""
@@ -75,7 +93,7 @@ class Reader:
                 f"in the parametrisation 'mean_field' every layer is a mean over its inputs, so that behind a second hidden layer all pre-activations are 0 at initialisation in the limit "
                 f"({len(self.variances)} layers with weights: {', '.join(self.variances)}); use 'mup', which is the same for one hidden layer (Yang & Hu 2021)"
             )
-        return self.variances[next(iter(known.roots))][1]
+        return self.variances[next(iter(known.roots)).partition(PART)[0]][1]
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -93,6 +111,10 @@ class Reader:
         if layer is None:  # a shape, a number: computed on the data where it depends on data alone
             if all(source in self.data for source in node.all_input_nodes):
                 self.data[node] = None
+            return
+        if node in self.expressions:
+            made = self.expressions[node]
+            self._activation(dataclasses.replace(layer, kind="activation", activation=elementwise.named(made), function=made), made.base)
             return
         if layer.kind == "input" and any(self.layers[other].kind == "input" for other in self.data if other in self.layers):
             self.refuse(layer, "the network reads more than one tensor; wrap it so that it reads one")
@@ -121,6 +143,10 @@ class Reader:
             self.refuse(layer, "it joins data and random features in a way that is not covered")
         if called in MATMUL or any(self._of(source).scores for source in sources if source not in self.data):
             self._attend(layer, sources, str(called))
+        elif called in PARTS or (called == "getitem" and getattr(sources[0].target, "__name__", sources[0].target) in PARTS):
+            self._part(node, layer, sources[0], str(called))
+        elif called in ("GLU", "glu"):
+            self._glu(node, layer, sources[0], module)
         elif called in TURN:
             self._turn(node, layer, sources[0], str(called))
         elif called in ("mul", "imul") and len(sources) == 2:
@@ -224,9 +250,15 @@ class Reader:
             return
         chain, base = (*before.chain, layer), before.base or self.names[source]
         if not (before.gaussian or before.chain):
+            if self.layers[source].kind == "add":
+                self.refuse(
+                    layer,
+                    "an activation of a sum in which an activation, or the data, goes round: the sum is not Gaussian, and its kernel an integral over one pair of Gaussians more for each such block "
+                    "(relu(x + branch) with x behind an activation); begin the branch with the activation and leave none on the sum, also before the first block",
+                )
             self.refuse(
                 layer,
-                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product, a flatten, or a sum with data or with activations): put a layer with weights, or the activation, before it (a residual block that begins with its activation)",
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product or a flatten): put a layer with weights, or the activation, before it",
             )
         applied = dual(chain, self.options.tolerance)
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
@@ -255,7 +287,7 @@ class Reader:
         positions = {known.positions for known in knowns}
         if len(positions) > 1:
             self.refuse(layer, "a sum of branches of different shapes")
-        shared = knowns[0].roots & knowns[1].roots
+        shared = _shared(knowns)
         if shared:
             self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
         if not any(known.centred for known in knowns):
@@ -285,12 +317,41 @@ class Reader:
             self.refuse(layer, "a product of data and random features")
         if knowns[0].positions != knowns[1].positions:
             self.refuse(layer, "a product of branches of different shapes")
-        shared = knowns[0].roots & knowns[1].roots
+        shared = _shared(knowns)
         if shared:
             self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
         alike = all(known.alike for known in knowns)
         known = Known(False, any(known.centred for known in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions, alike=alike)
         self._emit(layer, names, lambda given, _: pairs.multiply(*given), known)
+
+    def _part(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
+        """Some of the channels, which are distributed as all are; other parts are independent of them."""
+        before = self._of(source)
+        if called in PARTS:
+            if not self._along_channels(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0), before) or not before.alike:
+                self.refuse(layer, "a part of other than the channels, or of channels of different branches")
+            self.known[layer.name] = before
+            return
+        of = self.names[source]
+        roots = frozenset(f"{root}{PART}{node.args[1]} of {of!r}" if PART not in root else f"{root}, {node.args[1]} of {of!r}" for root in before.roots)
+        name = self.names[next(one for one in source.all_input_nodes if one in self.layers)]
+        self._emit(layer, (name,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
+
+    def _along_channels(self, dim: object, before: Known) -> bool:
+        return isinstance(dim, int) and dim % (len(before.positions) + 2) == (len(before.positions) + 1 if before.last else 1)
+
+    def _glu(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
+        """a sigmoid(b), a and b the two halves of the channels: the product of independent branches of the same kernel."""
+        before = self._of(source)
+        dim = module.dim if isinstance(module, nn.GLU) else node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
+        if not self._along_channels(dim, before) or not (before.gaussian and before.alike):
+            self.refuse(layer, "a gated linear unit of other than the channels of Gaussian pre-activations; give it dim, and a layer with weights directly before it")
+        gate = dual((Layer(layer.name, "activation", activation="sigmoid", function=torch.sigmoid),), self.options.tolerance)
+
+        def rule(given: list[Pair], asked: Asked) -> Pair:
+            return pairs.multiply(given[0], _apply(gate, given[0], asked._replace(gap=given[0].gap is not None)).resolved())
+
+        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, gaussian=False, chain=(), base=""), nonlinear=gate)
 
     def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
         """A permutation that moves the channels to the end or to the front."""
@@ -331,14 +392,14 @@ class Reader:
             self.refuse(layer, SOFTMAX)
 
     def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
-        if not all(known.centred for known in knowns) or knowns[0].roots & knowns[1].roots:
+        if not all(known.centred for known in knowns) or _shared(knowns):
             self.refuse(layer, "attention whose queries, keys and values are not those of layers with weights of their own")
 
     def _concatenate(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         names, knowns = self._branches(layer, sources)
-        last, rank = knowns[0].last, len(layer.output_shape) + 1
+        last = knowns[0].last
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        if not isinstance(dim, int) or dim % rank != (rank - 1 if last else 1):
+        if not self._along_channels(dim, knowns[0]):
             self.refuse(layer, "a concatenation along another dimension than that of the channels")
         counts = [self.layers[source].output_shape[-1 if last else 0] for source in sources]
         if isinstance(node.args[0], (tuple, list)) and len(node.args[0]) != len(sources):
@@ -367,7 +428,7 @@ class Reader:
 
         def rule(given: list[Pair], asked: Asked) -> Pair:
             out = pairs.pooled(given[0], windows, asked)
-            return _squeezed(out, axes) if squeeze else out
+            return pairs.squeezed(out, axes) if squeeze else out
 
         assert squeeze is False or positions == kept
         self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
@@ -417,6 +478,17 @@ class Reader:
         return nonlinear
 
 
+def _shared(knowns: list[Known]) -> set[str]:
+    """What two branches both are made of: the same layer, the same part of it, or a part and the whole."""
+    one, two = (known.roots for known in knowns)
+    return {
+        a
+        for a in one
+        for b in two
+        if a == b or (a.partition(PART)[0] == b.partition(PART)[0] and (PART not in a or PART not in b or a.partition(" of ")[2] != b.partition(" of ")[2]))
+    }
+
+
 def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
     image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once))
@@ -425,12 +497,3 @@ def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
         (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
         (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
     return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
-
-
-def _squeezed(x: Pair, axes: list[int]) -> Pair:
-    """Without positions of size 1 along some dimensions."""
-    d = x.dimensions
-    keep = [n for axis, n in enumerate(x.first.shape[1:]) if axis not in axes]
-    doubled = keep * 2 if x.full else keep
-    assert d == len(keep) + len(axes)
-    return Pair(x.first.reshape(-1, *keep), x.second.reshape(-1, *keep), *x.each(lambda part: part.reshape(*part.shape[:2], *doubled)), x.full)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,27 +30,33 @@ class Propagation:
     def __init__(self, plan: Plan, first: dict[str, Tensor], second: dict[str, Tensor], *, ntk: bool, own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None) -> None:
         self.plan, self.first, self.second, self.ntk, self.own = plan, first, second, ntk, own
         self._groups = plan.groups()
-        self._kept: dict[tuple[object, ...], Any] = {}
+        self._kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._bytes = 0
 
-    def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None) -> Pair:
+    def prepare(self, here: slice, there: slice) -> None:
+        """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column."""
+        self.tile(here, slice(there.start, there.start + 1))
+        self.tile(slice(here.start, here.start + 1), there)
+
+    def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None, *, within: tuple[slice, slice] | None = None) -> Pair:
         """The output's pair for some rows and columns; one example with itself leaves the variances of poolings in `found`."""
         made: dict[str, Pair] = {}
         left = {step.name: step.readers for step in self.plan.steps}
         for group in self._groups:
             head, last = group[0], group[-1]
+            asked = functools.partial(self._asked, (here, there), within or (here, there), found)
             if head.rule is None:
-                made[head.name] = self._entry(head, here, there)
+                made[head.name] = self._entry(head, here, there, asked(head))
                 continue
             given = [made[name] if head.source_full else made[name].diagonal() for name in head.sources]
             for name in head.sources:
                 left[name] -= 1
                 if not left[name]:
                     del made[name]
-            asked = functools.partial(self._asked, here, there, found)
             result = self._slabs(group, given, asked) if head.reads != "all" and head.full else self._run(group, given, [asked(step) for step in group])
             if last.nonlinear:
-                finite(result, last.name)
+                once = asked(last).once
+                finite(last.name, *(once(side, "sum", lambda q=q: (q.sum(),), None)[0] for side, q in enumerate((result.first, result.second))))
             if head.pools and found is not None:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first
@@ -59,21 +64,24 @@ class Propagation:
         out = made[self.plan.output].diagonal().without_gap().resolved()
         return out if self.plan.readout is None else dataclasses.replace(out, cov=torch.full_like(out.covariance, self.plan.readout))
 
-    def _entry(self, step: Step, here: slice, there: slice) -> Pair:
+    def _entry(self, step: Step, here: slice, there: slice, asked: Asked) -> Pair:
         a, b = self.first[step.name][here], self.second[step.name][there]
         tokens = self.plan.entries[step.name].kind == "embedding"
-        return _tokens(a, b, step.full, self.ntk) if tokens else _covariances(a, b, step.full, step.gap, self.ntk)
+        return _tokens(a, b, step.full, self.ntk) if tokens else _covariances(a, b, step.full, asked, self.ntk)
 
-    def _asked(self, here: slice, there: slice, found: dict[str, Tensor] | None, step: Step, rows: slice | None = None) -> Asked:
+    def _asked(self, parts: tuple[slice, slice], within: tuple[slice, slice], found: dict[str, Tensor] | None, step: Step, rows: slice | None = None) -> Asked:
         """What a step is asked for; `rows` of the first side are all that it sees."""
-        known = None if self.own is None or not step.pools or found is not None else (self.own[0][step.name][here], self.own[1][step.name][there])
+        known = None if self.own is None or not step.pools or found is not None else (self.own[0][step.name][parts[0]], self.own[1][step.name][parts[1]])
 
-        def once(side: int, what: str, make: Callable[[], Any]) -> Any:
-            part = (here, there)[side]
-            key = (step.name, what, side, part.start, part.stop, rows.start if rows is not None and side == 0 else None)
+        def once(side: int, what: str, make: Callable[[], tuple[Tensor, ...]], dim: int | None = 0) -> tuple[Tensor, ...]:
+            part, whole, rest = parts[side], within[side], (step.name, what, side, rows.start if rows is not None and side == 0 else None)
+            if (*rest, whole.start, whole.stop) in self._kept:
+                value = self._kept[*rest, whole.start, whole.stop]
+                return value if dim is None or part == whole else tuple(one.narrow(dim, part.start - whole.start, part.stop - part.start) for one in value)
+            key = (*rest, part.start, part.stop)
             if key not in self._kept:
                 value = make()
-                size = sum(one.numel() * one.element_size() for one in value if one is not None)
+                size = sum(one.numel() * one.element_size() for one in value)
                 if self._bytes + size > KEPT:
                     self._kept.clear()
                     self._bytes = 0
@@ -172,26 +180,26 @@ def _tokens(a: Tensor, b: Tensor, full: bool, ntk: bool) -> Pair:
     return Pair(*ones, cov, 1 - cov, None, cov.new_zeros(()) if ntk else None, full)
 
 
-def _covariances(a: Tensor, b: Tensor, full: bool, gap: bool, ntk: bool) -> Pair:
+def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> Pair:
     """Mean products of features, or where asked for n - k (and n + k where some number is negative) from the distance of directions.
 
     With directions u = x/|x|:  n - k = n |u - u'|^2 / 2,  n + k = n |u + u'|^2 / 2.
     Shapes: a (n1, *S, C), b (n2, *S, C).
     """
     shape, channels, (n1, n2) = a.shape[1:-1], a.shape[-1], (len(a), len(b))
-    first, second = a.square().mean(-1), b.square().mean(-1)
+    (first,), (second,) = (asked.once(side, "variance", lambda x=x: (x.square().mean(-1),)) for side, x in enumerate((a, b)))
     nothing = first.new_zeros(()) if ntk else None
     out = Pair(first, second, None, None, None, nothing, full)
-    a, b = a.reshape(n1, -1, channels), b.reshape(n2, -1, channels)
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
-    if gap:
-        u, v = ((x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).movedim(-1, 0).contiguous() for x in (a, b))
-        some, (one, two) = float(a.min()) < 0 or float(b.min()) < 0, out.deviations
+    if asked.gap:
+        (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
+        some, (one, two) = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b))), out.deviations
         near, far = (
             None if part is None else part.to(first).reshape(doubled).mul_(one).mul_(two)
             for part in apart(u, v, full=full, mend=not full and first.dtype == torch.float64, total=some)
         )
         return dataclasses.replace(out, gap=near, total=far)
+    a, b = a.reshape(n1, -1, channels), b.reshape(n2, -1, channels)
     if full:
         cov = (a.reshape(-1, channels) @ b.reshape(-1, channels).T / channels).reshape(n1, a.shape[1], n2, a.shape[1]).transpose(1, 2).contiguous()
     elif a.shape[1] == 1:
@@ -199,3 +207,9 @@ def _covariances(a: Tensor, b: Tensor, full: bool, gap: bool, ntk: bool) -> Pair
     else:
         cov = (torch.einsum("ipc,jpc->pij", a, b) / channels).permute(1, 2, 0).contiguous()
     return dataclasses.replace(out, cov=cov.reshape(doubled))
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Unit vectors.  Shapes: (n, *S, C) -> (C, n, P), in float64."""
+    x = x.reshape(len(x), -1, x.shape[-1])
+    return (x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).movedim(-1, 0).contiguous()

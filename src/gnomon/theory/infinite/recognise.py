@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gnomon.core.layers import Applied, Layer
-from gnomon.theory.activations import compose, scale_invariant
+from gnomon.theory.activations import Function, compose, scale_invariant
 from gnomon.theory.infinite.duals import Dual, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
 from gnomon.theory.infinite.series import Series
 
@@ -27,7 +27,7 @@ def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
     if slopes is not None:
         return PiecewiseLinear(slopes[1], slopes[0], _slope_at_zero(whole))
     closed = _single(chain[0]) if len(chain) == 1 else _composed(chain)
-    return closed or Series(whole, " then ".join(layer.activation for layer in chain), tolerance)
+    return closed or _rectified(whole) or Series(whole, " then ".join(layer.activation for layer in chain), tolerance)
 
 
 def _slope_at_zero(function: object) -> float:
@@ -60,6 +60,15 @@ def _composed(chain: Sequence[Layer]) -> Dual | None:
     slopes = scale_invariant(compose([layer.function for layer in chain[:-1] if layer.function is not None]))
     if power in (2, 3) and slopes is not None and slopes[0] > 0 and slopes[1] == 0:
         return RectifiedPower(power, slopes[0] ** power)
+    return None
+
+
+def _rectified(function: Function) -> Dual | None:
+    """s max(z, 0)^p, however it is written."""
+    for power in (2, 3):
+        slopes = scale_invariant(lambda z, p=power: function(z) / z.abs() ** (p - 1))  # type: ignore[misc]
+        if slopes is not None and slopes[0] > 0 and slopes[1] == 0:
+            return RectifiedPower(power, slopes[0])
     return None
 
 

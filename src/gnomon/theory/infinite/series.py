@@ -16,7 +16,7 @@ from torch import Tensor
 from gnomon.core.errors import OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
-TERMS = (24, 48, 96, 192)
+TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
 REACH, PANELS, NODES = 12.0, 24, 20
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
@@ -61,13 +61,13 @@ class Series:
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         what, parity = "derivative" if derivative else "value", _parity(self.function, derivative)
-        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),))
-        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),))
+        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 1)
+        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 2)
         most = max(len(one), len(two))  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
         if len(one) < most:
-            (one,) = at.once(0, f"{what} {most}", lambda: (self._coefficients(at.first, derivative, most),))
+            (one,) = at.once(0, f"{what} {most}", lambda: (self._coefficients(at.first, derivative, most),), 1)
         if len(two) < most:
-            (two,) = at.once(1, f"{what} {most}", lambda: (self._coefficients(at.second, derivative, most),))
+            (two,) = at.once(1, f"{what} {most}", lambda: (self._coefficients(at.second, derivative, most),), 2)
         x = c if parity is None else c**2
         out = torch.mul(one[-1], two[-1]).expand_as(c).clone()
         for m in range(most - 2, -1, -1):

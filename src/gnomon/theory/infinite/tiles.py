@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, NotEnoughMemory
-from gnomon.theory.infinite.propagation import TILE, Propagation, own, read
+from gnomon.theory.infinite.propagation import KEPT, TILE, Propagation, own, read
 from gnomon.theory.infinite.recipe import Plan
 
 HELD = 16
 """Arrays of covariances that are held at once while a tile is worked on, at most."""
+
+
+STRIPS = 2
+"""Strips in a tile's side where a symmetric kernel is filled."""
+MANY = 8
+"""Tiles, and pairs in one, from which on what one side alone gives is made beforehand."""
+NUMBERS = 16
+"""Numbers a position and layer that one side alone gives, about."""
 
 
 class Cost(NamedTuple):
@@ -82,27 +91,36 @@ class Tiles:
         """The kernels, one a kind, of some rows and columns (None: all of them).  Shapes: (rows, columns, *positions) each."""
         (top, bottom), (left, right) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
         halved = self.symmetric and (top, bottom) == (left, right)
-        each, tile = self._each(), TILE // next(iter(self.first.values())).element_size()
-        side = max(1, math.isqrt(tile // each))
-        count = -(-(bottom - top) // side) if halved else 1
-        side = -(-(bottom - top) // count) if halved else min(side, right - left)
-        high = side if halved else max(1, tile // (side * each))
         out: dict[str, Tensor] = {}
-        for i in range(top, bottom, high):
-            for j in range(i if halved else left, right, side):
-                here, there = slice(i, min(i + high, bottom)), slice(j, min(j + side, right))
-                made = self.propagation.tile(here, there)
-                for name, part in (("nngp", made.covariance), ("ntk", made.ntk)):
-                    if part is None or name not in self.kinds:
-                        continue
-                    if name not in out:
-                        out[name] = part.new_empty(bottom - top, right - left, *part.shape[2:])
-                    _place(out[name], part, here.start - top, there.start - left, mirrored=halved)
+        for here, there, within in self._tiles(range(top, bottom), range(left, right), halved=halved):
+            made = self.propagation.tile(here, there, within=within)
+            for name, part in (("nngp", made.covariance if "nngp" in self.kinds else None), ("ntk", made.ntk)):
+                if part is None or name not in self.kinds:
+                    continue
+                if name not in out:
+                    out[name] = part.new_empty(bottom - top, right - left, *part.shape[2:])
+                _place(out[name], part, here.start - top, there.start - left, mirrored=halved)
         for name, values in self.diagonal.items() if self.symmetric else ():
             if name in out:
                 same = torch.arange(max(top, left), min(bottom, right), device=values.device)
                 out[name][same - top, same - left] = values[same]
         return tuple(out[name] for name in self.kinds)
+
+    def _tiles(self, rows: range, columns: range, *, halved: bool) -> Iterator[tuple[slice, slice, tuple[slice, slice] | None]]:
+        """All tiles of a block; where they are many, what one side alone gives is made first, for as many examples at a time as the room for it takes."""
+        size, each = next(iter(self.first.values())).element_size(), self._each()
+        count = max(1, TILE // size // each)
+        layers = sum(step.rule is not None for step in self.plan.steps)
+        some = len(columns) if count < MANY else max(1, KEPT // 2 // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers))
+        for i in range(rows.start, rows.stop, some):
+            for j in range(i if halved else columns.start, columns.stop, some):
+                across, down = range(i, min(i + some, rows.stop)), range(j, min(j + some, columns.stop))
+                pieces = list(_pieces(across, down, count, halved=halved and i == j))
+                within = None
+                if min(count, len(pieces)) >= MANY:
+                    within = slice(across.start, across.stop), slice(down.start, down.stop)
+                    self.propagation.prepare(*within)
+                yield from ((here, there, within) for here, there in pieces)
 
 
 def _bounds(part: slice | None, length: int) -> tuple[int, int]:
@@ -112,12 +130,30 @@ def _bounds(part: slice | None, length: int) -> tuple[int, int]:
     return start, stop
 
 
+def _pieces(rows: range, columns: range, count: int, *, halved: bool) -> Iterator[tuple[slice, slice]]:
+    """Tiles of at most `count` pairs, row by row; where `halved` those above the diagonal, in low strips, so that little below it is worked on.  Columns end at the same places in every row."""
+    side = max(1, math.isqrt(count))
+    high = max(1, side // STRIPS) if halved else max(1, count // min(side, len(columns)))
+    wide = min(max(1, count // high), len(columns))
+    wide = -(-len(columns) // -(-len(columns) // wide))
+    for i in range(rows.start, rows.stop, high):
+        j = i if halved else columns.start
+        while j < columns.stop:
+            end = columns.stop - max(0, columns.stop - j - (high if halved and j == i else 1)) // wide * wide  # so that what holds a piece of the diagonal holds all of its rows
+            yield slice(i, min(i + high, rows.stop)), slice(j, end)
+            j = end
+
+
 def _place(out: Tensor, part: Tensor, i: int, j: int, *, mirrored: bool) -> None:
     """Write a tile into a block, and where the block is symmetric its mirror image, the upper half standing for both."""
-    here, there = slice(i, i + part.shape[0]), slice(j, j + part.shape[1])
-    if mirrored and i == j:
-        upper = torch.ones(part.shape[:2], dtype=torch.bool, device=part.device).triu_().reshape(*part.shape[:2], *(1,) * (part.ndim - 2))
-        part = torch.where(upper, part, part.transpose(0, 1))
-    elif mirrored:
-        out[there, here] = part.transpose(0, 1).contiguous()
-    out[here, there] = part
+    rows, columns = part.shape[:2]
+    out[i : i + rows, j : j + columns] = part
+    if not mirrored:
+        return
+    if i == j:
+        square = part[:, :rows]
+        upper = torch.ones(rows, rows, dtype=torch.bool, device=part.device).triu_().reshape(rows, rows, *(1,) * (part.ndim - 2))
+        out[i : i + rows, i : i + rows] = torch.where(upper, square, square.transpose(0, 1))
+        part, j = part[:, rows:], j + rows
+    if part.shape[1]:
+        out[j : j + part.shape[1], i : i + rows] = part.transpose(0, 1)

@@ -26,8 +26,8 @@ class Window:
         """How many positions come out of so many."""
         return (length + self.before + self.after - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
-    def summed(self, x: Tensor, dims: Sequence[int], rows: slice | None = None) -> Tensor:
-        """The sum over the places of the window, along every one of `dims` together; `rows` are the positions wanted of the first of them.
+    def summed(self, x: Tensor, dims: Sequence[int], rows: slice | None = None, *, by: float = 1.0) -> Tensor:
+        """The sum over the places of the window, along every one of `dims` together, times `by`; `rows` are the positions wanted of the first of them.
 
         No padded copy is made but where the padding repeats data: what lies outside is left out of the sum.   Shapes: x any.   Cost: one pass a place.
         """
@@ -35,7 +35,7 @@ class Window:
         if self.mode != "zeros" and (self.before or self.after):
             for dim, part in zip(dims, wanted, strict=True):
                 x = self._padded(x, dim, part)
-            return dataclasses.replace(self, before=0, after=0).summed(x, dims)
+            return dataclasses.replace(self, before=0, after=0).summed(x, dims, by=by)
         shape = list(x.shape)
         lengths = tuple(shape[dim] for dim in dims)
         bounds = tuple((0, self.length(length)) if part is None else (part.start, part.stop) for length, part in zip(lengths, wanted, strict=True))
@@ -48,12 +48,12 @@ class Window:
                 view = view.narrow(dim, start, (count - 1) * self.stride + 1)
                 view = view if self.stride == 1 else view[(slice(None),) * dim + (slice(None, None, self.stride),)]
             if made is None and whole:
-                made = view.clone(memory_format=torch.contiguous_format)
+                made = view.clone(memory_format=torch.contiguous_format) if by == 1 else torch.mul(view, by, out=x.new_empty(shape))
                 continue
             made = into = x.new_zeros(shape) if made is None else made
             for dim, (at, _, count) in zip(dims, ranges, strict=True):
                 into = into.narrow(dim, at, count)
-            into.add_(view)
+            into.add_(view, alpha=by)
         return x.new_zeros(shape) if made is None else made
 
     def views(self, x: Tensor, dim: int) -> list[Tensor]:

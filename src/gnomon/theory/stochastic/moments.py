@@ -82,6 +82,7 @@ def robbins_monro_covariance(problem: Quadratic, sgd: Sgd, *, constant: float) -
     """
     if constant <= 0:
         raise InvalidInput(f"The constant of lr = c / t must be above 0, not {constant:g}.")
+    sgd.independent("the limit of falling steps")
     slowest = constant * float(problem.curvatures[0])
     if slowest <= 0.5:
         raise OutOfScope(
@@ -101,6 +102,7 @@ def averaged_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     """
     if problem.curvatures[0] <= 1e-12 * problem.sharpness:
         raise OutOfScope("a direction has no curvature: the average does not settle there")
+    sgd.independent("the limit of averages")
     inverse = np.linalg.inv(problem.hessian)
     value = sgd.noise_factor * inverse @ problem.noise @ inverse
     return Reading.predicted("scaled_covariance", value, unit=f"{UNIT} × steps", source=POLYAK_1992.at("theorem 1"), assumes=("a quadratic loss near its minimum", "many steps"))
@@ -109,6 +111,7 @@ def averaged_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
 def _plain(problem: Quadratic, sgd: Sgd, steps: Sequence[int]) -> list[int]:
     if sgd.momentum or sgd.weight_decay:
         raise OutOfScope("the moments in time are those of plain SGD, without momentum and weight decay")
+    sgd.independent("the path of second moments")
     check_stable(problem, sgd)
     times = [int(step) for step in steps]
     if not times or times[0] < 0 or any(b <= a for a, b in itertools.pairwise(times)):

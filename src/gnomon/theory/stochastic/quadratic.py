@@ -156,11 +156,40 @@ def gains(problem: Quadratic, sgd: Sgd, *, continuous: bool) -> Matrix:
     return np.asarray(np.linalg.solve(left, right)[..., 0, 0])
 
 
+def epoch_gains(problem: Quadratic, sgd: Sgd) -> tuple[Matrix, Matrix]:
+    """The same for shuffled epochs of K batches, whose noise has the covariance f S, and c S between two of one epoch: on average over an epoch's steps, and at its end.
+
+    z_j = A^j z_0 + sum_(i<j) T_i noise_(j-1-i) with T_i = A^i b, so that  M_j = A^j M_0 A'^j + (f - c) sum_(i<j) T_i S T_i' + c (sum T_i) S (sum T_i)',  and M_K = M_0.
+
+    Shapes: (d, d), (d, d).   Units: lr / curvature, times f.   Error: exact.   Assumes: stable steps.   Cost: 2 K d^2 products of at most 2 x 2 matrices.
+    """
+    a, b = transition(problem.curvatures, sgd)
+    d, k = len(a), len(b)
+
+    def through(start: Float64[Array, "d d k k"]) -> tuple[Float64[Array, "d d k k"], Matrix, Float64[Array, "d k k"]]:
+        power, turn, total = np.broadcast_to(np.eye(k), a.shape), np.broadcast_to(b, (d, k)), np.zeros((d, k))
+        alone, mean, here = np.zeros((d, d, k, k)), np.zeros((d, d)), start
+        for _ in range(sgd.epoch):
+            alone = alone + np.einsum("ia,jb->ijab", turn, turn)
+            total = total + turn
+            turn, power = np.einsum("iab,ib->ia", a, turn), a @ power
+            moved = np.einsum("iab,ijbc,jdc->ijad", power, start, power, optimize=True)
+            here = moved + (sgd.noise_factor - sgd.between) * alone + sgd.between * np.einsum("ia,jb->ijab", total, total)
+            mean = mean + here[..., 0, 0] / sgd.epoch
+        return here, mean, power
+
+    made, _, power = through(np.zeros((d, d, k, k)))
+    left = np.eye(k * k) - np.einsum("iab,jcd->ijacbd", power, power).reshape(d, d, k * k, k * k)
+    end, mean, _ = through(np.linalg.solve(left, made.reshape(d, d, k * k, 1)).reshape(d, d, k, k))
+    return mean, np.asarray(end[..., 0, 0])
+
+
 def feedback(problem: Quadratic, sgd: Sgd, *, continuous: bool = False) -> float:
     """How much noise the covariance that noise leaves makes anew: the spectral radius of K(M) = f gains * C(M); the second moment is stable below 1.
 
     Units: none.   Error: 1e-9 where power iteration has settled.   Assumes: steps that are stable in the mean.   Cost: at most 500 applications.
     """
+    sgd.independent("the stability of second moments")
     gain, turn, factor = gains(problem, sgd, continuous=continuous), problem.directions, sgd.noise_factor
     second, size = np.eye(len(turn)) / len(turn), 0.0
     for _ in range(500):

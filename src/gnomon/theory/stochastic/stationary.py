@@ -13,11 +13,12 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.sgd import Sgd
 from gnomon.core.source import Source
-from gnomon.theory.stochastic.quadratic import DIEULEVEUT_2020, MANDT_2017, Matrix, Quadratic, check_stable, feedback, gains, mean_square_limit, transition
+from gnomon.theory.stochastic.quadratic import DIEULEVEUT_2020, MANDT_2017, Matrix, Quadratic, check_stable, epoch_gains, feedback, gains, mean_square_limit, transition
 
 UNIT = "parameter²"
 LIU_2021 = Source("liu2021")
 LI_2021 = Source("li2021")
+KUHN_2023 = Source("kuhn2023")
 
 
 def ou_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
@@ -30,6 +31,7 @@ def ou_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     Raises: OutOfScope above the limit of stability or without curvature; InvalidInput where data and steps do not fit.
     Source: Mandt, Hoffman & Blei 2017, section 3 (without momentum); with momentum derived here from the same limit.
     """
+    sgd.independent("an Ornstein-Uhlenbeck process")
     at, a, b = _matrices(problem, sgd)
     whole = solve_continuous_lyapunov(a - np.eye(len(a)), -sgd.noise_factor * b @ at.noise @ b.T)
     value = _theta(whole, at)
@@ -39,11 +41,19 @@ def ou_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
 def discrete_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     """Stationary covariance of the steps themselves where the noise is the same everywhere: C = A C A' + f b S b'.
 
-    Without momentum and in one dimension C = lr f S / (h (2 - lr h)).
+    Without momentum and in one dimension C = lr f S / (h (2 - lr h)).  Batches of shuffled epochs make up for each other: directions that an epoch's steps do not
+    forget (lr h N / B << 1) fluctuate less than with independent batches.  The value is then the mean over an epoch's steps; `details` has `epoch_end`, after its last.
 
-    Shapes: value (d, d).   Units: parameter^2.   Error: exact for noise that does not depend on theta.   Cost: d^3.
-    Raises: as `ou_covariance`.   Source: Liu, Ziyin & Ueda 2021 (noise and fluctuation of finite-rate SGD).
+    Shapes: value (d, d).   Units: parameter^2.   Error: exact for noise that does not depend on theta.   Cost: d^3; for epochs N / B d^2.
+    Raises: as `ou_covariance`, but for shuffled epochs, which it covers.
+    Source: Liu, Ziyin & Ueda 2021 (noise and fluctuation of finite-rate SGD); Kuhn & Rosenow 2023 (that epochs' noise is anti-correlated); the covariance of epochs is derived here.
     """
+    if sgd.sampling == "epochs":
+        check_stable(problem, sgd)
+        at = problem.settled(sgd)
+        turn, noise = at.directions, at.directions.T @ at.noise @ at.directions
+        mean, end = (turn @ (gain * noise) @ turn.T for gain in epoch_gains(at, sgd))
+        return _reading(mean, at, KUHN_2023, assumes=("noise that does not depend on theta", "shuffled epochs"), details={"epoch_end": end})
     at, a, b = _matrices(problem, sgd)
     whole = solve_discrete_lyapunov(a, sgd.noise_factor * b @ at.noise @ b.T)
     return _reading(_theta(whole, at), at, LIU_2021, assumes=("noise that does not depend on theta",))
@@ -78,6 +88,7 @@ def sde_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
 
 def _with_multiplicative_noise(problem: Quadratic, sgd: Sgd, *, continuous: bool) -> tuple[Matrix, Quadratic, float]:
     """The fixed point, the problem that it is about, and the feedback of its noise."""
+    sgd.independent("the equation of second moments with noise that depends on theta")
     at, _, _ = _matrices(problem, sgd)
     fed = feedback(at, sgd, continuous=continuous)
     if fed >= 1:
@@ -191,7 +202,9 @@ def _even(flat: Array, d: int) -> Matrix:
     return np.asarray((square + square.T) / 2)
 
 
-def _reading(value: Matrix, problem: Quadratic, source: Source, *, error: Array | float = 0.0, assumes: tuple[str, ...], details: dict[str, float] | None = None) -> Reading:
+def _reading(
+    value: Matrix, problem: Quadratic, source: Source, *, error: Array | float = 0.0, assumes: tuple[str, ...], details: dict[str, float | Array] | None = None
+) -> Reading:
     kind = "truncation" if np.any(error) else "exact"
     return Reading.predicted(
         "stationary_covariance", value, unit=UNIT, error=error, error_kind=kind, source=source, assumes=("a quadratic loss", *assumes),
