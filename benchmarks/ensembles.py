@@ -84,7 +84,7 @@ def main():
     )
     print(f"{median[names[3]] / median[names[1]]:.0f} times with one module re-used.")
     members = slope([2_500, 5_000, 10_000, 20_000], lambda count: run("outputs_and_ntk", count))
-    depths = slope([10, 20, 40], lambda depth: run("outputs_and_ntk", 2_500, depth))
+    depths = slope([10, 20, 40, 80], lambda depth: run("outputs_and_ntk", 2_500, depth))
     print(f"\nThe time grows as members^{members:.2f} and depth^{depths:.2f} (1 within 0.1).")
 
 

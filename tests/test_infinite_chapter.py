@@ -97,6 +97,13 @@ def test_other_networks_than_theory_s_are_refused():
         infinite.spectrum(dataclasses.replace(frozen, trainable=frozen.trainable[1:]), architecture.of(frozen))
 
 
+def test_a_kernel_that_is_too_dear_is_counted_not_timed(monkeypatch):
+    frozen = subject_of(mlp)
+    monkeypatch.setattr(infinite, "MOST", 10)
+    with pytest.raises(OutOfScope, match="covariances, more than 10"):
+        infinite.spectrum(frozen, architecture.of(frozen))
+
+
 def test_the_report_has_the_rows(tmp_path):
     report = gnomon.examine(subject_of(lambda: mlp(64), lr=0.1, batch_size=16), budget="2s", only="kernels", store=tmp_path, threads=1)
     titles = {row["title"] for row in report.document["rows"]}

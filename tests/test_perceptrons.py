@@ -80,6 +80,7 @@ def test_one_step_is_that_of_an_optimizer(x):
 
 def test_parameters_have_their_law_in_both_dtypes_and_come_in_pieces(monkeypatch):
     monkeypatch.setattr(perceptrons, "HELD_NUMBERS", 5_000)
+    monkeypatch.setattr(perceptrons, "LEAST_NUMBERS", 2_500)
     for dtype in (torch.float32, torch.float64):
         pieces = list(draw(torch.relu, features=7, depth=2, width=50, members=40, weight_variance=2.0, bias_variance=0.3, dtype=dtype, rng=chance.generator(0)))
         assert [len(piece.weights[0]) for piece in pieces] == [1] * 40

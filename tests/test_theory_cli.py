@@ -58,7 +58,7 @@ def test_the_table_is_that_of_the_theory():
     np.testing.assert_allclose(by_name["four_point_vertex"]["value"], found.vertex / (40 * found.kernel**2))
     assert network["vacuous_from"] is None
     text = invoke("--activation", "relu", "--depth", 12, "--width", 8)
-    assert len(text.stdout.splitlines()) == 4 + 1 + 2 + 12
+    assert len(text.stdout.splitlines()) == 4 + 1 + 3 + 12
     assert "off K*" in invoke("--activation", "gelu", "--depth", 2, "--width", 99, "--kernel", 1).stdout
     assert "off K*" not in invoke("--activation", "gelu", "--depth", 2, "--width", 99).stdout
     narrow = json.loads(invoke("--activation", "gelu", "--depth", 12, "--width", 8, "--json").stdout)

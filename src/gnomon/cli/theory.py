@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -122,7 +123,20 @@ def network(activation: Any, depth: int, width: int, weight_variance: float, bia
     vertex = readings[1]
     vague = [layer for layer, (value, error) in enumerate(zip(vertex.value, vertex.error, strict=True), 1) if value and error >= value / 2]
     settings = {"depth": depth, "width": width, "weight_variance": weight_variance, "bias_variance": bias_variance, "kernel": kernel}
-    return settings | {"vacuous_from": vague[0] if vague else None, "readings": [reading.to_json() for reading in readings]}
+    return settings | {"vacuous_from": vague[0] if vague else None, "readings": [reading.to_json() for reading in readings], "least_width": least(activation, settings)}
+
+
+def least(activation: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The widths below which the first order fails and from which it is good, as sentences and numbers, or why they cannot be had."""
+    from gnomon.core.errors import OutOfScope
+    from gnomon.theory.least_width import least_width, words
+
+    where = {key: settings[key] for key in ("depth", "weight_variance", "bias_variance", "kernel")}
+    try:
+        fails, good = (least_width(activation, tolerance=part, **where) for part in (0.5, 0.1))
+    except OutOfScope as error:
+        return {"out_of_scope": str(error)}
+    return {"fails_below": float(fails.value[-1]), "good_from": float(good.value[-1]), "words": words(fails, settings["width"])}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -177,4 +191,8 @@ def _table(network: dict[str, Any]) -> list[str]:
     lines = ["  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows]
     off = ["the first layer's K is off K*: the growth of V above and chi = 1 do not hold, the table does"] if network["off_critical_kernel"] else []
     said = [] if network["vacuous_from"] is None else [f"from layer {network['vacuous_from']} on the first order in 1/width is vacuous: the error of V/(n K^2) reaches half of it"]
-    return [head, *lines, *off, *said]
+    least = network["least_width"]
+    found = (
+        [f"{least['words']} (a tenth from {math.ceil(least['good_from']):,} on)"] if "words" in least else [f"the width below which the first order fails: {least['out_of_scope']}"]
+    )
+    return [head, *lines, *off, *said, *found]

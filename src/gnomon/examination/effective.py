@@ -11,7 +11,7 @@ from gnomon.core.architecture import Architecture, chains, steps
 from gnomon.core.facts import Facts
 from gnomon.core.judge import Verdict
 from gnomon.core.reading import Array, Axis, Reading, format_number
-from gnomon.examination import aspect
+from gnomon.examination import aspect, width_effects
 from gnomon.examination.row import Row
 from gnomon.theory import effective as theory
 
@@ -47,6 +47,7 @@ def chapter(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if weights is not None:
         yield from _weights(facts.architecture, weights)
         yield from aspect.rows(facts.architecture)
+        yield from width_effects.rows(facts.architecture, readings.get("width_effects"))
 
 
 def _statistics(forward: Reading) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -20,6 +20,8 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 
 HELD_NUMBERS = 2**22
 """Weights that are held at once; a constant, since what is drawn depends on it."""
+LEAST_NUMBERS = 2**18
+"""Of one layer at least so many are held: matrix products over fewer members cost more a member, and the time would grow faster than the depth."""
 
 Activation = Callable[[Tensor], Tensor]
 Rates = float | Sequence[float]
@@ -211,7 +213,7 @@ def draw(
     `depth` layers, all of `width` units but the last where `outputs` says otherwise.  `weight_variance` is C_W, `bias_variance` C_b; rates one number or one a layer.
     Numbers are drawn in `dtype` itself, for speed: float32 and float64 have the same law, not the same numbers.
 
-    Cost: members * depth * width^2 normal numbers, at most HELD_NUMBERS of them held at once.
+    Cost: members * depth * width^2 normal numbers, HELD_NUMBERS of them held at once, or LEAST_NUMBERS of every layer.
     Raises: InvalidInput for sizes below 1, variances that are negative, rates that are as many as no layers.
     """
     sizes = [features, *[width] * (depth - 1), width if outputs is None else outputs]
@@ -221,7 +223,8 @@ def draw(
         )
     rates = [_each(rate, depth) for rate in (weight_rates, bias_rates)]
     streams = [(chance.child(rng, "weights", layer), chance.child(rng, "biases", layer)) for layer in range(depth)]
-    most = max(HELD_NUMBERS // sum(a * b for a, b in itertools.pairwise(sizes)), 1)
+    numbers = [a * b for a, b in itertools.pairwise(sizes)]
+    most = max(HELD_NUMBERS // sum(numbers), LEAST_NUMBERS // max(numbers), 1)
     for start in range(0, members, most):
         count = min(most, members - start)
         weights, biases = [], []

@@ -14,13 +14,12 @@ from torch import Generator, Tensor, nn
 
 from gnomon.core import architecture
 from gnomon.core import rng as chance
-from gnomon.core.architecture import Architecture, Layer
 from gnomon.core.dataset import Tree, leaves
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
-from gnomon.theory.activations import Function, compose, named
+from gnomon.theory.activations import Function, named
+from gnomon.theory.chain import whole_chain
 from gnomon.theory.criticality import CriticalPoint, critical_point
-from gnomon.theory.effective import activation_after
 from gnomon.theory.finite_width import layer_by_layer
 from gnomon.theory.tangent import equivalent_learning_rates, ntk_contributions
 
@@ -128,7 +127,7 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, rng: Generator | None 
     rng = rng or chance.generator(0, "tune")
     given = inputs if inputs is not None else _stand_in(model, rng)
     found = architecture.read(model, given)
-    layers, function = _chain(found)
+    layers, function = whole_chain(found)
     first = leaves(given)[0].double()
     square = float(first.square().mean())
     if not (square > 0 and math.isfinite(square)):
@@ -143,36 +142,6 @@ def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
     if not isinstance(first, nn.Linear):
         raise InvalidInput("gnomon.tune(model, inputs) needs some examples as the network takes them, to know their size and shape.")
     return chance.normal(EXAMPLES, first.in_features, rng=chance.child(rng, "inputs"), like=first.weight.detach())
-
-
-def _chain(found: Architecture) -> tuple[list[Layer], Function]:
-    """The network's weighted layers, if they are one chain through one activation."""
-    layers = list(found.parametrised)
-    if not layers:
-        raise OutOfScope("there is no linear or convolution layer to initialise")
-    reached = architecture.steps(found)
-    other = next((x for x in found.layers if x.kind in ("recurrent", "attention", "norm") or (x.parameters and x.kind not in architecture.PARAMETRISED)), None)
-    if other is not None:
-        raise OutOfScope(
-            f"`{other.name}` ({other.why or other.kind}): the critical point is that of a chain of linear or convolution layers and one activation; initialise the parts beside it one by one"
-        )
-    functions = []
-    for place, layer in enumerate(layers):
-        step = reached[layer.name]
-        if layer.kind == "embedding":
-            raise OutOfScope(f"`{layer.name}` is an embedding: the critical point is that of linear and convolution layers")
-        if place and (step.source != layers[place - 1].name or step.branches):
-            why = step.why or (f"`{step.source}` is read by several layers" if step.branches else f"it reads `{step.source}`")
-            raise OutOfScope(f"`{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {why}. Tune the parts before and after it one by one")
-        if place:
-            functions.append(activation_after(found, step))
-    grid = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    for layer, function in zip(layers[2:], functions[1:], strict=True):
-        if not torch.equal(function(grid), functions[0](grid)):
-            raise OutOfScope(
-                f"the activation before `{layer.name}` is another than that before `{layers[1].name}`: each has a critical point of its own, and there is none for both"
-            )
-    return layers, functions[0] if functions else compose(())
 
 
 def _tune(model: nn.Module, names: tuple[str, ...], fans: Sequence[int], width: int, function: Function, inputs: Tree, square: float, rng: Generator) -> Tuned:

@@ -114,6 +114,10 @@ def check_growth(activation: Function) -> None:
             value = activation(side.clone())
         if not isinstance(value, Tensor) or value.shape != side.shape:
             raise InvalidInput("The activation must turn a tensor into one of equal shape, element by element.")
+        with torch.no_grad():
+            alone = activation(side[:2].clone())
+        if not torch.allclose(alone.double(), value[:2].double(), equal_nan=True):
+            raise InvalidInput("The activation must act on each number by itself: of two numbers it makes something else than of the same two among others.")
         size = value.detach().double().abs()
         powers = torch.log2((size[1:] + 1) / (size[:-1] + 1))
         if bool(torch.isnan(size).any()) or (math.isfinite(float(size[0])) and not math.isfinite(float(size[-1]))) or float(powers[-1]) > max(2 * float(powers[0]), 12.0):

@@ -39,6 +39,7 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.theory.activations import Function, Moments, compose, critical_weight_variance, moments, square_curvature
 from gnomon.theory.criticality import critical_point as critical_point
+from gnomon.theory.least_width import least_width as least_width
 from gnomon.theory.tensors import tensors as tensors
 
 PRINCIPLES = Source("roberts2022", "chapters 4 and 5")

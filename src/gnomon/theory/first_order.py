@@ -57,12 +57,13 @@ def names(through: Through) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What one layer is made with: C_W and C_b, lambda_W and lambda_b."""
+    """What one layer is made with: C_W and C_b, lambda_W and lambda_b; `share` is n over the units that it reads, by which what it adds is multiplied."""
 
     weight: float
     bias: float
     weight_rate: float
     bias_rate: float
+    share: float = 1.0
 
 
 def zero(inputs: int, through: Through) -> dict[str, Float64[Array, "..."]]:

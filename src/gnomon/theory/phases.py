@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -49,6 +50,28 @@ def susceptibilities(activation: Function, *, kernel: float, weight_variance: fl
     return Reading.predicted(
         "susceptibilities", value, unit="", error=10 * QUADRATURE * np.abs(value), error_kind="bound", axes=axes, source=Source("roberts2022", "section 5.1"), assumes=ASSUMES
     )
+
+
+def normalised_slope(activation: Function, *, where: Literal["before", "after"], weight_variance: float, bias_variance: float = 0.0) -> Reading:
+    """chi_perp of a chain with layer normalisation in every layer, before or after the activation: the kernel is 1 where it is normalised, so that no depth changes it.
+
+    before, z' = W s(LN z) + b:   chi = C_W <s'^2>_1 / (C_b + C_W <s^2>_1), for C_b = 0 whatever C_W (1 for ReLU);   after, z' = W LN(s(z)) + b:   chi = C_W <s'^2>_K / (<s^2>_K - <s>_K^2), K = C_W + C_b.
+
+    Shapes: value ().   Units: none.   Error: bound, that of the quadrature.   Assumes: many units; gains 1 and shifts 0, as at initialisation.   Cost: a few quadratures.
+    Raises: InvalidInput for variances that are none or another place; OutOfScope where the activation is flat, or grows faster than a polynomial.
+    Source: derived here (the normalisation's Jacobian is 1/standard deviation, up to two directions of all); Schoenholz et al. 2017, section 3 (chi_1).
+    """
+    if where not in ("before", "after") or not (weight_variance > 0 and bias_variance >= 0 and math.isfinite(weight_variance + bias_variance)):
+        raise InvalidInput(f"`where` is 'before' or 'after' the activation, C_W positive and C_b not negative, not {where!r}, {weight_variance:g} and {bias_variance:g}.")
+    check_growth(activation)
+    kernel = np.array([1.0 if where == "before" else weight_variance + bias_variance])
+    found = moments(activation, kernel)
+    mean = float(expect(activation, kernel)[0]) if where == "after" else 0.0
+    spread = bias_variance + weight_variance * float(found.square[0]) if where == "before" else float(found.square[0]) - mean**2
+    if spread <= 0:
+        raise OutOfScope("the activation is flat: nothing is left to normalise")
+    value = weight_variance * float(found.slope[0]) / spread
+    return Reading.predicted("chi_perp", value, unit="", error=100 * QUADRATURE * value, error_kind="bound", source=SCHOENHOLZ_2017, assumes=(*ASSUMES, "gains 1, shifts 0"))
 
 
 def critical_line(activation: Function, *, low: float = 1e-3, high: float = 1e2, points: int = 61) -> Reading:

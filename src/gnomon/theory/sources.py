@@ -37,6 +37,10 @@ class Sources:
     rppp: Array
     qqpp: Array
 
+    def times(self, share: float) -> Sources:
+        """All of them, times a number: each is a sum over the units of one layer."""
+        return self if share == 1 else Sources(*(share * getattr(self, field.name) for field in dataclasses.fields(self)))
+
     @property
     def psps(self) -> Float64[Array, "n n n n"]:
         """<p_a s_b p_c s_d>."""

@@ -93,7 +93,7 @@ class Tensors:
             raise InvalidInput(f"There is no tensor {name!r} here, only {', '.join(self.errors)}: `through` says how many are computed.")
         return np.asarray(found)
 
-    def reading(self, name: str, *, width: int) -> Reading:
+    def reading(self, name: str, *, width: float) -> Reading:
         """A tensor over n, or for G1 and H1 the corrected mean, K + G1/n and Theta + H1/n.
 
         Shapes: those of the tensor.   Units: those of its moment.   Error: truncation, of the layer's largest element the part r, r/2 for V and r^2 for means, with r the largest relative
@@ -120,31 +120,35 @@ def _relative(four: Array, two: Array) -> Float64[Array, "depth"]:
 
 
 def tensors(
-    activation: Function, *, depth: int, weight_variance: float, bias_variance: float = 0.0, kernel: Array | float | None = None, inputs: Array | None = None, weight_rates: Rates = 1.0,
-    bias_rates: Rates = 1.0, through: Through = "ddntk", tolerance: float | None = None, points: int = POINTS, scrambles: int = SCRAMBLES, rng: Generator | None = None,
+    activation: Function, *, depth: int, weight_variance: Rates, bias_variance: Rates = 0.0, kernel: Array | float | None = None, inputs: Array | None = None, weight_rates: Rates = 1.0,
+    bias_rates: Rates = 1.0, widths: Sequence[float] | None = None, through: Through = "ddntk", tolerance: float | None = None, points: int = POINTS, scrambles: int = SCRAMBLES,
+    rng: Generator | None = None,
 ) -> Tensors:  # fmt: skip
     """All first-order tensors of a fully connected network on several inputs: G1 and V; with the tangent kernel H1, A, B, D, F; its differentials P, Q; and R, S, T, U.
 
     The definitions and recursions stand in `gnomon.theory.first_order`.  `through` says how far: "kernel", "ntk", "dntk" or "ddntk".
 
-    Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates one number, or one a layer.
+    Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
+    or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
     Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
     (1e-8, or 1e-4 for more than four inputs); with kinks rounding for up to two inputs, else a standard error over `scrambles` of `points` points.
-    Assumes: equal widths; weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED.
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
     """
     check_growth(activation)
-    if depth < 1 or not (weight_variance > 0 and bias_variance >= 0 and math.isfinite(weight_variance + bias_variance)):
-        raise InvalidInput(f"The depth must be at least 1, C_W positive and C_b not negative, not depth={depth}, C_W={weight_variance:g}, C_b={bias_variance:g}.")
+    c_w, c_b = (np.asarray(said, dtype=np.float64) for said in (weight_variance, bias_variance))
+    if depth < 1 or not ((c_w > 0).all() and (c_b >= 0).all() and np.isfinite(c_w).all() and np.isfinite(c_b).all()):
+        raise InvalidInput(f"The depth must be at least 1, C_W positive and C_b not negative, not depth={depth}, C_W={weight_variance}, C_b={bias_variance}.")
     if (kernel is None) == (inputs is None) or through not in first_order.ORDER:
         raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
     x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
-    k = checked_kernel(bias_variance + weight_variance * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
-    if through != "kernel" and np.linalg.eigvalsh(k - bias_variance)[0] < -1e-9 * np.abs(k).max():
-        raise InvalidInput(f"The kernel of the first layer is C_b = {bias_variance:g} and the inputs' own part, which must be a covariance.")
-    layers = _layers(depth, weight_variance, bias_variance, weight_rates, bias_rates)
+    layers = _layers(depth, c_w, c_b, weight_rates, bias_rates, widths)
+    first = layers[0]
+    k = checked_kernel(first.bias + first.weight * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
+    if through != "kernel" and np.linalg.eigvalsh(k - first.bias)[0] < -1e-9 * np.abs(k).max():
+        raise InvalidInput(f"The kernel of the first layer is C_b = {first.bias:g} and the inputs' own part, which must be a covariance.")
     smooth = smoothness(activation)
     if smooth == 0:
         raise OutOfScope("the activation jumps: its slope is no function, and the tangent kernel does not exist")
@@ -179,14 +183,19 @@ def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
     return (kernel + kernel.T) / 2
 
 
-def _layers(depth: int, weight_variance: float, bias_variance: float, weight_rates: Rates, bias_rates: Rates) -> list[Layer]:
-    rates = []
-    for said in (weight_rates, bias_rates):
+def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rates: Rates, bias_rates: Rates, widths: Sequence[float] | None) -> list[Layer]:
+    each = []
+    for what, said in (("Variances", weight_variance), ("Variances", bias_variance), ("Learning rates", weight_rates), ("Learning rates", bias_rates)):
         found = np.asarray(said, dtype=np.float64)
         if found.shape not in ((), (depth,)) or not (found >= 0).all():
-            raise InvalidInput(f"Learning rates are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
-        rates.append(np.broadcast_to(found, (depth,)))
-    return [Layer(weight_variance, bias_variance, float(w), float(b)) for w, b in zip(*rates, strict=True)]
+            raise InvalidInput(f"{what} are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
+        each.append(np.broadcast_to(found, (depth,)))
+    units = np.ones(depth - 1) if widths is None else np.asarray(widths, dtype=np.float64)
+    if units.shape != (depth - 1,) or not (np.isfinite(units) & (units > 0)).all():
+        raise InvalidInput(f"Widths are one positive number for each of {depth - 1} hidden layers, not {widths}.")
+    inverse = 1 / units
+    shares = np.concatenate([[1.0], inverse / inverse.mean()]) if depth > 1 else np.ones(1)
+    return [Layer(*map(float, row)) for row in zip(*each, shares, strict=True)]
 
 
 def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
@@ -248,7 +257,7 @@ def _run(activation: Function, k: Array, layers: list[Layer], through: Through, 
         if smooth < 3:
             _check_condition(k, number)
         two, error = pair_moments(activation, k, smooth)
-        states = [first_order.step(state, two, rule(k, two, order), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
+        states = [first_order.step(state, two, rule(k, two, order).times(layer.share), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
         k, theta = first_order.limits(two, theta, layer)
         kernels.append(k)
         ntks.append(theta)
