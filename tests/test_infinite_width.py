@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, NotEnoughMemory, OutOfScope
 from gnomon.theory.infinite.duals import Arguments, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
+from gnomon.theory.infinite.series import Series
 from gnomon.theory.kernels import NotPositiveDefinite, gradient_flow, infinite_width, posterior, ridge_regression
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "neural_tangents.json").read_text(encoding="utf-8"))
@@ -369,6 +371,27 @@ def test_a_larger_tolerance_is_taken_and_kept():
     draws = torch.randn(200_000, 5, generator=chance.generator(0), dtype=torch.float64) / math.sqrt(5)
     features = (draws @ x.T).clamp(-1, 1)
     assert (made - features.T @ features / len(draws)).abs().max() <= 1e-2 * float(q.max()) + 4 / math.sqrt(len(draws))
+
+
+@pytest.mark.parametrize(("function", "slope"), [(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2), (nn.functional.softplus, torch.sigmoid)])
+def test_a_series_holds_its_tolerance_between_small_and_large_variances(function, slope):
+    """Against quadrature in two dimensions; 600 variances are interpolated, five are not."""
+    dual, at = Series(function, "s", 1e-4), torch.arange(0, 600, 120)
+    first, second, c = torch.linspace(0.01, 0.1, 600, dtype=torch.float64), torch.linspace(9, 4, 600, dtype=torch.float64), torch.linspace(-1, 1, 600, dtype=torch.float64)
+    k = c * first.sqrt() * second.sqrt()
+    image = dual.image(Arguments(first, second, k, None, None, torch.ones_like(k)))
+    few = dual.image(Arguments(first[at], second[at], k[at], None, None, torch.ones_like(k[at])))
+    u, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(150))
+    weights = weights / weights.sum()
+    for found, one, alone in ((image.cov, function, few.cov), (image.tangent, slope, few.tangent)):
+        torch.testing.assert_close(found[at], alone, rtol=0, atol=1e-4)
+        for i in at.tolist():
+            x, y = first[i].sqrt() * u[:, None], second[i].sqrt() * (c[i] * u[:, None] + (1 - c[i] ** 2).sqrt() * u)
+            truth, sizes = ((weights[:, None] * weights) * one(x) * one(y)).sum(), [(weights * one(q[i].sqrt() * u) ** 2).sum().sqrt() for q in (first, second)]
+            assert abs(float(found[i] - truth)) <= 1.01e-4 * float(sizes[0] * sizes[1])
+    variance = torch.stack([(weights * function(q.sqrt() * u) ** 2).sum() for q in first[at]])
+    torch.testing.assert_close(dual.variance(first)[at], variance, rtol=1e-10, atol=0)
+    torch.testing.assert_close(dual.variance(first)[at], dual.variance(first[at]), rtol=1e-11, atol=0)
 
 
 def test_bad_input_is_refused_with_what_to_do():

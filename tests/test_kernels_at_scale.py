@@ -1,23 +1,25 @@
 """Kernels on disk, systems with them, and the marginal likelihood: against the kernel in memory, dense linear algebra, scipy and finite differences."""
 
-import errno
+import functools
 import json
 import math
-import os
+import resource
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse.linalg
 import torch
 from torch import nn
 
 from gnomon.core.errors import CannotWrite, InvalidInput, NotEnoughMemory
 from gnomon.numerics.preconditioned import NegativeCurvature, Preconditioner, conjugate_gradients, pivoted_cholesky
+from gnomon.numerics.relaxation import relaxed
 from gnomon.run.pool import LocalPool, ProcessPool
-from gnomon.theory.infinite import disk, inference
-from gnomon.theory.kernels import DiskMatrix, NotPositiveDefinite, gradient_flow, infinite_width, log_marginal_likelihood, on_disk, posterior, ridge_regression, solve
+from gnomon.theory.infinite import disk, inference, streamed
+from gnomon.theory.kernels import DiskMatrix, NotPositiveDefinite, gradient_flow, infinite_width, log_marginal_likelihood, on_disk, posterior, ridge_regression, solve, solve_cost
 
 BOTH = ("nngp", "ntk")
 MEMORY = 2**34
@@ -113,24 +115,27 @@ def test_broken_tiles_and_torn_lines_are_made_again(tmp_path):
     assert todo.cost().left == todo.cost().tiles
     with pytest.raises(InvalidInput, match="fill it again"):
         DiskMatrix(tmp_path / "k" / "ntk.npy")
+    (tmp_path / "k" / "ntk.npy").write_bytes(good[:50])
+    (tmp_path / "k" / "done.txt").write_bytes(b"\xff 1 2\n" + journal)
+    todo.run()
+    assert (tmp_path / "k" / "ntk.npy").read_bytes() == good
 
 
 def test_a_full_disk_loses_nothing_and_says_so(tmp_path, monkeypatch):
     job(tmp_path / "whole").run()
-    put, calls = disk.put, []
+    before, journal = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "k" / "done.txt"
 
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) > 6:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        put(*arguments)
+    def full(part, text):
+        if text.startswith("tile 3"):  # the system then refuses a file that is longer: the rows of the matrix that follow, and all but 10 bytes of a line of the journal
+            resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, before[1]))
 
-    monkeypatch.setattr(disk, "put", full)
-    with pytest.raises(CannotWrite, match=r"No space left.*tiles that are done stay there.*GB are to be written"):
-        job(tmp_path / "k").run()
-    monkeypatch.setattr(disk, "put", put)
+    try:
+        with pytest.raises(CannotWrite, match=r"File too large.*tiles that are done stay there.*GB are to be written"):
+            job(tmp_path / "k").run(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     rest = job(tmp_path / "k")
-    assert rest.cost().left == rest.cost().tiles - 3  # one on the diagonal is written once, two others twice
+    assert rest.cost().left == rest.cost().tiles - 3
     rest.run()
     assert (tmp_path / "k" / "ntk.npy").read_bytes() == (tmp_path / "whole" / "ntk.npy").read_bytes()
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
@@ -175,7 +180,7 @@ def test_a_folder_holds_one_kernel_and_says_what_differs(tmp_path):
         job(tmp_path / "other").run()
     assert (tmp_path / "other" / "mine.txt").read_text() == "keep"
     todo = job(tmp_path / "twice")
-    todo._start()
+    todo._place()
     with disk._locked(tmp_path / "twice"), pytest.raises(CannotWrite, match="Another run"):
         todo.run()
     with pytest.raises(NotEnoughMemory, match="GB in all processes"):
@@ -228,7 +233,7 @@ def test_systems_are_solved_by_what_fits_and_say_so(tmp_path, caplog):
     matrix = job(tmp_path / "k", x).run()
     truth = torch.linalg.solve(matrix.dense() + 0.01 * torch.eye(23, dtype=torch.float64), y)
     with caplog.at_level("INFO", logger="gnomon.theory"):
-        by_factor, by_steps = (solve(matrix, y, ridge=0.01, memory=memory) for memory in (2**30, 100))
+        by_factor, by_steps = (solve(matrix, y, ridge=0.01, method=method) for method in (None, "conjugate gradients"))
     assert (by_factor.method, by_steps.method) == ("cholesky", "conjugate gradients")
     assert ["by cholesky" in caplog.text, "by conjugate gradients" in caplog.text] == [True, True]
     for found in (by_factor, by_steps, solve(matrix.dense(), y, ridge=0.01, method="conjugate gradients"), solve(matrix.dense().float(), y, ridge=0.01)):
@@ -254,18 +259,78 @@ def test_systems_are_solved_by_what_fits_and_say_so(tmp_path, caplog):
         solve(matrix, y, ridge=-1.0)
 
 
+def test_right_sides_are_taken_as_many_at_once_as_fit(tmp_path, monkeypatch):
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.randn(300, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrix = job(tmp_path / "k", x, tile=100).run()
+    widths, product = [], DiskMatrix.__matmul__
+    monkeypatch.setattr(DiskMatrix, "__matmul__", lambda self, right: widths.append(right.shape[1]) or product(self, right))
+    memory = solve_cost(300, 3, method="conjugate gradients", rank=20, itemsize=8).memory + 8 * 300 * (7 - 3)
+    cost = solve_cost(300, 7, memory=memory, rank=20, itemsize=8)
+    assert (cost.method, cost.columns, cost.rounds) == ("conjugate gradients", 3, 3)
+    assert cost.memory <= memory < 2 * 8 * 300**2
+    assert "3 right sides at once in 3 rounds" in str(cost)
+    found = solve(matrix, y, ridge=0.1, memory=memory, rank=20)
+    assert set(widths) == {3, 1}
+    assert found.products == len(widths)
+    assert found.residual < 1.1e-8
+    torch.testing.assert_close(found.x, torch.linalg.solve(matrix.dense() + 0.1 * torch.eye(300, dtype=torch.float64), y), rtol=1e-5, atol=1e-7)
+    assert solve_cost(10**5, 10, memory=2**31).rank < 4 * math.isqrt(10**5)
+    for memory, outputs in ((10**5, 1), (2**20, 10**4)):
+        with pytest.raises(NotEnoughMemory, match=r"GB a right side, and .* GB are allowed. Give more `memory`, fewer right sides"):
+            solve_cost(300, outputs, memory=memory, method="conjugate gradients")
+
+
+def test_training_on_disk_is_the_exponential(caplog):
+    a, b = positive(60), torch.randn(60, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for damping, time in ((0.0, 0.3), (0.2, 50.0)):
+        shifted = a.numpy() + damping * np.eye(60)
+        truth = np.linalg.solve(shifted, b.numpy() - scipy.linalg.expm(-time * shifted) @ b.numpy())
+        found = relaxed(a, b, time, damping=damping)
+        np.testing.assert_allclose(found.x, truth, rtol=1e-7, atol=1e-8)
+        assert found.converged
+        few = relaxed(a, b, time, damping=damping, memory=8 * 60 * 2 * (512 + 8))
+        torch.testing.assert_close(few.x, found.x, rtol=1e-7, atol=1e-8)  # two columns at a time
+        assert few.products > 2 * found.products
+    end = relaxed(a, b, 1e9)
+    torch.testing.assert_close(end.x, conjugate_gradients(a, b, tolerance=1e-12).x, rtol=1e-5, atol=1e-5)
+    assert torch.equal(relaxed(a, torch.zeros_like(b), 1.0).x, torch.zeros_like(b))
+    assert not relaxed(a, b, 50.0, max_products=20).converged
+    assert "raise max_products or memory" in caplog.text
+    with pytest.raises(NegativeCurvature, match="not positive definite"):
+        relaxed(a - 0.5 * torch.eye(60, dtype=torch.float64), b, 1.0)
+    with pytest.raises(NotEnoughMemory, match="A basis of 16"):
+        relaxed(a, b, 1.0, memory=1000)
+    for time, matrix in ((-1.0, a), (math.inf, a), (1.0, a * math.inf)):
+        with pytest.raises(InvalidInput, match="time must be finite|not finite"):
+            relaxed(matrix, b, time)
+
+
 def test_regression_on_disk_is_regression_in_memory(tmp_path, monkeypatch):
     x, y, new, kernel = data(), data(seed=3)[:, :2], data(4, seed=4), kernel_of()
-    with pytest.raises(NotEnoughMemory, match="Give `folder`"):
-        ridge_regression(kernel, x, y, new, ridge=0.1, memory=1000)
+    for call in (ridge_regression, posterior, lambda *given, **more: gradient_flow(*given, time=1.0, **more)):
+        with pytest.raises(NotEnoughMemory, match=r"kernels of 23 examples.*Give `folder`"):
+            call(kernel, x, y, new, memory=1000)
     here, whole = ridge_regression(kernel, x, y, new, ridge=0.1), posterior(kernel, x, y, new, noise=0.1)
+    asked = [{"time": time, "kind": kind, "jitter": jitter} for time, kind, jitter in ((0.5, "ntk", 0.0), (math.inf, "ntk", 0.1), (2.0, "nngp", 0.05), (math.inf, "nngp", 0.0))]
+    flows = [gradient_flow(kernel, x, y, new, **options) for options in asked]
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "fits", lambda n, memory: False)
+        patch.setattr(inference, "_beyond", lambda *sizes: True)
+        patch.setattr(disk, "PARTS", 2)
+        patch.setattr(streamed.Streamed, "columns", 3)
         torch.testing.assert_close(ridge_regression(kernel, x, y, new, ridge=0.1, folder=tmp_path / "ntk"), here)
-        made = posterior(kernel, x, y, new, noise=0.1, folder=tmp_path / "nngp")
-        torch.testing.assert_close(made.mean, whole.mean)
-        torch.testing.assert_close(made.covariance, whole.covariance)
+        made = [posterior(kernel, x, y, new, noise=0.1, folder=tmp_path / "nngp")]
+        made += [gradient_flow(kernel, x, y, new, **options, folder=tmp_path / ("both" if options["kind"] == "ntk" else "nngp")) for options in asked]
+        for found, truth in zip(made, [whole, *flows], strict=True):
+            torch.testing.assert_close(found.mean, truth.mean, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found.covariance, truth.covariance, rtol=1e-5, atol=1e-6)
         assert DiskMatrix(tmp_path / "ntk" / "ntk.npy").shape == DiskMatrix(tmp_path / "nngp" / "nngp.npy").shape == (23, 23)
+        patch.setattr(streamed, "solve", functools.partial(solve, max_products=2, rank=1))
+        with pytest.raises(NotPositiveDefinite, match=r"after 3 products .* residual .* nearly singular.*give jitter"):
+            ridge_regression(kernel, x, y, new, folder=tmp_path / "ntk")
+        patch.setattr(streamed, "resident", lambda: MEMORY - 1000)
+        with pytest.raises(NotEnoughMemory, match="covariance of 4 test examples"):
+            posterior(kernel, x, y, new, noise=0.1, folder=tmp_path / "nngp", memory=MEMORY)
     whole = posterior(kernel, x, y, new, noise=0.1)
     dense = kernel(x) + 0.1 * torch.eye(23, dtype=torch.float64)
     torch.testing.assert_close(whole.mean, kernel(new, x) @ torch.linalg.solve(dense, y))

@@ -16,6 +16,7 @@ from gnomon.run.claims import run_claims
 from gnomon.run.pool import LocalPool, ProcessPool, Task
 from gnomon.run.ray_pool import RayPool
 from gnomon.run.store import dumps
+from gnomon.theory.kernels import infinite_width, on_disk
 
 
 def heavy(seed):
@@ -77,6 +78,9 @@ def test_processes_and_ray_give_the_bits_of_this_process(plugin, tmp_path):
         assert dict(pool.run(HEAVY)) == here
         assert claims_on(pool, tmp_path / "ray") == verdicts
         assert dict(pool.run([Task(f"{__name__}:dies_once", {"marker": str(tmp_path / "ray-marker")})])) == {0: "alive"}
+        kernel, x = infinite_width(torch.nn.Linear(3, 2), bias_variance=0.1), torch.arange(30.0).reshape(10, 3)
+        made = [on_disk(kernel, x, folder=tmp_path / name, tile=4, pool=given).run() for name, given in (("tiles-here", LocalPool()), ("tiles-ray", pool))]
+        assert torch.equal(made[0].dense(), made[1].dense())
         with pytest.raises(GnomonError, match=r"died 2 times .* 1 of 1 tasks are undone"):
             list(pool.run([Task(f"{__name__}:dies")]))
         with pytest.raises(InvalidInput, match="not like this"):

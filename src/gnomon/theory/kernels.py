@@ -18,8 +18,10 @@ from gnomon.theory.infinite.likelihood import Likelihood as Likelihood
 from gnomon.theory.infinite.likelihood import log_marginal_likelihood as log_marginal_likelihood
 from gnomon.theory.infinite.matrix import DiskMatrix as DiskMatrix
 from gnomon.theory.infinite.solve import NotPositiveDefinite as NotPositiveDefinite
+from gnomon.theory.infinite.solve import SolveCost as SolveCost
 from gnomon.theory.infinite.solve import Solved as Solved
 from gnomon.theory.infinite.solve import solve as solve
+from gnomon.theory.infinite.solve import solve_cost as solve_cost
 
 JACOT_2018 = Source("jacot2018")
 CHIZAT_2019 = Source("chizat2019")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from gnomon.core.environment import code_hash, fixed_threads
 from gnomon.core.errors import CannotWrite, InvalidInput, NotEnoughMemory
 from gnomon.core.task import Pool, Task
-from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction, put, start_file
+from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction, put, start_file, write_all
 
 SCHEMA = "gnomon/kernel/1"
 SIDE = 1024
@@ -95,7 +96,7 @@ class DiskKernel:
             self._compare(known)
 
     def cost(self) -> DiskCost:
-        """Seconds (by timing a small part), bytes on disk and bytes of memory.  Cost: under a second, or one pair of examples where that takes longer."""
+        """Seconds (by timing a small part), bytes on disk and bytes of memory.  Cost: about a second, or two pairs of examples where that takes longer."""
         left, tiles = self._left(), self._tiles()
         pairs = sum(self._pairs(at) for at in left)
         disk = len(self.kinds) * self.shape[0] * self.shape[1] * self.dtype.itemsize
@@ -108,14 +109,15 @@ class DiskKernel:
         Raises: CannotWrite for a full disk or another place that cannot be written; what is done stays, and the next run goes on there.
         """
         try:
-            self._start()
+            self._place()
             with _locked(self.folder):
+                self._start()
                 self._fill(self._left(), progress or (lambda part, text: None))
         except OSError as error:
             if isinstance(error, CannotWrite):
                 raise
             raise CannotWrite(
-                f"Cannot write to {self.folder}: {error.strerror or error}. The tiles that are done stay there, and the same call goes on with the others once there is room "
+                f"Cannot write to {self.folder}: {error.strerror or str(error).strip().rpartition(chr(10))[2]}. The tiles that are done stay there, and the same call goes on with the others once there is room "
                 f"({self._missing() / 1e9:.3g} GB are to be written); or delete the folder."
             ) from error
         found = tuple(DiskMatrix(self.folder / f"{kind}.npy") for kind in self.kinds)
@@ -133,9 +135,9 @@ class DiskKernel:
         network = str(getattr(self.kernel, "module", self.kernel.__class__.__name__))
         second = self.x1 if self.x2 is None else self.x2
         return {
-            "x1": _digest(self.x1), "x2": None if self.x2 is None else _digest(self.x2), "shape": [len(self.x1), len(second)], "kinds": list(self.kinds),
+            "x1": digest(self.x1), "x2": None if self.x2 is None else digest(self.x2), "shape": [len(self.x1), len(second)], "kinds": list(self.kinds),
             "dtype": str(probe[0].dtype).removeprefix("torch."), "device": self.x1.device.type,
-            "network": hashlib.sha256(network.encode() + b"".join(_digest(part).encode() for part in probe)).hexdigest(), "code": code_hash(), "torch": torch.__version__,
+            "network": hashlib.sha256(network.encode() + b"".join(digest(part).encode() for part in probe)).hexdigest(), "code": code_hash(), "torch": torch.__version__,
         }  # fmt: skip
 
     def _manifest(self) -> dict[str, Any] | None:
@@ -156,8 +158,8 @@ class DiskKernel:
             "network": "the network, its variances or its parametrisation", "code": "gnomon's own code", "torch": "the version of torch", "tile": "the side of a tile", "threads": "the number of threads",
         }  # fmt: skip
         off = {name for name in names if known.get(name) != self.manifest[name]}
-        if off & {"x1", "x2", "dtype"}:
-            off -= {"network"}  # its digest is that of the kernel of two of the examples
+        if off & {"x1", "x2", "dtype", "kinds"}:
+            off -= {"network"}  # its digest is that of these kernels of two of the examples
         differ = [text for name, text in names.items() if name in off]
         if differ:
             raise InvalidInput(f"{self.folder} holds another kernel: {' and '.join(differ)} differ. Give another folder, or delete this one to make it anew.")
@@ -167,8 +169,8 @@ class DiskKernel:
         features, size = self.x1[0].numel(), self.dtype.itemsize
         work = COPIES * len(self.kinds) * tile**2 * size + 4 * tile * features * self.x1.element_size()
         if self.pool is None:
-            return _resident() + PROCESS // 4 + work
-        return _resident() + self.pool.jobs * (PROCESS + work)
+            return resident() + PROCESS // 4 + work
+        return resident() + self.pool.jobs * (PROCESS + work)
 
     def _side(self, tile: int | None) -> int:
         if tile is not None and tile < 1:
@@ -197,9 +199,13 @@ class DiskKernel:
         most = max(min(self.tile, len(self.x1), len(second)), 1)
         with fixed_threads(self.threads):
             while True:
-                tick = time.perf_counter()
-                self.kernel(self.x1[:m], second[-m:].clone(), self.kinds)
-                spent = time.perf_counter() - tick
+                spent = math.inf
+                for _ in range(2):  # the first call of a size may wait for memory, or for other programs
+                    tick = time.perf_counter()
+                    self.kernel(self.x1[:m], second[-m:].clone(), self.kinds)
+                    spent = min(spent, time.perf_counter() - tick)
+                    if spent <= 0.1 and m < most:
+                        break
                 if spent > 0.1 or m == most:
                     return spent / m**2
                 m = min(2 * m, most)
@@ -224,26 +230,39 @@ class DiskKernel:
             parts = [matrix.block(rows, columns) for matrix in matrices]
             if self.x2 is None and at[0] != at[1]:
                 parts += [matrix.block(columns, rows).T for matrix in matrices]
-                return done[at] == [_digest(part) for part in parts[: len(matrices)]] == [_digest(part) for part in parts[len(matrices) :]]
-            return done[at] == [_digest(part) for part in parts]
+                return done[at] == [digest(part) for part in parts[: len(matrices)]] == [digest(part) for part in parts[len(matrices) :]]
+            return done[at] == [digest(part) for part in parts]
 
         return [at for at in self._tiles() if not there(at)]
 
-    def _start(self) -> None:
-        """Make the folder, and files of full size, so that a disk that is too small says so before anything is computed."""
+    def _place(self) -> None:
+        """Make the folder, where it may be made and there is room."""
         if (self.folder / "manifest.json").exists():
             return
-        ours = {"manifest.part", "nngp.npy", "ntk.npy"}  # a run that was cut before its manifest leaves no more than these
+        ours = {"manifest.part", "lock", "nngp.npy", "ntk.npy"}  # a run that was cut before its manifest leaves no more than these
         if self.folder.exists() and (not self.folder.is_dir() or {path.name for path in self.folder.iterdir()} - ours):
             raise CannotWrite(f"{self.folder} is not an empty folder, and holds no kernel; nothing was changed. Give another folder.")
         disk = len(self.kinds) * self.shape[0] * self.shape[1] * self.dtype.itemsize
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free + sum(path.stat().st_blocks * 512 for path in self.folder.glob("*.npy"))
         if disk > free:
-            self.folder.rmdir()
             raise CannotWrite(
                 f"The kernel takes {disk / 1e9:.3g} GB on disk, and {free / 1e9:.3g} GB are free at {self.folder}; nothing was written. Free some space, or give another folder."
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _start(self) -> None:
+        """Make files of full size, so that a disk that is too small says so before anything is computed; anew where they were cut off."""
+        known = self._manifest()
+        if known is not None:
+            self._compare(known)  # another run may have made it since
+            try:
+                whole = all(DiskMatrix(self.folder / f"{kind}.npy").shape == self.shape for kind in self.kinds)
+            except InvalidInput:
+                whole = False
+            if whole:
+                return
+            (self.folder / "done.txt").unlink(missing_ok=True)
         try:
             for kind in self.kinds:
                 start_file(self.folder / f"{kind}.npy", self.shape, self.dtype)
@@ -251,7 +270,8 @@ class DiskKernel:
             temporary.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             os.replace(temporary, self.folder / "manifest.json")
         except OSError:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for name in ("manifest.part", *(f"{kind}.npy" for kind in self.kinds)):
+                (self.folder / name).unlink(missing_ok=True)
             raise
 
     def _fill(self, left: Sequence[Tile], progress: Progress) -> None:
@@ -259,7 +279,7 @@ class DiskKernel:
         with open(self.folder / "done.txt", "ab", buffering=0) as journal:
             _drop_torn_line(self.folder / "done.txt")
             for count, (at, digests) in enumerate(self._made(left), start=total - len(left) + 1):
-                journal.write(f"{at[0]} {at[1]} {' '.join(digests)}\n".encode())
+                write_all(journal, f"{at[0]} {at[1]} {' '.join(digests)}\n".encode())
                 os.fsync(journal.fileno())
                 progress(count / total, f"tile {count} of {total}")
 
@@ -313,7 +333,7 @@ def _make(kernel: KernelFunction, x1: Any, x2: Any, folder: Path, kinds: tuple[s
             if x2 is None and not alone:
                 put(file, part.T, columns.start, rows.start)
             os.fsync(file.fileno())
-        digests.append(_digest(part))
+        digests.append(digest(part))
     return digests
 
 
@@ -325,16 +345,18 @@ def _span(at: Tile, tile: int, shape: tuple[int, int]) -> tuple[slice, slice]:
     return slice(at[0], min(at[0] + tile, shape[0])), slice(at[1], min(at[1] + tile, shape[1]))
 
 
-def _digest(x: Tensor) -> str:
+def digest(x: Tensor) -> str:
+    """The bytes of a tensor, told apart."""
     return hashlib.sha256(np.ascontiguousarray(x.detach().cpu().numpy()).data).hexdigest()
 
 
 def _journal(path: Path) -> dict[Tile, list[str]]:
-    """Digests by tile; a line that was cut off does not count."""
+    """Digests by tile; a line that was cut off or spoilt does not count."""
     if not path.exists():
         return {}
     lines = path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
-    return {(int(one), int(two)): digests for one, two, *digests in (line.split() for line in lines if line.count(" ") >= 2)}
+    found = (re.fullmatch(r"(\d+) (\d+)((?: [0-9a-f]{64})+)", line) for line in lines)
+    return {(int(match[1]), int(match[2])): match[3].split() for match in found if match}
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -343,8 +365,8 @@ def _drop_torn_line(path: Path) -> None:
         os.truncate(path, whole.rfind(b"\n") + 1)
 
 
-def _resident() -> int:
-    """Bytes that this process holds now."""
+def resident() -> int:
+    """Bytes that this process holds now, or what it takes at least where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -366,11 +388,13 @@ class _locked:
         self.file = open(self.path, "wb")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                raise FileNotFoundError(self.path)  # another run ended, and a third one may have begun
         except OSError as error:
             self.file.close()
             raise CannotWrite(f"Another run is filling {self.path.parent}; wait for its end, or give another folder.") from error
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            self.file.close()
             self.path.unlink(missing_ok=True)
+            self.file.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,16 @@ from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.task import Pool
-from gnomon.theory.infinite.disk import on_disk
-from gnomon.theory.infinite.matrix import DiskMatrix, KernelFunction
-from gnomon.theory.infinite.solve import check_finite, fits, refusal, solve, too_large
+from gnomon.theory.infinite.matrix import KernelFunction
+from gnomon.theory.infinite.solve import check_finite, refusal, solve, too_large
+from gnomon.theory.infinite.streamed import Streamed
+
+FACTORED = 4
+"""Matrices of float64 over the training examples that a Cholesky factorisation holds, with the kernel."""
+SPECTRUM = 8
+"""Matrices of float64 over the training examples that an eigendecomposition holds, with the kernels."""
+BETWEEN = 5
+"""Matrices of float64 between test and training examples, or between test examples, that are held."""
 
 
 class Prediction(NamedTuple):
@@ -24,17 +31,24 @@ class Prediction(NamedTuple):
     covariance: Float[Tensor, "m m"]
 
 
-def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: str = "ntk", jitter: float = 0.0) -> Prediction:
+def gradient_flow(
+    kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_test: Tensor | None = None, *, time: float, kind: str = "ntk", jitter: float = 0.0, memory: int = 2**32,
+    folder: str | Path | None = None, pool: Pool | None = None,
+) -> Prediction:  # fmt: skip
     """Outputs after training by gradient flow on half the sum of squares, over networks of infinite width.
 
     mean = T_* A y and covariance = K_** + T_* A K A T_*^T - T_* A K_*^T - K_* A T_*^T with A = T^{-1}(I - e^{-T time}), T the tangent kernel of the training data, K the NNGP kernel and * the
     test data.  `kind` "nngp" trains the last layer's weights alone, T = K.  `jitter` on T's diagonal is a ridge: training with the penalty jitter |w - w_0|^2 / 2.  An ensemble of M networks has the same
     mean and covariance / M.
+    Where kernels and an eigendecomposition do not fit in `memory`, the kernels are kept in `folder` (see `on_disk`), A is applied by Lanczos (at infinite time by conjugate gradients), and test
+    examples are taken some at a time.
 
     Shapes: y_train (n,) or (n, outputs); x_test None is x_train.
     Units: `time` in learning rate x steps for the loss sum |f - y|^2 / 2 (for a mean over n examples divide by n; for |f - y|^2 without the half multiply by 2).
-    Error: rounding of an eigendecomposition, in float64.   Assumes: small steps, and the parametrisation that `kernel` was made for.   Cost: the kernels, and n^3.
+    Error: rounding of an eigendecomposition, in float64; on disk a residual of 1e-8 of the right sides.   Assumes: small steps, and the parametrisation that `kernel` was made for.
+    Cost: the kernels, and n^3, or readings of the kernels: a step for the mean, and two steps a block of test examples.
     Raises: NotPositiveDefinite, with the eigenvalue, where T has a negative one (or at infinite time one that is 0); `jitter` is then added to T's diagonal if, and only if, it is given.
+    NotEnoughMemory where this does not fit and no folder is given.
     Source: Lee et al. 2019, section 2.
     """
     if not getattr(kernel, "lazy", True):
@@ -43,7 +57,12 @@ def gradient_flow(kernel: KernelFunction, x_train: Tensor, y_train: Tensor, x_te
         raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
     if kind not in ("ntk", "nngp"):
         raise unknown("kind of training", str(kind), ("ntk", "nngp"))
-    targets, own = targets_of(x_train, y_train), _pair(kernel, x_train, None)
+    targets, n, m = targets_of(x_train, y_train), len(x_train), 0 if x_test is None else len(x_test)
+    if _beyond(8 * SPECTRUM * n * n, n, m, memory, folder):
+        flow, new = not (kind == "nngp" and math.isinf(time) and jitter == 0), x_train if x_test is None else x_test
+        streamed = Streamed(kernel, x_train, Path(str(folder)), "nngp", kind, time, _checked(jitter), memory, pool)
+        return _shaped(streamed.prediction(targets.cpu(), new, flow=flow), y_train)
+    own = _pair(kernel, x_train, None)
     across, tests = (own, own) if x_test is None else (_pair(kernel, x_test, x_train), _pair(kernel, x_test, None))
     which = 0 if kind == "nngp" else 1
     values, vectors = _spectrum(own[which], jitter, strict=math.isinf(time))
@@ -61,7 +80,8 @@ def posterior(
     """The posterior of a Gaussian process with the network's kernel: for "nngp" that of a Bayesian network of infinite width.
 
     mean = K_* (K + s^2 I)^{-1} y,   covariance = K_** - K_* (K + s^2 I)^{-1} K_*^T, s^2 the variance of the `noise` on the targets.
-    Where the training kernel and its factor do not fit in `memory`, the kernel is kept in `folder` (see `on_disk`) and conjugate gradients take the place of Cholesky (see `solve`).
+    Where the kernels and a factor do not fit in `memory`, they are kept in `folder` (see `on_disk`), conjugate gradients take the place of Cholesky (see `solve`), and test examples are taken some
+    at a time.
 
     Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64; 1e-8 of the targets for conjugate gradients.
     Assumes: Gaussian noise.   Cost: the kernels, and n^3 / 3, or a reading of the kernel a step.
@@ -70,10 +90,13 @@ def posterior(
     """
     if not noise >= 0:
         raise InvalidInput(f"noise is a variance and must be at least 0, not {noise}.")
-    targets, across = targets_of(x_train, y_train), matrix_of(kernel, x_test, x_train, kind)
-    found = _solved(kernel, x_train, torch.cat([targets, across.T], 1), noise + _checked(jitter), kind, memory, folder, pool)
-    reach, outputs = found[:, targets.shape[1] :], targets.shape[1]
-    return Prediction((across @ found[:, :outputs]).reshape(-1, *y_train.shape[1:]), matrix_of(kernel, x_test, None, kind) - across @ reach)
+    targets, n, shift = targets_of(x_train, y_train), len(x_train), noise + _checked(jitter)
+    if _beyond(8 * FACTORED * n * n, n, len(x_test), memory, folder):
+        streamed = Streamed(kernel, x_train, Path(str(folder)), kind, kind, math.inf, shift, memory, pool)
+        return _shaped(streamed.prediction(targets.cpu(), x_test, flow=False), y_train)
+    across = matrix_of(kernel, x_test, x_train, kind)
+    found, outputs = solve(matrix_of(kernel, x_train, None, kind), torch.cat([targets, across.T], 1), ridge=shift, method="cholesky").x, targets.shape[1]
+    return Prediction((across @ found[:, :outputs]).reshape(-1, *y_train.shape[1:]), matrix_of(kernel, x_test, None, kind) - across @ found[:, outputs:])
 
 
 def ridge_regression(
@@ -87,20 +110,25 @@ def ridge_regression(
     """
     if not ridge >= 0:
         raise InvalidInput(f"ridge must be at least 0, not {ridge}.")
-    found = _solved(kernel, x_train, targets_of(x_train, y_train), ridge, kind, memory, folder, pool)
-    return (matrix_of(kernel, x_test, x_train, kind) @ found).reshape(-1, *y_train.shape[1:])
+    targets, n = targets_of(x_train, y_train), len(x_train)
+    if _beyond(8 * FACTORED * n * n, n, 0, memory, folder):
+        streamed = Streamed(kernel, x_train, Path(str(folder)), kind, kind, math.inf, ridge, memory, pool)
+        mean = streamed.mean(targets.cpu(), x_test).to(targets.device)
+    else:
+        mean = matrix_of(kernel, x_test, x_train, kind) @ solve(matrix_of(kernel, x_train, None, kind), targets, ridge=ridge, method="cholesky").x
+    return mean.reshape(-1, *y_train.shape[1:])
 
 
-def _solved(
-    kernel: KernelFunction, x: Tensor, right: Float[Tensor, "n k"], shift: float, kind: str, memory: int, folder: str | Path | None, pool: Pool | None
-) -> Float[Tensor, "n k"]:
-    """(K + shift)^{-1} times several columns, the kernel in memory or on disk as it fits."""
-    if folder is None and not fits(len(x), memory):
-        raise too_large(len(x), memory)
-    own: Tensor | DiskMatrix = (
-        matrix_of(kernel, x, None, kind) if fits(len(x), memory) else cast(DiskMatrix, on_disk(kernel, x, folder=cast(Path, folder), kind=kind, memory=memory, pool=pool).run())
-    )
-    return solve(own, right, ridge=shift, memory=memory).x.to(right.device)
+def _beyond(own: int, n: int, m: int, memory: int, folder: str | Path | None) -> bool:
+    """Whether the kernels must be on disk: what n training examples take and m test ones beside them is more than `memory`.  Raises: NotEnoughMemory where there is no folder."""
+    needed = own + 8 * BETWEEN * m * (n + m)
+    if needed > memory and folder is None:
+        raise too_large(n, needed, memory)
+    return needed > memory
+
+
+def _shaped(found: tuple[Tensor, Tensor], y: Tensor) -> Prediction:
+    return Prediction(found[0].reshape(-1, *y.shape[1:]).to(y.device), found[1].to(y.device))
 
 
 def _checked(jitter: float) -> float:
@@ -143,7 +171,9 @@ def _spectrum(matrix: Tensor, jitter: float, *, strict: bool) -> tuple[Tensor, T
     """Eigenvalues and eigenvectors of a kernel matrix with what was given on its diagonal, checked."""
     n = len(matrix)
     check_finite(matrix)
-    values, vectors = torch.linalg.eigh(matrix + _checked(jitter) * torch.eye(n, dtype=matrix.dtype, device=matrix.device))
+    shifted = matrix.clone()
+    shifted.diagonal().add_(_checked(jitter))
+    values, vectors = torch.linalg.eigh(shifted)
     least, rounding = float(values[0]), n * torch.finfo(matrix.dtype).eps * float(values[-1].abs())
     if least < -rounding or (strict and least <= rounding):
         raise refusal(n, least, float(values[-1]), "")

@@ -13,10 +13,12 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput
 from gnomon.theory.infinite.inference import matrix_of, targets_of
 from gnomon.theory.infinite.kernel import Kernel
-from gnomon.theory.infinite.solve import check_finite, cholesky, fits, too_large
+from gnomon.theory.infinite.solve import check_finite, cholesky, too_large
 
 STEP = 1e-3
 """Step of the differences, relative to a variance (absolute for a bias variance below 1e-3 of the weights')."""
+HELD = 10
+"""Matrices of float64 that are held at once."""
 
 
 class Likelihood(NamedTuple):
@@ -40,8 +42,9 @@ def log_marginal_likelihood(kernel: Kernel, x: Tensor, y: Tensor, *, noise: floa
     """
     if not (noise >= 0 and math.isfinite(noise)):
         raise InvalidInput(f"noise is a variance and must be finite and at least 0, not {noise}.")
-    if not fits(2 * len(x), memory):
-        raise too_large(2 * len(x), memory)
+    needed = 8 * HELD * len(x) ** 2
+    if needed > memory:
+        raise too_large(len(x), needed, memory, "fewer of them (the likelihood of some thousands settles the variances), or more `memory`: there is no way of doing this from disk")
     targets = targets_of(x, y)
     own = matrix_of(kernel, x, None, kind)
     check_finite(own)

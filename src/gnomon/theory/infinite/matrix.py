@@ -16,7 +16,7 @@ from gnomon.core.errors import InvalidInput
 
 KernelFunction = Callable[..., Any]
 """K(x1, x2, kind): a tensor for one kind, a tuple for a tuple of kinds."""
-BLOCK = 2**24
+BLOCK = 2**22
 """Bytes that are read at a time."""
 
 
@@ -113,6 +113,10 @@ def put(file: BinaryIO, part: Tensor, row: int, column: int) -> None:
     offset, block = file.tell(), np.ascontiguousarray(part.numpy())
     for i in range(len(block)):
         file.seek(offset + ((row + i) * shape[1] + column) * dtype.itemsize)
-        rest = block[i].data.cast("B")
-        while len(rest):
-            rest = rest[file.write(rest) :]
+        write_all(file, block[i].data.cast("B"))
+
+
+def write_all(file: BinaryIO, rest: bytes | memoryview) -> None:
+    """Write all of it to a file without a buffer, which may take a part at a time.  Raises: OSError for a full disk."""
+    while len(rest):
+        rest = rest[file.write(rest) :]

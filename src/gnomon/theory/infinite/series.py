@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ REACH, PANELS, NODES = 12.0, 24, 20
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
 ROWS = 4096
 """Variances worked on at a time."""
+EIGHT = 8
+"""Lengths are multiples of this, so that two sides seldom differ."""
+POINTS = (32, 64, 128)
+"""Variances between which moments are interpolated, where there are many more to be known."""
+AGREES = 1e-12
+"""What the interpolation may miss at points of its own, relative to the root of E s^2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Series:
     The derivative's dual is the series of s'.  What lies beyond M terms is at most the square root of the product of both arguments' rests, E s^2 - sum_{m <= M} a_m^2
     (Cauchy-Schwarz), and M is the first of TERMS at which that is at most `tolerance` of E s^2, for s' likewise.
 
-    Error: `tolerance`, relative to the geometric mean of the variances.   Cost: M multiplications an element; M x 480 a variance.
+    Error: `tolerance`, relative to the geometric mean of the variances.
+    Cost: M multiplications an element, half of them for an odd or even activation; M x 480 a variance, or M x 65 where many of them are interpolated.
     Raises: OutOfScope where the longest series leaves more than `tolerance`, with the number.
     Source: Daniely, Frostig & Singer 2016, section 4.1 (dual activations).
     """
@@ -42,8 +50,8 @@ class Series:
 
     def variance(self, q: Tensor) -> Tensor:
         """E s(z)^2 by quadrature."""
-        flat = q.reshape(-1).double()
-        return torch.cat([_moments(self.function, part, 0, False)[1] for part in flat.split(ROWS)]).reshape(q.shape).to(q)
+        moments = _Moments(self.function, q.reshape(-1).double(), derivative=False)
+        return moments.squares.reshape(q.shape).to(q)
 
     def image(self, at: Arguments) -> Image:
         """The series above, by Horner's rule."""
@@ -52,30 +60,120 @@ class Series:
         return Image(cov, gap_of(self, at, cov), at.times(lambda: self._sum(at, c, derivative=True)))
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
-        what = "derivative" if derivative else "value"
-        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 0)
-        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 1)
-        terms = max(one.shape[-1], two.shape[-1])
-        first, second = (torch.nn.functional.pad(a, (0, terms - a.shape[-1])).movedim(-1, 0).contiguous() for a in (one, two))
-        out = first[-1] * second[-1] * torch.ones_like(c)
-        for a, b in zip(first[:-1].flip(0), second[:-1].flip(0), strict=True):
-            out = out.mul_(c).addcmul_(a, b)
-        return out
+        what, parity = "derivative" if derivative else "value", _parity(self.function, derivative)
+        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 1)
+        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 2)
+        most = max(len(one), len(two))  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
+        if len(one) < most:
+            (one,) = at.once(0, f"{what} {most}", lambda: (self._coefficients(at.first, derivative, most),), 1)
+        if len(two) < most:
+            (two,) = at.once(1, f"{what} {most}", lambda: (self._coefficients(at.second, derivative, most),), 2)
+        x = c if parity is None else c**2
+        out = torch.mul(one[-1], two[-1]).expand_as(c).clone()
+        for m in range(most - 2, -1, -1):
+            out.mul_(x).addcmul_(one[m], two[m])
+        return out.mul_(c) if parity == 1 else out
 
-    def _coefficients(self, q: Tensor, derivative: bool) -> Tensor:
-        """Coefficients of as many terms as hold the tolerance.  Shapes: q any -> (*q, terms)."""
-        flat, left = q.reshape(-1).double(), math.inf
+    def _coefficients(self, q: Tensor, derivative: bool, least: int = 0) -> Tensor:
+        """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q any -> (terms, *q)."""
+        moments, parity, left = _Moments(self.function, q.reshape(-1).double(), derivative), _parity(self.function, derivative), math.inf
+        least = least if parity is None else 2 * least
         for terms in TERMS:
-            pairs = [_moments(self.function, part, terms, derivative) for part in flat.split(ROWS)]
-            found, squares = torch.cat([a for a, _ in pairs]), torch.cat([s for _, s in pairs])
-            rest = (squares - (found**2).sum(1)).clamp_min(0)
-            left = float((rest / squares.clamp_min(torch.finfo(torch.float64).tiny)).max()) if len(flat) else 0.0
+            if terms < least:
+                continue
+            found = moments.coefficients(terms)
+            rest = moments.rest(found)
+            left = float(rest.max())
             if left <= self.tolerance:
-                return found.reshape(*q.shape, terms).to(q)
+                short = max(moments.enough(found, int(rest.argmax()), self.tolerance), least)
+                found = found[:, :short] if parity is None else found[:, parity:short:2]
+                return found.T.contiguous().reshape(-1, *q.shape).to(q)
         raise OutOfScope(
             f"the activation {self.name!r} has no closed dual, and its Hermite series of {TERMS[-1]} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
             f"the {self.tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
         )
+
+
+class _Moments:
+    """E s^2 and the Hermite coefficients of s(sqrt(q) u), or of s'(sqrt(q) u), for many variances: by quadrature, or between the points of a table.  Shapes: q (n,)."""
+
+    def __init__(self, function: Callable[[Any], Any], q: Float64[Tensor, "n"], derivative: bool) -> None:
+        self.function, self.q, self.derivative = function, q, derivative
+        self.table: Tensor | None = None
+        least, most = (float(q.min()), float(q.max())) if len(q) else (0.0, 0.0)
+        if len(q) > 4 * POINTS[-1] and least > 0 and math.isfinite(most):
+            low, high = math.floor(math.log2(least)), math.floor(math.log2(most)) + 1
+            table, self.known = _table(function, low, high, derivative)
+            self.table = table.to(q.device)
+            if self.known > 0:
+                self.weights = torch.cat([_between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
+        self.squares = self._squares()
+
+    def _squares(self) -> Float64[Tensor, "n"]:
+        if self.table is not None and self.known > 0:
+            return self.weights @ self.table[:, 0]
+        return torch.cat([_moments(self.function, part, 0, self.derivative)[1] for part in self.q.split(ROWS)])
+
+    def coefficients(self, terms: int) -> Float64[Tensor, "n terms"]:
+        """The first coefficients."""
+        if self.table is not None and self.known > terms:
+            return self.weights @ self.table[:, 1 : terms + 1]
+        return torch.cat([_moments(self.function, part, terms, self.derivative)[0] for part in self.q.split(ROWS)])
+
+    def rest(self, found: Float64[Tensor, "n terms"]) -> Float64[Tensor, "n"]:
+        """What lies beyond these coefficients, relative to E s^2."""
+        return ((self.squares - found.square().sum(1)) / self.squares.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min_(0)
+
+    def enough(self, found: Float64[Tensor, "n terms"], worst: int, tolerance: float) -> int:
+        """How many terms hold the tolerance, in eights: those that the variance with the most beyond needs, if they are enough for the others."""
+        beyond = self.squares[worst] - found[worst].square().cumsum(0)
+        short = -(-(int((beyond > tolerance * self.squares[worst]).sum()) + 1) // EIGHT) * EIGHT
+        return short if short < found.shape[1] and float(self.rest(found[:, :short]).max()) <= tolerance else found.shape[1]
+
+
+@lru_cache(maxsize=64)
+def _table(function: Callable[[Any], Any], low: int, high: int, derivative: bool) -> tuple[Float64[Tensor, "points columns"], int]:
+    """E s^2 and the coefficients at Chebyshev points of log q from 2^low to 2^high, and how many of these columns every second point tells to AGREES.
+
+    As functions of log q they are analytic in the strip |Im| < pi/2 for any s that is bounded by a polynomial, since a_m(q) is an integral of s against an analytic function of 1/q.
+    """
+    for count in POINTS:
+        x = torch.cos(torch.arange(count + 1, dtype=torch.float64) * (math.pi / count))
+        found, squares = _moments(function, torch.exp2((low + high + (high - low) * x) / 2), TERMS[-1], derivative)
+        table = torch.cat([squares[:, None], found], 1)
+        off = (_between(x, count // 2) @ table[::2] - table).abs() / torch.cat([squares[:, None], squares.sqrt()[:, None].expand_as(found)], 1).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
+        wrong = (off.amax(0) > AGREES).nonzero()
+        known = int(wrong[0]) if len(wrong) else table.shape[1]
+        if known == table.shape[1]:
+            break
+    return table, known
+
+
+def _between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]:
+    """The barycentric interpolation from the Chebyshev points cos(j pi / count), j = 0 .. count, to x in [-1, 1]."""
+    at = torch.cos(torch.arange(count + 1, dtype=torch.float64, device=x.device) * (math.pi / count))
+    sign = torch.ones_like(at)
+    sign[1::2] = -1
+    sign[0], sign[-1] = sign[0] / 2, sign[-1] / 2
+    apart = x[:, None] - at
+    weights = sign / apart
+    weights = weights / weights.sum(1, keepdim=True)
+    hit = apart == 0
+    return torch.where(hit.any(1, keepdim=True), hit.to(weights), weights)
+
+
+@lru_cache(maxsize=64)
+def _parity(function: Callable[[Any], Any], derivative: bool) -> int | None:
+    """1 where only odd powers of the correlation occur, 0 where only even ones do, None where both."""
+    u = torch.linspace(0.01, REACH, 999, dtype=torch.float64)
+    up, down = function(u), function(-u)
+    size = 1e-14 * float(up.abs().max())
+    for parity, other in ((1, -down), (0, down)):
+        if float((up - other).abs().max()) <= size:
+            return 1 - parity if derivative else parity
+    return None
 
 
 def _rule() -> tuple[Float64[Tensor, "nodes"], Float64[Tensor, "nodes"]]:
