@@ -8,6 +8,7 @@ where S_N = (1/N) sum over axes i, j of M_ij (raise i) S_(N-1) (raise j)^T, a pr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -36,13 +37,30 @@ def _keys(order: int) -> tuple[Key, ...]:
     return tuple(sorted(found, key=lambda key: (len(key) != 2, len(key), key)))
 
 
-def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Table, *, order: int, digits: float, most: int = chaos.ORDER) -> Sources:
-    """The sources of a smooth activation.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lines:
+    """Hermite coefficients along each input of all products of derivatives (`_keys`), and moments of one and of two inputs: what any cut needs of a kernel.   Shapes: (n, keys, order), moments in a row."""
+
+    coefficients: Array
+    moments: Array
+
+
+def lines(activation: Function, kernel: Float64[Array, "n n"], order: int) -> Lines:
+    """Those of a smooth activation.   Error: rounding.   Cost: n lines, n^2 sums of series."""
+    size = np.sqrt(np.diag(kernel))
+    f = derivatives(activation, size[:, None] * chaos.line()[0], order)
+    one = chaos.coefficients(np.stack([np.prod([f[k] for k in key], axis=0) for key in _keys(order)], 1))
+    powers = np.clip(kernel / np.outer(size, size), -1, 1)[:, :, None] ** np.arange(chaos.ORDER)
+    return Lines(one, np.concatenate([one[:, :, 0].reshape(-1), ((one[:, None] * powers[:, :, None]) @ one[None].transpose(0, 1, 3, 2)).reshape(-1)]))
+
+
+def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Table, *, order: int, digits: float, most: int = chaos.ORDER, known: Lines | None = None) -> Sources:
+    """The sources of a smooth activation; `known` are its `lines` here.
 
     Shapes: kernel (n, n), positive semi-definite -> (n, n, n, n) each.   Error: about 10^-digits, but for a kernel so large that `most` terms are too few; it is measured by taking fewer.   Cost: n^2/2 planes, n^4/24 series.
     """
     n, none = len(kernel), np.zeros((0, 0, 0, 0))
-    row = _moments(activation, kernel, order, digits * math.log(10) + 1, most)
+    row = _moments(activation, kernel, known or lines(activation, kernel, order), order, digits * math.log(10) + 1, most)
     full = {name: row[at].reshape(n, n, n, n) for name, at in _plan(n, order).items()}
     ss, pp = two[0, 0], two[1, 1]
     return Sources(
@@ -51,21 +69,15 @@ def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Tabl
     )  # fmt: skip
 
 
-def _moments(activation: Function, kernel: Float64[Array, "n n"], order: int, need: float, most: int) -> Float64[Array, "moments"]:
+def _moments(activation: Function, kernel: Float64[Array, "n n"], known: Lines, order: int, need: float, most: int) -> Float64[Array, "moments"]:
     """All moments in a row: those of one input, of two, of three as (key, f, g), of four."""
-    n, keys = len(kernel), _keys(order)
-    size = np.sqrt(np.diag(kernel))
-    u, _ = chaos.line()
-    f = derivatives(activation, size[:, None] * u, order)
-    one = chaos.coefficients(np.stack([np.prod([f[k] for k in key], axis=0) for key in keys], 1))
-    powers = np.clip(kernel / np.outer(size, size), -1, 1)[:, :, None] ** np.arange(chaos.ORDER)
-    parts = [one[:, :, 0], (one[:, None] * powers[:, :, None]) @ one[None].transpose(0, 1, 3, 2)]
+    n, size, parts = len(kernel), np.sqrt(np.diag(kernel)), [known.moments]
     if n > 2:
         pairs = np.array(list(itertools.combinations(range(n), 2)))
         roots = np.stack([_root(kernel[np.ix_(pair, pair)]) for pair in pairs])
         planes = _planes(activation, roots, order, need, most)
         inverse = np.stack([np.linalg.pinv(root, rcond=1e-7) for root in roots])
-        parts.append(_threes(one, inverse, kernel, size, planes))
+        parts.append(_threes(known.coefficients, inverse, kernel, size, planes))
         if n > 3:
             parts.append(_fours(inverse, kernel, planes))
     return np.concatenate([part.reshape(-1) for part in parts])
@@ -103,14 +115,13 @@ def _threes(one: Array, inverse: Float64[Array, "pairs 2 2"], kernel: Array, siz
     doubles = [number for number in range(one.shape[1]) if number < _doubles(count - 1)]
     padded = np.concatenate([one[:, doubles], np.zeros((n, len(doubles), rest))], 2)
     found = []
-    for number, (b, c) in enumerate(itertools.combinations(range(n), 2)):
-        flat = planes[number].reshape(count**2, -1).T
-        for a in range(n):
-            if a not in (b, c):
-                along = inverse[number] @ kernel[[b, c], a] / size[a]
-                weights = shared * along[0] ** p * along[1] ** q
-                found.append(((padded[a][:, p + q] * weights).reshape(len(doubles), -1) @ flat).reshape(len(doubles), count, count))
-    return np.stack(found)
+    for number, pair in enumerate(itertools.combinations(range(n), 2)):
+        others = [a for a in range(n) if a not in pair]
+        along = (inverse[number] @ kernel[np.ix_(pair, others)] / size[others]).T
+        weights = shared * along[:, 0, None, None] ** p * along[:, 1, None, None] ** q
+        factors = np.stack([padded[a][:, p + q] for a in others]) * weights[:, None]
+        found.append(factors.reshape(len(others) * len(doubles), -1) @ planes[number].reshape(count**2, -1).T)
+    return np.concatenate(found)
 
 
 @functools.cache
@@ -131,30 +142,28 @@ def _fours(inverse: Float64[Array, "pairs 2 2"], kernel: Array, planes: Array) -
     left, right = np.array([where[g[:2]] for g in groups]), np.array([where[g[2:]] for g in groups])
     cross = np.stack([kernel[np.ix_(g[:2], g[2:])] for g in groups])
     m = (inverse[left] @ cross @ inverse[right].transpose(0, 2, 1))[:, :, :, None, None]
-    f = planes.reshape(-1, count**2, terms, rest)
-    s = np.zeros((len(groups), rest, rest))
-    s[:, 0, 0] = 1.0
-    q = np.arange(rest)
+    f, q = planes.reshape(-1, count**2, terms, rest), np.arange(rest)
+    lengths = _log_factorial(terms + 1)
+    raised = np.ones((len(groups), 1, 1))
     total = (f[left, :, 0, 0])[:, :, None] * (f[right, :, 0, 0])[:, None, :]
     for level in range(1, terms):
-        s = _raised(s, m, level)
-        width = min(level + 1, rest)
-        diagonal = f[:, :, level - q[:width], q[:width]]
-        total += diagonal[left] @ s[:, :width, :width] @ diagonal[right].transpose(0, 2, 1)
+        raised = _raised(raised, m, rest)
+        at = q[: raised.shape[1]]
+        diagonal = f[:, :, level - at, at] * np.exp((lengths[at] + lengths[level - at] - lengths[level]) / 2)
+        total += diagonal[left] @ raised @ diagonal[right].transpose(0, 2, 1)
     return total.reshape(len(groups), count, count, count, count)
 
 
-def _raised(s: Float64[Array, "groups q s"], m: Float64[Array, "groups 2 2 1 1"], level: int) -> Float64[Array, "groups q s"]:
-    """S_N from S_(N-1), indexed by the power of the second axis on either side."""
-    q = np.arange(s.shape[1])
-    first, second = np.sqrt(np.maximum(level - q, 0.0) / level), np.sqrt(q / level)
-    down = np.zeros_like(s)
-    down[:, :, 1:] = s[:, :, :-1]
-    x, y = s * first, down * second  # raised on the right along the first axis, the second
-    ahead, below = m[:, 0, 0] * x + m[:, 0, 1] * y, m[:, 1, 0] * x + m[:, 1, 1] * y
-    made = ahead * first[:, None]
-    made[:, 1:] += below[:, :-1] * second[1:, None]
-    return np.asarray(made)
+def _raised(c: Float64[Array, "groups q s"], m: Float64[Array, "groups 2 2 1 1"], rest: int) -> Float64[Array, "groups q s"]:
+    """The coefficients of y^q y'^s in (M_00 + M_01 y' + M_10 y + M_11 y y')^N from those of N - 1, below `rest`: S_N times the roots of the binomials of N and q, and of N and s."""
+    old = c.shape[1]
+    width = min(old + 1, rest)
+    made = np.zeros((len(c), width, width))
+    made[:, :old, :old] = m[:, 0, 0] * c
+    made[:, :old, 1:] += (m[:, 0, 1] * c)[:, :, : width - 1]
+    made[:, 1:, :old] += (m[:, 1, 0] * c)[:, : width - 1]
+    made[:, 1:, 1:] += (m[:, 1, 1] * c)[:, : width - 1, : width - 1]
+    return made
 
 
 @functools.lru_cache(maxsize=16)

@@ -23,7 +23,7 @@ from gnomon.numerics import chaos, nodes
 from gnomon.theory import first_order
 from gnomon.theory.activations import Function
 from gnomon.theory.criticality import check_growth
-from gnomon.theory.exact_sources import exact_sources
+from gnomon.theory.exact_sources import Lines, exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
 from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
 from gnomon.theory.sources import Sources, sources
@@ -40,6 +40,8 @@ FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
 """Sizes of two rules for activations with kinks."""
+SPARE = 0.5
+"""Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
 COARSER = 3 * chaos.ORDER // 4
 """Terms of a series that the coarser of two cuts keeps at most."""
 SCRAMBLES = 8
@@ -211,8 +213,19 @@ def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
         raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
 
 
-def _exact(activation: Function, digits: float, most: int = chaos.ORDER) -> Rule:
-    return lambda k, two, order: exact_sources(activation, k, two, order=order, digits=digits, most=most)
+def _exact(activation: Function, digits: float) -> list[Rule]:
+    """Two cuts of a series, the coarser of fewer terms even where the finer has all that are kept."""
+    last: list[tuple[Array, Lines]] = []
+
+    def cut(digits: float, most: int) -> Rule:
+        def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
+            if not last or last[0][0] is not k:
+                last[:] = [(k, lines(activation, k, order))]
+            return exact_sources(activation, k, two, order=order, digits=digits, most=most, known=last[0][1])
+
+        return rule
+
+    return [cut(digits, COARSER), cut(digits + 1, chaos.ORDER)]
 
 
 def _cut(activation: Function, level: int, smooth: int) -> Rule:
@@ -233,11 +246,11 @@ def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> 
 
 
 def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
-    """Series cut finer until two cuts agree to the tolerance, the coarser of fewer terms even where the finer has all that are kept."""
+    """Series cut finer until two cuts agree to the tolerance."""
     tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
-    digits = -math.log10(tolerance)
+    digits = max(-math.log10(tolerance) - SPARE, 1.0)
     while True:
-        found = _run(activation, k, layers, through, [_exact(activation, digits, COARSER), _exact(activation, digits + 1)], 3, 0)
+        found = _run(activation, k, layers, through, _exact(activation, digits), 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
         if worst <= tolerance:
             return found
