@@ -121,7 +121,7 @@ def _threes(one: Array, inverse: Float64[Array, "pairs 2 2"], kernel: Array, siz
         weights = shared * along[:, 0, None, None] ** p * along[:, 1, None, None] ** q
         factors = np.stack([padded[a][:, p + q] for a in others]) * weights[:, None]
         found.append(factors.reshape(len(others) * len(doubles), -1) @ planes[number].reshape(count**2, -1).T)
-    return np.concatenate(found)
+    return np.concatenate(found).reshape(-1, len(doubles), count, count)
 
 
 @functools.cache
@@ -154,7 +154,7 @@ def _fours(inverse: Float64[Array, "pairs 2 2"], kernel: Array, planes: Array) -
     return total.reshape(len(groups), count, count, count, count)
 
 
-def _raised(c: Float64[Array, "groups q s"], m: Float64[Array, "groups 2 2 1 1"], rest: int) -> Float64[Array, "groups q s"]:
+def _raised(c: Float64[Array, "groups q q"], m: Float64[Array, "groups 2 2 1 1"], rest: int) -> Float64[Array, "groups wide wide"]:
     """The coefficients of y^q y'^s in (M_00 + M_01 y' + M_10 y + M_11 y y')^N from those of N - 1, below `rest`: S_N times the roots of the binomials of N and q, and of N and s."""
     old = c.shape[1]
     width = min(old + 1, rest)
