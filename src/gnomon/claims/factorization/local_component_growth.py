@@ -23,14 +23,11 @@ PAIRS, TRIPLE, TREE = ((0, 1), (2, 3)), (0, 1, 2), (((0, 1), (2, 3)), ((4, 5), (
 
 @dataclass(frozen=True)
 class Settings:
-    """Mode trees, the modes' length, the rank, the share of entries seen; local components a node, the norm of each matrix; steps; the modes' matrices times `skew`, the root's over these."""
+    """Mode trees; modes' length, rank, share of entries seen; local components a node, norm of each matrix; steps; the modes' matrices times `skew`, the root's over these."""
 
     trees: tuple[tuple[Tree, ...], ...]
-    side: int
-    rank: int
-    share: float
-    width: int
-    size: float
+    tensor: tuple[int, int, float]
+    weights: tuple[int, float]
     lr: float
     steps: int
     starts: int
@@ -40,18 +37,17 @@ class Settings:
 
 def predict(s: Settings) -> Reading:
     """The power, with one more vector a component than a node has children."""
-    axes = (Axis("mode tree", tuple(str(tree) for tree in s.trees)),)
-    assumes = ("local components whose vectors have equal norms",)
-    return Reading.predicted("exponent", [factorization.component_exponent(len(tree) + 1) for tree in s.trees], unit="", axes=axes, source=CLAIM.source, assumes=assumes)
+    powers = [factorization.component_exponent(len(tree) + 1) for tree in s.trees]
+    return Reading.predicted("exponent", powers, unit="", axes=(Axis("mode tree", tuple(map(str, s.trees))),), source=CLAIM.source, assumes=("vectors of equal norms",))
 
 
 def measure(s: Settings, *, rng: Generator) -> Array:
     """The fitted slope over each tree, on one tensor."""
-    found = []
+    (side, rank, share), (width, size), found = s.tensor, s.weights, []
     for number, tree in enumerate(s.trees):
-        modes = (s.side,) * len(modes_of(tree))
-        slope = completion(modes, tree, rank=s.rank, share=s.share, rng=chance.child(rng, "tensor", number))
-        start = balanced_weights(modes, tree, widths=s.width, size=s.size, starts=s.starts, skew=s.skew, rng=chance.child(rng, "start", number))
+        modes = (side,) * len(modes_of(tree))
+        slope = completion(modes, tree, rank=rank, share=share, rng=chance.child(rng, "tensor", number))
+        start = balanced_weights(modes, tree, widths=width, size=size, starts=s.starts, skew=s.skew, rng=chance.child(rng, "start", number))
         found.append(growth_exponent(start, tree, slope, lr=s.lr, steps=s.steps))
     return np.array(found)
 
@@ -59,6 +55,6 @@ def measure(s: Settings, *, rng: Generator) -> Array:
 CLAIM = Claim(
     version=1, entry="D3", source=Source("razin2022"), relation="equal", predict=predict, measure=measure,
     tolerance=Tolerance(lambda s: s.lr * max(len(list(nodes(tree))) for tree in s.trees), because="steps of lr: velocities are those of the flow up to lr x sharpness, which at a tensor of norm 1 is about the number of matrices"),
-    scales={"smoke": Settings((PAIRS, TRIPLE), 3, 2, 0.6, 5, 1.5, lr=0.02, steps=150, starts=3, replicates=3), "standard": Settings((PAIRS, TRIPLE, TREE), 3, 2, 0.5, 6, 1.5, lr=0.005, steps=2_000, starts=4, replicates=4), "paper": Settings((PAIRS, TRIPLE, TREE), 4, 3, 0.3, 16, 1.4, lr=0.002, steps=50_000, starts=10, replicates=10)},
+    scales={"smoke": Settings((PAIRS, TRIPLE), (3, 2, 0.6), (5, 1.5), lr=0.02, steps=150, starts=3, replicates=3), "standard": Settings((PAIRS, TRIPLE, TREE), (3, 2, 0.5), (6, 1.5), lr=0.005, steps=2_000, starts=4, replicates=4), "paper": Settings((PAIRS, TRIPLE, TREE), (4, 3, 0.3), (16, 1.4), lr=0.002, steps=50_000, starts=10, replicates=10)},
     sabotage=Sabotage("vectors of unequal norms: a component's velocity then is no function of its norm", skew=1.15),
 )  # fmt: skip
