@@ -23,6 +23,7 @@ ORDER = 384
 """Hermite polynomials that are kept."""
 
 
+@functools.lru_cache(maxsize=64)
 def line(breaks: tuple[float, ...] = (0.0,)) -> tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]:
     """Nodes and weights of a standard normal, split at the breaks.   Shapes: (nodes,) twice."""
     edges = np.unique(np.concatenate([np.arange(-REACH, REACH + PANEL / 2, PANEL), [b for b in breaks if abs(b) < REACH]]))

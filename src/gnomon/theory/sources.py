@@ -41,6 +41,17 @@ class Sources:
         """All of them, times a number: each is a sum over the units of one layer."""
         return self if share == 1 else Sources(*(share * getattr(self, field.name) for field in dataclasses.fields(self)))
 
+    def distance(self, other: Sources) -> float:
+        """The largest difference of an expectation, relative to the largest of its kind; what is rounding of the parts of a covariance is none."""
+        found = [0.0]
+        for field in dataclasses.fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            whole = getattr(self, f"full_{field.name}", one)
+            apart = float(np.abs(one - two).max(initial=0.0))
+            if apart > 1e-13 * float(np.abs(whole).max(initial=0.0)):
+                found.append(apart / float(np.abs(one).max()))
+        return max(found)
+
     @property
     def psps(self) -> Float64[Array, "n n n n"]:
         """<p_a s_b p_c s_d>."""

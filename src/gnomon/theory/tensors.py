@@ -19,17 +19,18 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
-from gnomon.numerics import chaos, nodes
+from gnomon.numerics import nodes
 from gnomon.theory import first_order
 from gnomon.theory.activations import Function
 from gnomon.theory.criticality import check_growth
-from gnomon.theory.exact_sources import Lines, exact_sources, lines
+from gnomon.theory.exact_sources import exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
 from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
 from gnomon.theory.sources import Sources, sources
 
 Rates = float | Sequence[float] | Array
-Rule = Callable[[Float64[Array, "n n"], Table, int], Sources]
+Rule = Callable[[Float64[Array, "n n"], Table, int], list[Sources]]
+"""What a layer adds, to each of some recursions."""
 
 PRINCIPLES = Source("roberts2022", "chapters 4, 8 and 11")
 ASSUMES = ("fully connected, equal widths, Gaussian weights and biases", "weights learn at the rate lambda_W / fan_in, biases at lambda_b")
@@ -40,10 +41,6 @@ FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
 """Sizes of two rules for activations with kinks."""
-SPARE = 0.5
-"""Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
-COARSER = 3 * chaos.ORDER // 4
-"""Terms of a series that the coarser of two cuts keeps at most."""
 SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
@@ -169,10 +166,9 @@ def tensors(
         return _refined(activation, k, layers, through, tolerance)
     _check_condition(k, 1)
     if len(k) <= 2 and breaks_of(activation) == (0.0,):
-        return _run(activation, k, layers, through, [_cut(activation, level, smooth) for level in LEVELS], smooth, 0)
+        return _run(activation, k, layers, through, _nodes(activation, smooth), smooth, 0)
     generator = rng or chance.generator(0, "tensors")
-    rules = [_sampled(activation, points, smooth, chance.child(generator, "scramble", index)) for index in range(scrambles)]
-    return _converged(_run(activation, k, layers, through, rules, smooth, scrambles))
+    return _converged(_run(activation, k, layers, through, _sampled(activation, points, scrambles, smooth, generator), smooth, scrambles))
 
 
 def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
@@ -213,34 +209,39 @@ def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
         raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
 
 
-def _exact(activation: Function, digits: float) -> list[Rule]:
-    """Two cuts of a series, the coarser of fewer terms even where the finer has all that are kept."""
-    last: list[tuple[Array, Lines]] = []
+def _series(activation: Function, allowed: float) -> Rule:
+    """Two cuts of a series, in each layer so fine that its own sources agree to what is allowed."""
+    digits = -math.log10(allowed)
 
-    def cut(digits: float, most: int) -> Rule:
-        def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
-            if not last or last[0][0] is not k:
-                last[:] = [(k, lines(activation, k, order))]
-            return exact_sources(activation, k, two, order=order, digits=digits, most=most, known=last[0][1])
+    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
+        nonlocal digits
+        known = lines(activation, k, order)
+        while True:
+            coarse, fine = exact_sources(activation, k, two, order=order, digits=digits, known=known)
+            apart = fine.distance(coarse)
+            if apart <= allowed or digits >= FINEST:
+                if apart < allowed / 10:
+                    digits = max(digits - 0.25, 1.0)
+                return [coarse, fine]
+            digits = min(digits + max(0.5, math.log10(apart / allowed)), FINEST)
 
-        return rule
-
-    return [cut(digits, COARSER), cut(digits + 1, chaos.ORDER)]
+    return rule
 
 
-def _cut(activation: Function, level: int, smooth: int) -> Rule:
-    return lambda k, two, order: sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None)
+def _nodes(activation: Function, smooth: int) -> Rule:
+    return lambda k, two, order: [sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None) for level in LEVELS]
 
 
-def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> Rule:
-    """Points along the principal axes of each layer, scrambled anew for each."""
+def _sampled(activation: Function, points: int, scrambles: int, smooth: int, rng: Generator) -> Rule:
+    """Points along the principal axes of each layer, scrambled anew for each and each recursion."""
+    children = [chance.child(rng, "scramble", index) for index in range(scrambles)]
     count = iter(range(10**9))
 
-    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
+    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
         values, vectors = np.linalg.eigh(k)
-        u = nodes.sobol(len(k), points, rng=chance.child(rng, "layer", next(count)))
-        z = u @ (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
-        return sources(activation, z, np.full(points, 1 / points), two, order=order, kernel=k if smooth == 1 else None)
+        layer, root = next(count), (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
+        weights, own = np.full(points, 1 / points), k if smooth == 1 else None
+        return [sources(activation, nodes.sobol(len(k), points, rng=chance.child(child, "layer", layer)) @ root, weights, two, order=order, kernel=own) for child in children]
 
     return rule
 
@@ -248,15 +249,15 @@ def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> 
 def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
     """Series cut finer until two cuts agree to the tolerance."""
     tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
-    digits = max(-math.log10(tolerance) - SPARE, 1.0)
+    allowed = tolerance / 2
     while True:
-        found = _run(activation, k, layers, through, _exact(activation, digits), 3, 0)
+        found = _run(activation, k, layers, through, _series(activation, allowed), 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
         if worst <= tolerance:
             return found
-        if digits >= FINEST:
+        if allowed <= 10**-FINEST:
             break
-        digits = min(digits + max(1, math.ceil(0.7 * math.log10(worst / tolerance))), FINEST)
+        allowed = max(allowed * min(tolerance / worst / 2, 0.1), 10**-FINEST)
     if asked is None:
         return _converged(found)
     raise OutOfScope(
@@ -274,18 +275,18 @@ def _converged(found: Tensors) -> Tensors:
     return found
 
 
-def _run(activation: Function, k: Array, layers: list[Layer], through: Through, rules: list[Rule], smooth: int, scrambles: int) -> Tensors:
-    """The layers in turn, each rule a recursion of its own."""
+def _run(activation: Function, k: Array, layers: list[Layer], through: Through, rule: Rule, smooth: int, scrambles: int) -> Tensors:
+    """The layers in turn: as many recursions as the rule gives sources, two or one a scramble."""
     order = max(first_order.ORDER.index(through), 1)
     first = layers[0]
     theta = first.bias_rate + first.weight_rate * (k - first.bias) / first.weight
-    states = [first_order.zero(len(k), through) for _ in rules]
+    states = [first_order.zero(len(k), through) for _ in range(scrambles or 2)]
     kernels, ntks, rows, drift = [k], [theta], [[state] for state in states], [0.0]
     for number, layer in enumerate(layers[1:], 1):
         if smooth < 3:
             _check_condition(k, number)
         two, error = pair_moments(activation, k, smooth)
-        states = [first_order.step(state, two, rule(k, two, order).times(layer.share), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
+        states = [first_order.step(state, two, four.times(layer.share), theta, layer, through) for state, four in zip(states, rule(k, two, order), strict=True)]
         k, theta = first_order.limits(two, theta, layer)
         kernels.append(k)
         ntks.append(theta)
