@@ -12,9 +12,13 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.instruments import ensembles
 from gnomon.models import perceptrons
+from gnomon.numerics import nodes
+from gnomon.numerics.signs import Signs
 from gnomon.theory import effective, first_order
 from gnomon.theory.exact_sources import FAMILIES, exact_sources
+from gnomon.theory.kinked_sources import kinked_sources
 from gnomon.theory.pairs import pair_moments, smoothness
+from gnomon.theory.sources import sources
 from gnomon.theory.tensors import tensors
 
 RANDOM = np.random.default_rng(0).normal(size=(6, 7))
@@ -208,18 +212,61 @@ def test_the_fluctuation_of_the_kernel_grows_with_the_power_of_its_class(functio
 
 
 def test_more_points_more_inputs_with_kinks():
-    """Three inputs of ReLU are sampled; the stated intervals hold the exact tensors of each two of them."""
-    x, settings = RANDOM[:3, :4], {"depth": 3, "weight_variance": 2.0, "bias_variance": 0.1, "through": "dntk"}
-    found = tensors(torch.relu, inputs=x, points=2048, **settings)
+    """Three inputs of ELU, whose bend jumps, are sampled; the stated intervals hold the exact tensors of each two of them."""
+    x, settings = RANDOM[:3, :4], {"depth": 3, "weight_variance": 1.4, "bias_variance": 0.1, "through": "dntk"}
+    found = tensors(F.elu, inputs=x, points=2048, **settings)
     assert found.scrambles == 8
     inside = total = 0
     for a, b in itertools.combinations(range(3), 2):
-        exact = tensors(torch.relu, inputs=x[[a, b]], **settings)
+        exact = tensors(F.elu, inputs=x[[a, b]], **settings)
+        assert exact.scrambles == 0
         for name in first_order.names("dntk"):
             at = np.ix_([2], *[[a, b]] * (exact.value(name).ndim - 1))
             good = np.abs(found.value(name)[at][0] - exact.value(name)[2]) <= found.half_width(name)[at][0] + 1e-12
             inside, total = inside + int(good.sum()), total + good.size
     assert inside >= 0.9 * total
+
+
+SLOPED = [(torch.relu, (1.0, 0.0)), (lambda z: F.leaky_relu(z, 0.2), (1.0, 0.2)), (torch.abs, (1.0, -1.0))]
+
+
+@pytest.mark.parametrize(("function", "slopes"), SLOPED)
+def test_scale_invariant_activations_on_four_inputs_by_other_methods(function, slopes):
+    """Two inputs in polar coordinates, to rounding; four by scrambled points, of which the 95 % intervals hold at least nine in ten."""
+    two = RANDOM[:2] @ RANDOM[:2].T / 7
+    table = pair_moments(function, two, 1)[0]
+    closed, polar = kinked_sources(slopes, two, table, order=2, nodes=32), sources(function, *nodes.polar(two, 24), table, order=2, kernel=two)
+    assert polar.distance(closed) < 1e-12
+    four = RANDOM[:4] @ RANDOM[:4].T / 7
+    table, root = pair_moments(function, four, 1)[0], np.linalg.cholesky(four)
+    closed, count = kinked_sources(slopes, four, table, order=2, nodes=48), 2**14
+    points = [nodes.sobol(4, count, rng=chance.generator(index)) @ root.T for index in range(8)]
+    sampled = [sources(function, z, np.full(count, 1 / count), table, order=2, kernel=four) for z in points]
+    for name in ("ssss", "sspp", "pppp", "qspp"):
+        each = np.stack([getattr(found, name) for found in sampled])
+        half = 2.365 * each.std(0, ddof=1) / math.sqrt(8)
+        assert half.max() < 0.03 * np.abs(getattr(closed, name)).max(), name
+        assert (np.abs(each.mean(0) - getattr(closed, name)) <= half + 1e-12).mean() >= 0.9, name
+
+
+def test_signs_of_four_variables():
+    """Four in a plane by arcs of a circle; and nearly alike by ever more nodes."""
+    angle = np.array([0.3, 1.1, 2.9, 4.0])
+    way = np.stack([np.cos(angle), np.sin(angle)], 1)
+    x, w = np.polynomial.legendre.leggauss(40)
+    ends = np.sort(np.concatenate([(angle + math.pi / 2) % (2 * math.pi), (angle - math.pi / 2) % (2 * math.pi)]))
+    low, high = ends, np.append(ends[1:], ends[0] + 2 * math.pi)
+    at, weight = ((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * x).reshape(-1), ((high - low)[:, None] / 2 * w).reshape(-1) / (2 * math.pi)
+    z = way @ np.stack([np.cos(at), np.sin(at)])
+    flat = way @ way.T
+    assert Signs(flat[None], 48).moment((0,) * 4, (1,) * 4)[0] == pytest.approx(weight @ np.sign(z).prod(0), abs=1e-8)
+    # E r^4 = 8 of a radius whose square has mean 2
+    truth = 8 * (weight @ np.abs(z).prod(0))
+    table = pair_moments(torch.abs, flat, 1)[0]
+    assert kinked_sources((1.0, -1.0), flat, table, order=1, nodes=48).ssss[0, 1, 2, 3] + table[0, 0][0, 1] * table[0, 0][2, 3] == pytest.approx(truth, abs=1e-6)
+    near = 0.999 * np.ones((4, 4)) + 0.001 * RANDOM[:4] @ RANDOM[:4].T / 7
+    once, often = (Signs(near[None], count).moment((0,) * 4, (1,) * 4)[0] for count in (48, 400))
+    assert once == pytest.approx(often, abs=1e-9)
 
 
 def test_the_stated_error_holds_a_finer_cut():

@@ -72,18 +72,10 @@ def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Tabl
     Shapes: kernel (n, n), positive semi-definite -> (n, n, n, n) each.   Error: about 10^-digits of the coarser and a tenth of that of the finer, but for a kernel so large that all terms are
     too few; their distance measures it.   Cost: n^2/2 planes, n^4/24 series.
     """
-    n, none = len(kernel), np.zeros((0, 0, 0, 0))
+    n = len(kernel)
     rows = _moments(activation, kernel, known or lines(activation, kernel, order), order, digits)
-    ss, pp = two[0, 0], two[1, 1]
-
-    def made(row: Array) -> Sources:
-        full = {name: row[at].reshape(n, n, n, n) for name, at in _plan(n, order).items()}
-        return Sources(
-            full["ssss"] - np.multiply.outer(ss, ss), full["sspp"] - np.multiply.outer(ss, pp), full["pppp"] - np.multiply.outer(pp, pp), full["sspp"], full["pppp"],
-            full.get("qspp", none), full.get("rppp", none), full.get("qqpp", none),
-        )  # fmt: skip
-
-    return made(rows[0]), made(rows[1])
+    coarse, fine = (Sources.of({name: row[at].reshape(n, n, n, n) for name, at in _plan(n, order).items()}, two) for row in rows)
+    return coarse, fine
 
 
 def _moments(activation: Function, kernel: Float64[Array, "n n"], known: Lines, order: int, digits: float) -> Float64[Array, "2 moments"]:

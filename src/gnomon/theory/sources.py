@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float64
@@ -36,6 +37,15 @@ class Sources:
     qspp: Array
     rppp: Array
     qqpp: Array
+
+    @classmethod
+    def of(cls, full: Mapping[str, Array], two: Table) -> Sources:
+        """From expectations of all four factors, by name; the means of their pairs are taken away here."""
+        ss, pp, none = two[0, 0], two[1, 1], np.zeros((0, 0, 0, 0))
+        return cls(
+            full["ssss"] - np.multiply.outer(ss, ss), full["sspp"] - np.multiply.outer(ss, pp), full["pppp"] - np.multiply.outer(pp, pp), full["sspp"], full["pppp"],
+            full.get("qspp", none), full.get("rppp", none), full.get("qqpp", none),
+        )  # fmt: skip
 
     def times(self, share: float) -> Sources:
         """All of them, times a number: each is a sum over the units of one layer."""

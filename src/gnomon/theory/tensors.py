@@ -1,7 +1,8 @@
 """The tensors of the effective theory at order 1/n for an activation, a depth and some inputs: how expectations are taken, the layers in turn, errors.
 
-Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Activations with kinks: nodes cut where an input changes sign, for one or two inputs with
-kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What carries tensors from layer to layer is exact in any case (`pairs`).
+Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Scale-invariant ones, such as ReLU: closed forms and an integral (`kinked_sources`).  Other
+kinks: nodes cut where an input changes sign, for one or two inputs with kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What
+carries tensors from layer to layer is exact in any case (`pairs`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.numerics import nodes
 from gnomon.theory import first_order
-from gnomon.theory.activations import Function
+from gnomon.theory.activations import Function, scale_invariant
 from gnomon.theory.criticality import check_growth
 from gnomon.theory.exact_sources import exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
+from gnomon.theory.kinked_sources import kinked_sources
 from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
 from gnomon.theory.sources import Sources, sources
 
@@ -40,7 +42,7 @@ ROUNDING = 1e-12
 FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
-"""Sizes of two rules for activations with kinks."""
+"""Sizes of two rules for activations with kinks; their distance is the error."""
 SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
@@ -137,8 +139,8 @@ def tensors(
     Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
     or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
     Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
-    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); with kinks rounding for up to two inputs, else a standard error over `scrambles` of
-    `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); rounding where s is scale invariant, and with other kinks at 0 for up to two
+    inputs; else a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
@@ -164,7 +166,10 @@ def tensors(
         )
     if smooth == 3:
         return _refined(activation, k, layers, through, tolerance)
-    _check_condition(k, 1)
+    slopes = scale_invariant(activation)
+    if slopes is not None:
+        return _run(activation, k, layers, through, _closed(slopes), smooth, 0)
+    _check_condition(activation, k, 1)
     if len(k) <= 2 and breaks_of(activation) == (0.0,):
         return _run(activation, k, layers, through, _nodes(activation, smooth), smooth, 0)
     generator = rng or chance.generator(0, "tensors")
@@ -203,10 +208,14 @@ def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rat
     return [Layer(*map(float, row)) for row in zip(*each, shares, strict=True)]
 
 
-def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
+def _check_condition(activation: Function, k: Float64[Array, "n n"], layer: int) -> None:
+    """See that inputs differ by enough: every two of them where moments have closed forms, else all together, since their kernel is inverted."""
     size = np.sqrt(np.diag(k))
-    if np.linalg.eigvalsh(k / np.outer(size, size))[0] < CONDITION:
-        raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
+    r = k / np.outer(size, size)
+    pairs = scale_invariant(activation) is not None
+    if (1 - np.abs(np.triu(r, 1)).max() if pairs else np.linalg.eigvalsh(r)[0]) < CONDITION:
+        what = "two inputs have become multiples of each other" if pairs else "one input has become a sum of multiples of others"
+        raise OutOfScope(f"by layer {layer} {what} (within {CONDITION:g}): with an activation that has kinks they must differ; take fewer inputs or layers")
 
 
 def _series(activation: Function, allowed: float) -> Rule:
@@ -226,6 +235,10 @@ def _series(activation: Function, allowed: float) -> Rule:
             digits = min(digits + max(0.5, math.log10(apart / allowed)), FINEST)
 
     return rule
+
+
+def _closed(slopes: tuple[float, float]) -> Rule:
+    return lambda k, two, order: [kinked_sources(slopes, k, two, order=order, nodes=2 * level) for level in LEVELS]
 
 
 def _nodes(activation: Function, smooth: int) -> Rule:
@@ -284,7 +297,7 @@ def _run(activation: Function, k: Array, layers: list[Layer], through: Through, 
     kernels, ntks, rows, drift = [k], [theta], [[state] for state in states], [0.0]
     for number, layer in enumerate(layers[1:], 1):
         if smooth < 3:
-            _check_condition(k, number)
+            _check_condition(activation, k, number)
         two, error = pair_moments(activation, k, smooth)
         states = [first_order.step(state, two, four.times(layer.share), theta, layer, through) for state, four in zip(states, rule(k, two, order), strict=True)]
         k, theta = first_order.limits(two, theta, layer)
