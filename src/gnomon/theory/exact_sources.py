@@ -118,7 +118,7 @@ def _planes(activation: Function, roots: Float64[Array, "pairs 2 2"], order: int
     axes = []
     for moved, terms in zip(np.abs(roots).max((0, 1)), (cut.terms, cut.rest), strict=True):
         step = min(math.pi * math.sqrt(2 / cut.need), 2 * math.pi * POLE / cut.need / max(moved, 1e-300), math.pi / math.sqrt(2 * terms + 1))
-        count = math.ceil((math.sqrt(2 * cut.need) + 1.0) / step)
+        count = math.ceil((math.sqrt(2 * cut.need) + 2.0) / step)
         u = np.arange(-count, count + 1) * step
         axes.append((u, chaos.hermite(u, max(terms, 2))[:terms] * (step / math.sqrt(2 * math.pi) * np.exp(-(u**2) / 4))))
     (x, left), (y, right) = axes
@@ -165,29 +165,30 @@ def _fours(inverse: Float64[Array, "pairs 2 2"], kernel: Array, planes: list[Arr
     groups = list(itertools.combinations(range(n), 4))
     left, right = np.array([where[g[:2]] for g in groups]), np.array([where[g[2:]] for g in groups])
     cross = np.stack([kernel[np.ix_(g[:2], g[2:])] for g in groups])
-    m = (inverse[left] @ cross @ inverse[right].transpose(0, 2, 1))[:, :, :, None, None]
+    m = np.ascontiguousarray((inverse[left] @ cross @ inverse[right].transpose(0, 2, 1)).transpose(1, 2, 0))
     lengths = _log_factorial(terms + 1)
-    raised = np.ones((len(groups), 1, 1))
+    raised = np.ones((1, 1, len(groups)))
     found = np.zeros((2, len(groups), count**2, count**2))
     for level in range(terms):
         raised = _raised(raised, m, rest) if level else raised
+        between = np.ascontiguousarray(raised.transpose(2, 0, 1))
         for total, part in zip(found, planes, strict=True):
             if level < part.shape[3]:
-                at = np.arange(min(raised.shape[1], part.shape[4]))
+                at = np.arange(min(len(raised), part.shape[4]))
                 diagonal = part.reshape(len(part), count**2, *part.shape[3:])[:, :, level - at, at] * np.exp((lengths[at] + lengths[level - at] - lengths[level]) / 2)
-                total += diagonal[left] @ raised[:, : len(at), : len(at)] @ diagonal[right].transpose(0, 2, 1)
+                total += diagonal[left] @ between[:, : len(at), : len(at)] @ diagonal[right].transpose(0, 2, 1)
     return found.reshape(2, len(groups), count, count, count, count)
 
 
-def _raised(c: Float64[Array, "groups q q"], m: Float64[Array, "groups 2 2 1 1"], rest: int) -> Float64[Array, "groups wide wide"]:
+def _raised(c: Float64[Array, "q q groups"], m: Float64[Array, "2 2 groups"], rest: int) -> Float64[Array, "wide wide groups"]:
     """The coefficients of y^q y'^s in (M_00 + M_01 y' + M_10 y + M_11 y y')^N from those of N - 1, below `rest`: S_N times the roots of the binomials of N and q, and of N and s."""
-    old = c.shape[1]
+    old = len(c)
     width = min(old + 1, rest)
-    made = np.zeros((len(c), width, width))
-    made[:, :old, :old] = m[:, 0, 0] * c
-    made[:, :old, 1:] += (m[:, 0, 1] * c)[:, :, : width - 1]
-    made[:, 1:, :old] += (m[:, 1, 0] * c)[:, : width - 1]
-    made[:, 1:, 1:] += (m[:, 1, 1] * c)[:, : width - 1, : width - 1]
+    made = np.zeros((width, width, c.shape[2]))
+    np.multiply(m[0, 0], c, out=made[:old, :old])
+    made[:old, 1:] += m[0, 1] * c[:, : width - 1]
+    made[1:, :old] += m[1, 0] * c[: width - 1]
+    made[1:, 1:] += m[1, 1] * c[: width - 1, : width - 1]
     return made
 
 

@@ -43,6 +43,8 @@ FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 LEVELS = (16, 24)
 """Sizes of two rules for activations with kinks; their distance is the error."""
+SPARE = 1.0
+"""Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
 SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
@@ -220,7 +222,7 @@ def _check_condition(activation: Function, k: Float64[Array, "n n"], layer: int)
 
 def _series(activation: Function, allowed: float) -> Rule:
     """Two cuts of a series, in each layer so fine that its own sources agree to what is allowed."""
-    digits = -math.log10(allowed)
+    digits = max(-math.log10(allowed) - SPARE, 1.0)
 
     def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
         nonlocal digits
