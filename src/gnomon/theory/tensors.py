@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from scipy import stats
-from torch import Generator
+from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
@@ -41,6 +42,8 @@ ROUNDING = 1e-12
 """A tensor that is smaller than this, relative to the largest of its layer, is 0."""
 FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
+FALLS = 0.9
+"""An error that does not fall below this part of what it was will not fall by refining more."""
 LEVELS = (16, 24)
 """Sizes of two rules for activations with kinks; their distance is the error."""
 SPARE = 1.0
@@ -148,20 +151,17 @@ def tensors(
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
     """
     check_growth(activation)
-    c_w, c_b = (np.asarray(said, dtype=np.float64) for said in (weight_variance, bias_variance))
-    if depth < 1 or not ((c_w > 0).all() and (c_b >= 0).all() and np.isfinite(c_w).all() and np.isfinite(c_b).all()):
-        raise InvalidInput(f"The depth must be at least 1, C_W positive and C_b not negative, not depth={depth}, C_W={weight_variance}, C_b={bias_variance}.")
-    if (kernel is None) == (inputs is None) or through not in first_order.ORDER:
-        raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
-    x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
-    layers = _layers(depth, c_w, c_b, weight_rates, bias_rates, widths)
+    _check_settings(depth, through, tolerance, points, scrambles)
+    layers = _layers(depth, numbers("C_W", weight_variance), numbers("C_b", bias_variance), numbers("weight_rates", weight_rates), numbers("bias_rates", bias_rates), widths)
     first = layers[0]
-    k = checked_kernel(first.bias + first.weight * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
+    k = _first_kernel(inputs, kernel, first)
     if through != "kernel" and np.linalg.eigvalsh(k - first.bias)[0] < -1e-9 * np.abs(k).max():
         raise InvalidInput(f"The kernel of the first layer is C_b = {first.bias:g} and the inputs' own part, which must be a covariance.")
     smooth = smoothness(activation)
     if smooth == 0:
-        raise OutOfScope("the activation jumps: its slope is no function, and the tangent kernel does not exist")
+        raise OutOfScope(
+            "the activation jumps (or turns so fast, or hides its slope from autograd, that it cannot be told from one that does): its slope is no function, and the tangent kernel does not exist"
+        )
     if smooth < 3 and through == "ddntk":
         raise OutOfScope(
             f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
@@ -175,14 +175,54 @@ def tensors(
     if len(k) <= 2 and breaks_of(activation) == (0.0,):
         return _run(activation, k, layers, through, _nodes(activation, smooth), smooth, 0)
     generator = rng or chance.generator(0, "tensors")
-    return _converged(_run(activation, k, layers, through, _sampled(activation, points, scrambles, smooth, generator), smooth, scrambles))
+    found = _converged(_run(activation, k, layers, through, _sampled(activation, points, scrambles, smooth, generator), smooth, scrambles))
+    worst = max(found.relative_error(name) for name in found.errors)
+    if tolerance is not None and worst > tolerance:
+        raise OutOfScope(f"the standard error is {worst:.2g} of the largest element, and {tolerance:.2g} was asked for: take more `points`, or leave `tolerance` out")
+    return found
+
+
+def _check_settings(depth: int, through: Through, tolerance: float | None, points: int, scrambles: int) -> None:
+    if not isinstance(depth, int | np.integer) or depth < 1:
+        raise InvalidInput(f"The depth must be at least 1 and whole, not {depth!r}.")
+    if through not in first_order.ORDER:
+        raise InvalidInput(f"`through` is one of {', '.join(first_order.ORDER)}, not {through!r}.")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise InvalidInput(f"The tolerance is a part of each tensor's largest element, above 0 and below 1, not {tolerance}.")
+    if scrambles < 2 or points < 2 or points & (points - 1):
+        raise InvalidInput(f"`points` must be a power of two and `scrambles` at least 2, not {points} and {scrambles}.")
+
+
+def numbers(what: str, said: Any) -> Array:
+    """What was said, in float64.   Raises: InvalidInput where it is no real, finite numbers."""
+    try:
+        found = np.asarray(said.detach().cpu() if isinstance(said, Tensor) else said)
+        if np.iscomplexobj(found):
+            raise ValueError("complex")
+        found = found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what} must be an array of real numbers, which {type(said).__name__} is not: {error}.") from None
+    if not np.isfinite(found).all():
+        raise InvalidInput(f"{what} must be finite: {int((~np.isfinite(found)).sum())} of {found.size} numbers are not.")
+    return found
+
+
+def _first_kernel(inputs: Any, kernel: Any, first: Layer) -> Float64[Array, "n n"]:
+    if (kernel is None) == (inputs is None):
+        raise InvalidInput("Give either `inputs` or the first layer's `kernel`.")
+    if inputs is None:
+        return checked_kernel(np.atleast_2d(numbers("The kernel", kernel)))
+    x = numbers("The inputs", inputs)
+    if x.ndim != 2 or not x.size:
+        raise InvalidInput(f"The inputs must be of shape (inputs, features), one at least of each, not {x.shape}.")
+    return checked_kernel(first.bias + first.weight * (x @ x.T) / x.shape[-1])
 
 
 def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
     """The kernel of distinct inputs, made symmetric.  Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
     kernel = np.asarray(kernel, dtype=np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel) or not np.isfinite(kernel).all() or not np.allclose(kernel, kernel.T):
-        raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs), not of shape {kernel.shape}.")
+        raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs); what came is of shape {kernel.shape}, or not finite, or not symmetric.")
     size = np.sqrt(np.maximum(np.diag(kernel), 0))
     if (size == 0).any():
         raise InvalidInput(f"Input {int(np.argmin(size))} has kernel 0 (it is zero and there is no bias): leave it out.")
@@ -195,14 +235,15 @@ def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
     return (kernel + kernel.T) / 2
 
 
-def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rates: Rates, bias_rates: Rates, widths: Sequence[float] | None) -> list[Layer]:
+def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rates: Array, bias_rates: Array, widths: Sequence[float] | None) -> list[Layer]:
+    if not (weight_variance > 0).all():
+        raise InvalidInput(f"C_W must be positive, not {weight_variance}.")
     each = []
-    for what, said in (("Variances", weight_variance), ("Variances", bias_variance), ("Learning rates", weight_rates), ("Learning rates", bias_rates)):
-        found = np.asarray(said, dtype=np.float64)
+    for what, found in (("Variances", weight_variance), ("Variances", bias_variance), ("Learning rates", weight_rates), ("Learning rates", bias_rates)):
         if found.shape not in ((), (depth,)) or not (found >= 0).all():
             raise InvalidInput(f"{what} are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
         each.append(np.broadcast_to(found, (depth,)))
-    units = np.ones(depth - 1) if widths is None else np.asarray(widths, dtype=np.float64)
+    units = np.ones(depth - 1) if widths is None else numbers("Widths", widths)
     if units.shape != (depth - 1,) or not (np.isfinite(units) & (units > 0)).all():
         raise InvalidInput(f"Widths are one positive number for each of {depth - 1} hidden layers, not {widths}.")
     inverse = 1 / units
@@ -226,14 +267,15 @@ def _series(activation: Function, allowed: float) -> Rule:
 
     def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
         nonlocal digits
-        known = lines(activation, k, order)
+        known, before = lines(activation, k, order), math.inf
         while True:
             coarse, fine = exact_sources(activation, k, two, order=order, digits=digits, known=known)
             apart = fine.distance(coarse)
-            if apart <= allowed or digits >= FINEST:
+            if apart <= allowed or digits >= FINEST or apart > FALLS * before:
                 if apart < allowed / 10:
                     digits = max(digits - 0.25, 1.0)
                 return [coarse, fine]
+            before = apart
             digits = min(digits + max(0.5, math.log10(apart / allowed)), FINEST)
 
     return rule
@@ -264,14 +306,15 @@ def _sampled(activation: Function, points: int, scrambles: int, smooth: int, rng
 def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
     """Series cut finer until two cuts agree to the tolerance."""
     tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
-    allowed = tolerance / 2
+    allowed, before = tolerance / 2, math.inf
     while True:
         found = _run(activation, k, layers, through, _series(activation, allowed), 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
         if worst <= tolerance:
             return found
-        if allowed <= 10**-FINEST:
+        if allowed <= 10**-FINEST or not worst < FALLS * before:
             break
+        before = worst
         allowed = max(allowed * min(tolerance / worst / 2, 0.1), 10**-FINEST)
     if asked is None:
         return _converged(found)
