@@ -56,15 +56,22 @@ def hermite_grid(kernel, nodes):
     return u @ (vectors * np.sqrt(values)).T, weights
 
 
-@pytest.mark.parametrize(("function", "derivatives"), [(torch.sin, (np.sin, np.cos, lambda z: -np.sin(z), lambda z: -np.cos(z))), (torch.tanh, None), (F.gelu, None)])
+def density(z):
+    return np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def step(z):
+    return torch.special.ndtr(torch.from_numpy(z)).numpy()
+
+
+SIN = (np.sin, np.cos, lambda z: -np.sin(z), lambda z: -np.cos(z))
+TANH = (np.tanh, lambda z: 1 - np.tanh(z) ** 2, lambda z: -2 * np.tanh(z) * (1 - np.tanh(z) ** 2), lambda z: (1 - np.tanh(z) ** 2) * (6 * np.tanh(z) ** 2 - 2))
+GELU = (lambda z: z * step(z), lambda z: step(z) + z * density(z), lambda z: density(z) * (2 - z**2), lambda z: density(z) * (z**3 - 4 * z))
+
+
+@pytest.mark.parametrize(("function", "derivatives"), [(torch.sin, SIN), (torch.tanh, TANH), (F.gelu, GELU)])
 def test_expectations_of_four_factors_by_another_quadrature(function, derivatives):
-    """tanh and GELU with their derivatives written out; a grid in four dimensions."""
-    if function is torch.tanh:
-        derivatives = (np.tanh, lambda z: 1 - np.tanh(z) ** 2, lambda z: -2 * np.tanh(z) * (1 - np.tanh(z) ** 2), lambda z: (1 - np.tanh(z) ** 2) * (6 * np.tanh(z) ** 2 - 2))
-    elif function is F.gelu:
-        density = lambda z: np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-        step = lambda z: torch.special.ndtr(torch.from_numpy(z)).numpy()  # noqa: E731
-        derivatives = (lambda z: z * step(z), lambda z: step(z) + z * density(z), lambda z: density(z) * (2 - z**2), lambda z: density(z) * (z**3 - 4 * z))
+    """Derivatives written out; a grid in four dimensions."""
     k = 0.05 * RANDOM[:4] @ RANDOM[:4].T / 7 + 0.05
     two, _ = pair_moments(function, k, 3)
     _, found = exact_sources(function, k, two, order=3, digits=9)
@@ -94,6 +101,40 @@ def test_one_input_agrees_with_the_recursion_of_one():
     alone = effective.expansion(F.silu, depth=5, weight_variance=1.6, bias_variance=0.2, kernel=1.3)
     np.testing.assert_allclose(found.G1[:, 0, 0], alone.correction, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(found.V[:, 0, 0, 0, 0], alone.vertex, rtol=1e-9)
+
+
+def by_hand(derivatives, k, c, b, rate, bias_rate, depth):
+    """All thirteen on one input, where every bracket is a derivative of one product: a Gauss-Hermite rule of 200 nodes, nothing of the series."""
+    x, w = np.polynomial.hermite_e.hermegauss(200)
+    w, t, theta = w / w.sum(), dict.fromkeys(NAMES, 0.0), bias_rate + rate * (k - b) / c
+    for _ in range(depth - 1):
+        s, p, q, r = (f(math.sqrt(k) * x) for f in derivatives)
+        omega, omega2 = rate * s**2 + c * theta * p**2, rate * (p**2 + s * q) + c * theta * (q**2 + p * r)
+        u, du, v = c * theta * q * p + rate * p * s, c * theta * (r * p + q**2) + rate * (q * s + p**2), c * theta * r * p + rate * q * s
+        ss, sss, ps, pp = w @ s**2, w @ (p**2 + s * q), w @ (q * s + p**2), w @ p**2
+        fourth, bend = (w @ (s**2 * (x**4 - 6 * x**2 + 3))) / k**2, (w @ (omega * (x**4 - 6 * x**2 + 3))) / k**2
+        t = {
+            "G1": c * (sss * t["G1"] + fourth * t["V"] / 8), "H1": (w @ omega2) * t["G1"] + bend * t["V"] / 8 + c * (w @ (q**2 + p * r)) * (t["D"] + 2 * t["F"]) + c * pp * t["H1"],
+            "V": c**2 * (w @ s**4 - ss**2 + sss**2 * t["V"]), "D": c * (w @ (s**2 * omega) - ss * (w @ omega) + sss * (w @ omega2) * t["V"] + sss * t["D"] * c * pp),
+            "A": w @ omega**2 - (w @ omega) ** 2 + (w @ omega2) ** 2 * t["V"] + 2 * c * pp * t["D"] * (w @ omega2) + (c * pp) ** 2 * t["A"],
+            "B": c**2 * ((w @ p**4) * theta**2 + pp**2 * t["B"]), "F": c**2 * ((w @ (s * p) ** 2) * theta + ps**2 * t["F"]),
+            "P": c**2 * ((w @ (q * s * p**2)) * theta**2 + (w @ (q * s)) * pp * t["B"] + pp * ps * t["P"]),
+            "Q": c * ((w @ (u * p * s)) * theta + (w @ du) * ps * t["F"] + c * pp * ps * t["Q"]),
+            "R": c * ((w @ (v * p**2)) * theta**2 + (w @ v) * pp * t["B"] + pp * (w @ du) * t["P"] + c * pp**2 * t["R"]),
+            "S": c**2 * theta * ((w @ (q * p) ** 2) * theta**2 + (w @ q**2) * pp * t["B"]) + c * rate * ((w @ p**4) * theta**2 + pp**2 * t["B"]) + c**2 * pp**2 * t["S"],
+            "T": (w @ u**2) * theta + (w @ du) ** 2 * t["F"] + 2 * c * pp * (w @ du) * t["Q"] + c**2 * pp**2 * t["T"],
+            "U": c**2 * ((w @ (q * p) ** 2) * theta**3 + pp**2 * t["U"]),
+        }  # fmt: skip
+        k, theta = b + c * ss, bias_rate + rate * ss + c * theta * pp
+    return t
+
+
+@pytest.mark.parametrize(("function", "derivatives", "rates"), [(torch.tanh, TANH, (0.7, 0.3)), (F.gelu, GELU, (1.0, 1.0))])
+def test_all_thirteen_on_one_input_by_hand(function, derivatives, rates):
+    """C_W and C_b are those of ntkunlimited's own example."""
+    found = tensors(function, kernel=1.3, depth=4, weight_variance=1.98305826, bias_variance=0.17292239, weight_rates=rates[0], bias_rates=rates[1])
+    for name, value in by_hand(derivatives, 1.3, 1.98305826, 0.17292239, *rates, 4).items():
+        assert float(found.value(name)[-1].reshape(-1)[0]) == pytest.approx(value, rel=1e-6), name
 
 
 @pytest.mark.parametrize(("function", "symmetric"), [(torch.tanh, True), (F.gelu, True)])
