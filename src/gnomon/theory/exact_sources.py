@@ -42,7 +42,8 @@ def _keys(order: int) -> tuple[Key, ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lines:
-    """Hermite coefficients along each input of all products of derivatives (`_keys`), and moments of one and of two inputs: what any cut needs of a kernel.   Shapes: (n, keys, order), moments in a row."""
+    """Hermite coefficients along each input of all products of derivatives (`_keys`), and moments of one and of two inputs, by COARSER
+    and by all terms: what any cut needs of a kernel.   Shapes: (n, keys, order), (2, moments)."""
 
     coefficients: Array
     moments: Array
@@ -54,7 +55,10 @@ def lines(activation: Function, kernel: Float64[Array, "n n"], order: int) -> Li
     f = derivatives(activation, size[:, None] * chaos.line()[0], order)
     one = chaos.coefficients(np.stack([np.prod([f[k] for k in key], axis=0) for key in _keys(order)], 1))
     powers = np.clip(kernel / np.outer(size, size), -1, 1)[:, :, None] ** np.arange(chaos.ORDER)
-    return Lines(one, np.concatenate([one[:, :, 0].reshape(-1), ((one[:, None] * powers[:, :, None]) @ one[None].transpose(0, 1, 3, 2)).reshape(-1)]))
+    left, right = one[:, None] * powers[:, :, None], one[None].transpose(0, 1, 3, 2)
+    coarse = left[..., :COARSER] @ right[:, :, :COARSER]
+    fine = coarse + left[..., COARSER:] @ right[:, :, COARSER:]
+    return Lines(one, np.stack([np.concatenate([one[:, :, 0].reshape(-1), part.reshape(-1)]) for part in (coarse, fine)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ def exact_sources(activation: Function, kernel: Float64[Array, "n n"], two: Tabl
 
 def _moments(activation: Function, kernel: Float64[Array, "n n"], known: Lines, order: int, digits: float) -> Float64[Array, "2 moments"]:
     """All moments in a row, at two cuts: those of one input, of two, of three as (key, f, g), of four."""
-    n, size, parts = len(kernel), np.sqrt(np.diag(kernel)), [np.stack([known.moments] * 2)]
+    n, size, parts = len(kernel), np.sqrt(np.diag(kernel)), [known.moments]
     if n > 2:
         pairs = np.array(list(itertools.combinations(range(n), 2)))
         roots = np.stack([_root(kernel[np.ix_(pair, pair)]) for pair in pairs])
