@@ -24,14 +24,17 @@ from gnomon.models.differentials import Differentials, differentials
 
 torch.set_num_threads(1)
 NAMES = ("tanh", "gelu", "sin", "swish")
-WIDTHS = {3: (8, 16, 32, 64), 4: (10, 20, 40, 80)}
+MEMBERS = {
+    3: {8: (600_000, 200_000), 16: (600_000, 200_000), 32: (200_000, 60_000), 64: (50_000, 40_000)},
+    4: {10: (600_000, 200_000), 20: (600_000, 200_000), 40: (80_000, 60_000)},
+}
+"""Networks for each depth and width: of hidden layers alone, and with their differentials."""
 PAIRS = ((0, 0), (0, 1), (1, 1))
 WHICH = torch.tensor([[0, 1], [1, 2]])
-MEMBERS = {"hidden": (600_000, 600_000, 200_000, 60_000), "moved": (200_000, 200_000, 100_000, 40_000)}
-BLOCKS, PILOT, LEAST = 40, 8_000, 20_000
-"""Blocks of networks whose scatter is the error; networks of their own on which controls are fitted, and at the least width directions."""
+BLOCKS, LEAST, PILOT = 40, 20_000, {"hidden": 8_000, "moved": 100}
+"""Blocks of networks whose scatter is the error; networks of their own: at the least width they say directions, at all of them what goes with the controls."""
 EXTRAPOLATIONS = np.array([[0, 0, -1, 2], [0, 1 / 3, -2, 8 / 3]])
-"""To 1/n = 0 from the last widths n, 2n: a line; and from n, 2n, 4n: a parabola."""
+"""From widths n/4, n/2, n, 2n to 1/n = 0: a line through the last two, a parabola through the last three."""
 predicted = functools.cache(recursions)
 
 
@@ -118,7 +121,7 @@ def blocks(part, name, depth, width, members):
     """The means of a pilot, and of each block of networks, less what goes with the controls; from V, A and D the products of means are taken.   Shapes: -> dict of (blocks + 1, ...)."""
     generator = chance.child(chance.generator(0), f"halving {part} {name}", 1000 * depth + width)
     slope, rows = {}, {}
-    pilot = LEAST if width == WIDTHS[depth][0] else PILOT
+    pilot = LEAST if width == min(MEMBERS[depth]) else PILOT[part.__name__]
     for index, count in enumerate([pilot, *[members // BLOCKS] * BLOCKS]):
         values, zero = part(name, depth, width, count, chance.child(generator, "block", index))
         every = with_squares(values, width) if "G1" in values else values
@@ -140,7 +143,7 @@ def gaps(done, name, depth):
     for letter in ALL:
         part = "moved" if letter in "PQRSTU" else "hidden"
         truth = found.value(letter)[-1]
-        each = [np.array(done[f"{part} {name} {depth} {width}"][letter]) - truth for width in WIDTHS[depth] if f"{part} {name} {depth} {width}" in done]
+        each = [np.array(done[f"{part} {name} {depth} {width}"][letter]) - truth for width in MEMBERS[depth] if f"{part} {name} {depth} {width}" in done]
         if each:
             each = [gap.reshape(len(gap), -1) / np.abs(truth).max() for gap in each]
             made[letter] = np.stack([gap[1:] for gap in each]), each[0][0] / np.linalg.norm(each[0][0])
@@ -154,32 +157,30 @@ def of_mean(each):
 
 HEAD = """# How the gap to the recursions falls with the width
 
-`benchmarks/halving.py`: two inputs, float32 networks, one thread; the settings of `tensors_grid.py`. The gap between n times a moment of an ensemble (of G1 and H1, n times the mean less its limit) and
-the recursion is of order 1/n, and halves at each doubling of the width. One number stands for a tensor: the gap along the direction that a separate pilot ensemble of the least width
-says, relative to the tensor's largest element. Errors are standard errors over 40 blocks of networks; a fall stands where both gaps are known to six of them. The last layer's weights are averaged over
-exactly for G1, H1, V, A, B, D and F: what is sampled is the mean given the layers before. Controls take noise off: a layer's units, made white by the kernel that they have given the layer before,
-are independent Gaussians; put through the limit's kernel, they have means of s s and s' s' which deviate from the limit's by nothing on average, nor do products of the deviations of two units
-or layers. What is taken off was fitted on the pilot.
+`benchmarks/halving.py`: two inputs, float32 networks, one thread, the settings of `tensors_grid.py`; VERSIONS. The gap between n times a moment of an ensemble (of G1 and H1, n times the mean less
+its limit) and the recursion is of order 1/n and halves at each doubling of the width. One number stands for a tensor: the gap along the direction that a separate pilot ensemble of the least width says,
+relative to the tensor's largest element. Errors are standard errors over 40 blocks, of 600,000 networks at the least widths to 50,000 at the largest for G1 to F, 200,000 to 40,000 for P to U; a fall
+stands where both gaps are known to six of them.
 
-With two layers there is no gap at any width: averaged over the last layer, each moment is a sum over the units of the first, which are independent.
+For G1, H1, V, A, B, D and F the last layer's weights are averaged over exactly: what is sampled is the mean given the layers before. Controls take noise off: a layer's units, made white by the kernel
+that they have given the layer before, are independent Gaussians; put through the limit's kernel, their means of s s and s' s' are off the limit's by nothing on average, and so are products of what two
+units or layers are off. What goes with them was fitted on the pilot.
+
+With two layers there is no gap at any width: averaged over the last layer, each moment is a sum over the units of the first, which are independent. G1 and H1 of tanh and sin, next to nothing beside
+the kernels themselves, have gaps too small to be known.
 """
 TAIL = """
 Each tensor over all settings: falls that are known, and how many of them by 1.5 to 2.8, all of them and those from widths n >= 10 L; single elements of the tensor whose gaps are both known to six
 standard errors, by what they fall (the middle), and how many of them by 1.5 to 2.8; and the share of elements for which the recursion is within two standard errors of what a straight line in 1/n
-through the last two widths, or a parabola through the last three, says at 1/n = 0.
+through 32 and 64 units, or a parabola through 16, 32 and 64, says at 1/n = 0 (three layers).
 """
 
 
 def page(done):
-    print(HEAD)
-    print(
-        "| tensor | activation | layers | "
-        + " | ".join(f"gap at {a} or {b}" for a, b in zip(*WIDTHS.values(), strict=True))
-        + " | falls by, at each doubling |\n|---|---|---|"
-        + "---|" * 5
-    )
+    print(HEAD.replace("VERSIONS", f"torch {torch.__version__}, numpy {np.__version__}"))
+    print("| tensor | activation | layers | gap at 8 or 10 | 16 or 20 | 32 or 40 | 64 | falls by, at each doubling |\n|---|---|---|---|---|---|---|---|")
     tally, elements, lines = {}, {}, {}
-    every = {(name, depth): gaps(done, name, depth) for name, depth in itertools.product(NAMES, WIDTHS)}
+    every = {(name, depth): gaps(done, name, depth) for name, depth in itertools.product(NAMES, MEMBERS)}
     for letter, (name, depth) in itertools.product(ALL, every):
         if letter not in every[name, depth]:
             continue
@@ -190,14 +191,15 @@ def page(done):
             clear = (np.abs(value) > 6 * error)[index : index + 2].all()
             fall = value[index] / value[index + 1]
             falls.append(f"{fall:.2f} ± {abs(fall) * np.hypot(*(error / value)[index : index + 2]):.2f}" if clear else "-")
-            close = depth <= 0.1 * WIDTHS[depth][index]
+            close = depth <= 0.1 * list(MEMBERS[depth])[index]
             row += np.array([clear, clear and 1.5 <= fall <= 2.8, clear and close, clear and close and 1.5 <= fall <= 2.8])
-        print(f"| {letter} | {name} | {depth} | " + " | ".join(f"{v:.4f} ± {e:.4f}" for v, e in zip(value, error, strict=True)) + f" | {', '.join(falls)} |")
+        said = [f"{v:.4f} ± {e:.4f}" for v, e in zip(value, error, strict=True)] + [""] * (4 - len(value))
+        print(f"| {letter} | {name} | {depth} | {' | '.join(said)} | {', '.join(falls)} |")
         value, error = of_mean(each)
         clear = np.abs(value) > 6 * error
         ratio = (value[:-1] / value[1:])[clear[:-1] & clear[1:]]
         elements.setdefault(letter, []).extend(ratio.tolist())
-        if len(each) == len(MEMBERS["moved"]):
+        if len(each) == 4:
             lines.setdefault(letter, []).append([(np.abs(weights @ value) <= 2 * np.sqrt(np.square(weights) @ error**2)).mean() for weights in EXTRAPOLATIONS])
     summary(tally, elements, lines)
 
@@ -218,12 +220,12 @@ if __name__ == "__main__":
     parser.add_argument("points", type=Path)
     path = parser.parse_args().points
     done = json.loads(path.read_text()) if path.exists() else {}
-    for index, part, depth, name in itertools.product(range(len(MEMBERS["moved"])), (hidden, moved), WIDTHS, NAMES):
-        width = WIDTHS[depth][index]
+    points = [(depth, width, *half) for depth, each in MEMBERS.items() for width, both in each.items() for half in zip((hidden, moved), both, strict=True)]
+    for (depth, width, part, members), name in itertools.product(points, NAMES):
         key = f"{part.__name__} {name} {depth} {width}"
         if key not in done:
             start = time.process_time()
-            done[key] = blocks(part, name, depth, width, MEMBERS[part.__name__][index])
+            done[key] = blocks(part, name, depth, width, members)
             path.write_text(json.dumps(done))
             print(f"{key}: {time.process_time() - start:.0f} CPU s", file=sys.stderr, flush=True)
     page(done)
