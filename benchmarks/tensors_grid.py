@@ -35,6 +35,12 @@ X = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
 FIRST = ("G1", "H1", "V", "A", "B", "D", "F")
 ALL = (*FIRST, "P", "Q", "R", "S", "T", "U")
 
+WORDS = """Each tensor over all points; the intercepts of straight lines in 1/n through n and 2n that lie within two standard errors of the recursion; how far they lie from it in standard errors, one number a
+line (the root of the mean square over lines of the mean over elements); and by what the gap falls from n to 2n where both are known to six standard errors (the middle, and how many of them by 1.5 to
+2.8; a fall is then known to a quarter of itself, so that chance takes every sixth or so out; `halving.md` knows them better, of all tensors). The elements of a tensor move together, since the same
+slopes carry them all: a share of 768 intercepts is one of 48 lines, and chance alone moves it by 0.03 about 0.954.
+"""
+
 
 def sizes(depth: int, width: int, milliseconds: float) -> tuple[int, int]:
     """Networks whose derivatives, and whose kernels of all pairs of units, are looked at in about so long each."""
@@ -127,15 +133,8 @@ def page(points):
                     clear = (np.abs(one) > 6 * e1) & (np.abs(two) > 6 * e2)
                     falls.setdefault(k, []).extend((one[clear] / two[clear]).tolist())
     print(f"\n{agree} of {len(inside)} points agree.\n")
-    print(
-        "Each tensor over all points; the intercepts of straight lines in 1/n through n and 2n that lie within two standard errors of the recursion; how far they lie from it in standard errors, one"
-    )
-    print(
-        "number a line (the root of the mean square over all lines of the mean over elements, which move nearly together: 1 and less is chance); and by what the gap falls from n to 2n where both are known"
-    )
-    print(
-        "to six standard errors (the middle, and how many of them by 1.5 to 2.8; `halving.md` has the falls of all tensors).\n\n| tensor | stated | 2.5 L/n | intercepts | of a line | falls by |\n|---|---|---|---|---|---|"
-    )
+    print(WORDS)
+    print("| tensor | stated | 2.5 L/n | intercepts | of a line | falls by |\n|---|---|---|---|---|---|")
     for k in ALL:
         row, at, ratio = tally[k], intercepts[k], falls[k]
         fall = f"{np.median(ratio):.2f} ({sum(1.5 <= part <= 2.8 for part in ratio)}/{len(ratio)})" if ratio else "-"
