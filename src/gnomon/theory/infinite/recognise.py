@@ -9,6 +9,8 @@ import torch
 from gnomon.core.layers import Applied, Layer
 from gnomon.theory.activations import Function, compose, scale_invariant
 from gnomon.theory.infinite.duals import Dual, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
+from gnomon.theory.infinite.kinked import Kinked
+from gnomon.theory.infinite.kinks import find
 from gnomon.theory.infinite.series import Series
 
 
@@ -20,14 +22,18 @@ def factor(layer: Layer) -> float | None:
 
 
 def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
-    """The dual of activations applied in turn: a closed form where there is one, else the Hermite series.  Cost: none."""
+    """The dual of activations applied in turn: a closed form where there is one, else the Hermite series, behind kinks where there are some.  Cost: some thousand values of the activation."""
     functions = [layer.function for layer in chain]
     whole = compose([function for function in functions if function is not None])
     slopes = scale_invariant(whole)
     if slopes is not None:
         return PiecewiseLinear(slopes[1], slopes[0], _slope_at_zero(whole))
     closed = _single(chain[0]) if len(chain) == 1 else _composed(chain)
-    return closed or _rectified(whole) or Series(whole, " then ".join(layer.activation for layer in chain), tolerance)
+    closed = closed or _rectified(whole)
+    if closed:
+        return closed
+    kinks, name = find(whole), " then ".join(layer.activation for layer in chain)
+    return Kinked(whole, kinks, name, tolerance) if kinks else Series(whole, name, tolerance)
 
 
 def _slope_at_zero(function: object) -> float:

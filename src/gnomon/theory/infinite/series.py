@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.core.errors import OutOfScope
+from gnomon.theory.activations import derivative as slope_of
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
 TERMS = (24, 48, 96, 192, 384, 768)
@@ -50,7 +51,7 @@ class Series:
 
     def variance(self, q: Tensor) -> Tensor:
         """E s(z)^2 by quadrature."""
-        moments = _Moments(self.function, q.reshape(-1).double(), derivative=False)
+        moments = Moments(self.function, q.reshape(-1).double(), derivative=False)
         return moments.squares.reshape(q.shape).to(q)
 
     def image(self, at: Arguments) -> Image:
@@ -76,7 +77,7 @@ class Series:
 
     def _coefficients(self, q: Tensor, derivative: bool, least: int = 0) -> Tensor:
         """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q any -> (terms, *q)."""
-        moments, parity, left = _Moments(self.function, q.reshape(-1).double(), derivative), _parity(self.function, derivative), math.inf
+        moments, parity, left = Moments(self.function, q.reshape(-1).double(), derivative), _parity(self.function, derivative), math.inf
         least = least if parity is None else 2 * least
         for terms in TERMS:
             if terms < least:
@@ -88,13 +89,18 @@ class Series:
                 short = max(moments.enough(found, int(rest.argmax()), self.tolerance), least)
                 found = found[:, :short] if parity is None else found[:, parity:short:2]
                 return found.T.contiguous().reshape(-1, *q.shape).to(q)
-        raise OutOfScope(
-            f"the activation {self.name!r} has no closed dual, and its Hermite series of {TERMS[-1]} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
-            f"the {self.tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
-        )
+        raise too_short(self.name, TERMS[-1], left, self.tolerance, derivative=derivative)
 
 
-class _Moments:
+def too_short(name: str, terms: int, left: float, tolerance: float, *, derivative: bool) -> OutOfScope:
+    """What is raised where a series does not hold its tolerance."""
+    return OutOfScope(
+        f"the activation {name!r} has no closed dual, and its Hermite series of {terms} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
+        f"the {tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
+    )
+
+
+class Moments:
     """E s^2 and the Hermite coefficients of s(sqrt(q) u), or of s'(sqrt(q) u), for many variances: by quadrature, or between the points of a table.  Shapes: q (n,)."""
 
     def __init__(self, function: Callable[[Any], Any], q: Float64[Tensor, "n"], derivative: bool) -> None:
@@ -188,12 +194,7 @@ def _moments(function: Callable[[Any], Any], q: Float64[Tensor, "n"], terms: int
     """The first Hermite coefficients of s(sqrt(q) u), or of s'(sqrt(q) u), and E s^2."""
     u, weights = (part.to(q.device) for part in _rule())
     z = q.sqrt()[:, None] * u
-    if derivative:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = torch.autograd.grad(function(z).sum(), z)[0]
-    else:
-        value = function(z).detach()
+    value = slope_of(function)(z) if derivative else function(z).detach()
     return (value * weights) @ _hermite(u, terms).T, (value**2) @ weights
 
 
