@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -15,16 +17,28 @@ from gnomon.theory.activations import derivative as slope_of
 from gnomon.theory.infinite.corner import FAR, Angles, rows
 from gnomon.theory.infinite.duals import Arguments, Image
 from gnomon.theory.infinite.kinks import Kink, Rest
-from gnomon.theory.infinite.series import EIGHT, Moments, too_short
+from gnomon.theory.infinite.series import EIGHT, NODES, PANELS, REACH, Moments, symmetry, too_short
 
-TERMS = (8, 24, 48, 96, 192, 384)
-"""Lengths of the series that are tried in turn; what they leave out is read from as many terms again."""
+TERMS = 768
+"""The longest series; what one leaves out is read from as many terms again."""
 GOAL = 1e-11
 """What a series may leave out, relative to the root mean square, where it can."""
-ROUNDED = 1e-12
-"""What rounding of the kinks' part may amount to, relative to the mean square, before fewer derivatives are taken out."""
+ROUNDING = 1e-15
+"""What rounding amounts to, relative to the mean square of the kinks' part."""
+NEAR = 2e-5
+"""The angle, and the difference of the logarithms of standard deviations, below which a difference of images is made as one."""
+OPPOSITE = -0.75
+"""The correlation below which n + k is carried on."""
 PIECE = 1 << 13
 """Covariances worked on at a time."""
+
+
+class Split(NamedTuple):
+    """How many jumps are taken out, and how many terms the series of s and of s' have."""
+
+    orders: Tensor
+    value: Tensor
+    slope: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,74 +76,98 @@ class Kinked:
         safe = n.clamp_min(torch.finfo(n.dtype).tiny)
         near, far = ((part / safe).masked_fill(dead, 1).clamp_(0, 2) for part in (gap, total))
         c = (far - near) / 2
-        orders = [int(at.once(side, "orders", lambda q=q: (torch.tensor(self._orders(q)),), None)[0]) for side, q in enumerate((at.first, at.second))]
-        cov, slope = self._kinks(at, near, far, orders, slope=at.tangent is not None)
-        cov = cov.masked_fill_(dead, 0).add_(self._series(at, c, orders, derivative=False)).to(gap)
-        gap_made = None
+        splits = [Split(*at.once(side, "split", lambda q=q: self._split(q), None)) for side, q in enumerate((at.first, at.second))]
+        cov, slope = self._kinks(at, near, far, splits, slope=at.tangent is not None)
+        cov = cov.masked_fill_(dead, 0).add_(self._series(at, c, splits, derivative=False))
+        apart, total = None, None
         if at.wanted and at.gap is not None:
-            (one,), (two,) = (at.once(side, "own", lambda q=q: (self.variance(q),)) for side, q in enumerate((at.first, at.second)))
-            gap_made = (one.sqrt() * two.sqrt() - cov).clamp_min_(0).masked_fill_((at.gap == 0) & (at.first == at.second), 0)
-        tangent = at.times(lambda: slope.masked_fill_(dead, 0).add_(self._series(at, c, orders, derivative=True)).to(gap))
-        return Image(cov, gap_made, tangent)
+            apart = self._apart(at, cov, at.gap)
+            if at.total is not None and float((cov / (cov + apart)).min()) < OPPOSITE:
+                odd = symmetry(self.function, False) == 1
+                total = self._apart(at, -cov, at.total) if odd else apart.add(cov, alpha=2).clamp_min_(0)
+        tangent = at.times(lambda: slope.masked_fill_(dead, 0).add_(self._series(at, c, splits, derivative=True)).to(gap))
+        return Image(cov.to(gap), apart if apart is None else apart.to(gap), tangent, total if total is None else total.to(gap))
 
-    def _orders(self, q: Tensor) -> int:
-        """How many jumps are taken out: fewer where rounding of high powers would be seen."""
-        top = max(len(kink.jumps) for kink in self.kinks)
-        z = float(q.max()) ** 0.5
-        size = max(float(self.function(torch.tensor([z], dtype=torch.float64))) ** 2, float(self.function(torch.tensor([-z], dtype=torch.float64))) ** 2)
-        for orders in range(top, 2, -1):
-            last = max(abs(kink.jumps[m]) ** 2 * _power(z, m) for kink in self.kinks for m in range(min(orders, len(kink.jumps))))
-            if last * torch.finfo(torch.float64).eps <= ROUNDED * size:
-                return orders
-        return 2
+    def _apart(self, at: Arguments, cov: Tensor, close: Tensor) -> Tensor:
+        """The image's n - k, where it is small not by subtraction.  `close` is n - k of the arguments."""
+        sides = [at.once(side, "own", lambda q=q: (self.variance(q.double()),))[0] for side, q in enumerate((at.first, at.second))]
+        made = (sides[0].sqrt() * sides[1].sqrt() - cov).clamp_min_(0)
+        stretch = ((at.first - at.second).double() / at.second).log1p() / 2
+        near = (close <= NEAR**2 / 2 * at.norm) & (stretch.abs() <= NEAR)
+        if bool(near.any()):
+            parts = [part.double().expand_as(made)[near].split(PIECE) for part in (at.first, at.second, close, stretch)]
+            made[near] = torch.cat([self._difference(*part) for part in zip(*parts, strict=True)])
+        return made
 
-    def _kinks(self, at: Arguments, near: Tensor, far: Tensor, orders: list[int], *, slope: bool) -> tuple[Tensor, Tensor]:
+    def _difference(self, q: Float64[Tensor, "n"], r: Float64[Tensor, "n"], close: Float64[Tensor, "n"], stretch: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+        """n - k of the image where variances and directions are nearly the same: l^2 W / 2 + (n - k) E s' s', l = log(q/r)/2 and W = E (z s')^2 - (E z s s')^2 / E s^2.
+
+        The first is that of the same direction to the order after next in l, the second what the angle adds (dE s s/dk = E s' s'), its mean over the angle by two nodes.
+        """
+        slope, n = torch.zeros_like(q), q.sqrt() * r.sqrt()
+        for node in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
+            tangent = self.image(Arguments(q, r, None, node * close, 2 * n - node * close, torch.ones_like(q), wanted=False)).tangent
+            assert tangent is not None
+            slope += tangent / 2
+        both = torch.cat([q, r])
+        radial, mixed, square = self._radial(both)
+        bend = (radial - mixed.square() / square.clamp_min(torch.finfo(q.dtype).tiny)).clamp_min_(0).reshape(2, -1).mean(0)
+        return stretch.square() / 2 * bend + close * slope
+
+    def _radial(self, q: Float64[Tensor, "n"]) -> tuple[Float64[Tensor, "n"], ...]:
+        """E (z s')^2, E z s s' and E s^2, by quadrature between the kinks."""
+        ends = torch.tensor([kink.at for kink in self.kinks], dtype=q.dtype, device=q.device) / q.sqrt()[:, None]
+        edges = torch.cat([torch.linspace(-REACH, REACH, PANELS + 1, dtype=q.dtype, device=q.device).expand(len(q), -1), ends.clamp(-REACH, REACH)], 1).sort(1).values
+        nodes, weights = (torch.from_numpy(part).to(q) for part in np.polynomial.legendre.leggauss(NODES))
+        half = edges.diff(dim=1)[:, :, None] / 2
+        u = (edges[:, :-1, None] + half * (1 + nodes)).flatten(1)
+        z, weight = u * q.sqrt()[:, None], (half * weights).flatten(1) * torch.exp(u.square() / -2) / math.sqrt(2 * math.pi)
+        value, turned = self.function(z), z * slope_of(self.function)(z)
+        return tuple((weight * part).sum(1) for part in (turned**2, turned * value, value**2))
+
+    def _split(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How a side's activation is split."""
+        alive = q[q > 0]
+        if not len(alive):
+            return tuple(torch.tensor(EIGHT if part else 1) for part in range(3))  # type: ignore[return-value]
+        orders, terms, left = _chosen(self.function, self.kinks, math.floor(math.log2(float(alive.min()))), math.ceil(math.log2(float(alive.max()))))
+        if left > self.tolerance:
+            raise too_short(self.name, TERMS, left, self.tolerance, derivative=True)
+        return torch.tensor(orders), torch.tensor(terms[0]), torch.tensor(terms[1])
+
+    def _kinks(self, at: Arguments, near: Tensor, far: Tensor, splits: list[Split], *, slope: bool) -> tuple[Tensor, Tensor]:
         """E p p and E p' p'."""
         one, two = (q.double().sqrt().expand(near.shape).reshape(-1) for q in (at.first, at.second))
         cov, tangent = near.new_zeros(near.numel()), near.new_zeros(near.numel() if slope else 0)
         flat_near, flat_far = near.reshape(-1), far.reshape(-1)
+        sides = [[kink.first(int(split.orders)) for kink in self.kinks] for split in splits]
         for start in range(0, near.numel(), PIECE):
             part = slice(start, start + PIECE)
             a, b = flat_near[part], flat_far[part]
             angles = Angles((b - a) / 2, a, b, (a * b).sqrt())
-            for first in self.kinks:
-                for second in self.kinks:
-                    _add(first.first(orders[0]), second.first(orders[1]), one[part], two[part], angles, cov[part], tangent[part] if slope else None)
+            for first in sides[0]:
+                for second in sides[1]:
+                    _add(first, second, one[part], two[part], angles, cov[part], tangent[part] if slope else None)
         return cov.reshape(near.shape), tangent.reshape(near.shape) if slope else tangent
 
-    def _series(self, at: Arguments, c: Tensor, orders: list[int], *, derivative: bool) -> Tensor:
+    def _series(self, at: Arguments, c: Tensor, splits: list[Split], *, derivative: bool) -> Tensor:
         """sum_m (a_m a'_m - p_m p'_m) c^m by Horner's rule."""
-        what = "derivative" if derivative else "value"
-        one = at.once(0, what, lambda: self._coefficients(at.first, orders[0], derivative), 1)
-        two = at.once(1, what, lambda: self._coefficients(at.second, orders[1], derivative), 2)
-        most = max(len(one[0]), len(two[0]))
-        if len(one[0]) < most:
-            one = at.once(0, f"{what} {most}", lambda: self._coefficients(at.first, orders[0], derivative, most), 1)
-        if len(two[0]) < most:
-            two = at.once(1, f"{what} {most}", lambda: self._coefficients(at.second, orders[1], derivative, most), 2)
+        terms = max(int(split[1 + derivative]) for split in splits)  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
+        what = f"{terms} of the {'derivative' if derivative else 'value'}"
+        (a, p), (b, r) = (
+            at.once(side, what, lambda q=q, split=split: self._coefficients(q, int(split.orders), terms, derivative), 1 + side)
+            for side, (q, split) in enumerate(zip((at.first, at.second), splits, strict=True))
+        )
         out = torch.zeros_like(c)
-        for m in range(most - 1, -1, -1):
-            out.mul_(c).addcmul_(one[0][m], two[0][m]).addcmul_(one[1][m], two[1][m], value=-1)
+        for m in range(terms - 1, -1, -1):
+            out.mul_(c).addcmul_(a[m], b[m]).addcmul_(p[m], r[m], value=-1)
         return out
 
-    def _coefficients(self, q: Tensor, orders: int, derivative: bool, least: int = 0) -> tuple[Tensor, Tensor]:
-        """a_m and p_m for as many terms as are needed, `least` at least.  Shapes: q any -> (terms, *q) each."""
-        kinks = tuple(kink.first(orders) for kink in self.kinks)
+    def _coefficients(self, q: Tensor, orders: int, terms: int, derivative: bool) -> tuple[Tensor, Tensor]:
+        """a_m and p_m.  Shapes: q any -> (terms, *q) each."""
         flat = q.reshape(-1).double()
-        moments, left = Moments(Rest(self.function, kinks), flat, derivative), math.inf
-        for terms in TERMS:
-            if terms < least:
-                continue
-            rest = moments.coefficients(2 * terms).T
-            known = sum((_coefficients(kink, flat, 2 * terms, derivative) for kink in kinks), torch.zeros_like(rest))
-            whole = rest + known
-            beyond = rest.abs() * (rest.abs() + 2 * known.abs()) / whole.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny)
-            after = beyond.flip(0).cumsum(0).flip(0).amax(1)  # of the worst variance
-            left = float(after[terms])
-            if left <= (GOAL if terms < TERMS[-1] else self.tolerance):
-                short = max(least, -(-(int((after > max(GOAL, left)).sum()) + 1) // EIGHT) * EIGHT)
-                return tuple(self._at_zero(part[:short], flat, kind, derivative).reshape(-1, *q.shape) for kind, part in enumerate((whole, known)))  # type: ignore[return-value]
-        raise too_short(self.name, TERMS[-1], left, self.tolerance, derivative=derivative)
+        made = _parts(self.function, tuple(kink.first(orders) for kink in self.kinks), flat, terms, derivative)
+        return tuple(self._at_zero(part, flat, kind, derivative).reshape(-1, *q.shape) for kind, part in enumerate(made))  # type: ignore[return-value]
 
     def _at_zero(self, found: Float64[Tensor, "terms n"], q: Float64[Tensor, "n"], kind: int, derivative: bool) -> Float64[Tensor, "terms n"]:
         """Where nothing arrives s is s(0), and its derivative autograd's there."""
@@ -141,9 +179,32 @@ class Kinked:
         return found
 
 
-def _power(z: float, m: int) -> float:
-    """E w^2 for the part w_+^m / m! at 0, z the standard deviation."""
-    return z ** (2 * m) * math.prod(range(1, 2 * m, 2)) / 2 / math.factorial(m) ** 2
+@lru_cache(maxsize=256)
+def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, high: int) -> tuple[int, tuple[int, int], float]:
+    """How many jumps are taken out for variances from 2^low to 2^high, how long the series of s and of s' are, and the error: the cheapest that is at most GOAL, else the most exact.
+
+    The error is what the series leave out, |r_m| (|r_m| + 2 |p_m|) over the terms that follow, and rounding of E p p, relative to the mean square; the worst of octaves.
+    """
+    q = torch.exp2(torch.arange(low, high + 1, dtype=torch.float64))
+    found = []
+    for orders in range(max(len(kink.jumps) for kink in kinks), 0, -2):
+        few, terms, off = tuple(kink.first(orders) for kink in kinks), [], 0.0
+        for derivative in (False, True):
+            whole, known = _parts(function, few, q, 2 * TERMS, derivative)
+            size, rest = whole.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny), (whole - known).abs()
+            after = (rest * (rest + 2 * known.abs()) / size).flip(0).cumsum(0).flip(0).amax(1)
+            terms.append(min(TERMS, EIGHT * (int((after > GOAL).sum()) // EIGHT + 1)))
+            off = max(off, float(after[terms[-1]]) + ROUNDING * float((known.square().sum(0) / size).max()))
+        found.append((max(off, GOAL), 6 * len(kinks) ** 2 * orders**2 + 3 * sum(terms), orders, (terms[0], terms[1])))
+    off, _, orders, both = min(found)
+    return orders, both, off
+
+
+def _parts(function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], terms: int, derivative: bool) -> tuple[Float64[Tensor, "terms n"], ...]:
+    """a_m and p_m."""
+    rest = Moments(Rest(function, kinks), q, derivative).coefficients(terms).T
+    known = sum((_coefficients(kink, q, terms, derivative) for kink in kinks), torch.zeros_like(rest))
+    return rest + known, known
 
 
 def _add(first: Kink, second: Kink, one: Tensor, two: Tensor, angles: Angles, cov: Tensor, slope: Tensor | None) -> None:
@@ -177,14 +238,14 @@ def _coefficients(kink: Kink, q: Float64[Tensor, "n"], terms: int, derivative: b
     """
     jumps = kink.jumps[1:] if derivative else kink.jumps
     side = q.sqrt()
-    t = (abs(kink.at) / side.clamp_min(torch.finfo(q.dtype).tiny)).clamp_(max=FAR) if kink.at else torch.zeros_like(q)
+    t = (abs(kink.at) / side.clamp_min(torch.finfo(q.dtype).tiny)).clamp_(max=FAR) if kink.at else q.new_zeros(1)
     density = torch.exp(t.square() / -2) / math.sqrt(2 * math.pi)
     at = [density, t * density]
     for m in range(1, terms - 1):
         at.append((t * at[m] - math.sqrt(m) * at[m - 1]) / math.sqrt(m + 1))
     base, root = torch.stack(at)[:terms], torch.arange(1, terms, dtype=q.dtype, device=q.device).sqrt()[:, None]
     before, mean = density, torch.special.erfc(t * math.sqrt(0.5)) / 2
-    out, scale = torch.zeros_like(base), torch.ones_like(q)
+    out, scale = q.new_zeros(terms, len(q)), torch.ones_like(q)
     for order, jump in enumerate(jumps):
         base = torch.cat([mean[None], base[:-1] / root])
         if jump:

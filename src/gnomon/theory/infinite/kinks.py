@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gnomon.core.reading import Array
 
-ORDERS = 7
-"""Derivatives whose jumps are taken out: those of order 0 to 6."""
+ORDERS = 11
+"""Derivatives whose jumps are known: those of order 0 to 10."""
 NODES = 24
 """Chebyshev points at which an interval is looked at."""
 SMOOTH, NOISE = 1e-12, 4e-15

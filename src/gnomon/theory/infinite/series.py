@@ -19,7 +19,7 @@ from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
 TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
-REACH, PANELS, NODES = 12.0, 24, 20
+REACH, PANELS, NODES = 14.0, 28, 26
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
 ROWS = 4096
 """Variances worked on at a time."""
@@ -39,7 +39,7 @@ class Series:
     (Cauchy-Schwarz), and M is the first of TERMS at which that is at most `tolerance` of E s^2, for s' likewise.
 
     Error: `tolerance`, relative to the geometric mean of the variances.
-    Cost: M multiplications an element, half of them for an odd or even activation; M x 480 a variance, or M x 65 where many of them are interpolated.
+    Cost: M multiplications an element, half of them for an odd or even activation; M x 728 a variance, or M x 65 where many of them are interpolated.
     Raises: OutOfScope where the longest series leaves more than `tolerance`, with the number.
     Source: Daniely, Frostig & Singer 2016, section 4.1 (dual activations).
     """
@@ -61,7 +61,7 @@ class Series:
         return Image(cov, gap_of(self, at, cov), at.times(lambda: self._sum(at, c, derivative=True)))
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
-        what, parity = "derivative" if derivative else "value", _parity(self.function, derivative)
+        what, parity = "derivative" if derivative else "value", symmetry(self.function, derivative)
         (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 1)
         (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 2)
         most = max(len(one), len(two))  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
@@ -77,7 +77,7 @@ class Series:
 
     def _coefficients(self, q: Tensor, derivative: bool, least: int = 0) -> Tensor:
         """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q any -> (terms, *q)."""
-        moments, parity, left = Moments(self.function, q.reshape(-1).double(), derivative), _parity(self.function, derivative), math.inf
+        moments, parity, left = Moments(self.function, q.reshape(-1).double(), derivative), symmetry(self.function, derivative), math.inf
         least = least if parity is None else 2 * least
         for terms in TERMS:
             if terms < least:
@@ -171,7 +171,7 @@ def _between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]
 
 
 @lru_cache(maxsize=64)
-def _parity(function: Callable[[Any], Any], derivative: bool) -> int | None:
+def symmetry(function: Callable[[Any], Any], derivative: bool) -> int | None:
     """1 where only odd powers of the correlation occur, 0 where only even ones do, None where both."""
     u = torch.linspace(0.01, REACH, 999, dtype=torch.float64)
     up, down = function(u), function(-u)
@@ -182,6 +182,7 @@ def _parity(function: Callable[[Any], Any], derivative: bool) -> int | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def _rule() -> tuple[Float64[Tensor, "nodes"], Float64[Tensor, "nodes"]]:
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     edges = np.linspace(-REACH, REACH, PANELS + 1)
@@ -195,11 +196,13 @@ def _moments(function: Callable[[Any], Any], q: Float64[Tensor, "n"], terms: int
     u, weights = (part.to(q.device) for part in _rule())
     z = q.sqrt()[:, None] * u
     value = slope_of(function)(z) if derivative else function(z).detach()
-    return (value * weights) @ _hermite(u, terms).T, (value**2) @ weights
+    return (value * weights) @ _hermite(terms).to(q.device).T, (value**2) @ weights
 
 
-def _hermite(u: Float64[Tensor, "nodes"], terms: int) -> Float64[Tensor, "terms nodes"]:
-    """Orthonormal Hermite polynomials: sqrt(m + 1) h_{m+1} = u h_m - sqrt(m) h_{m-1}."""
+@lru_cache(maxsize=8)
+def _hermite(terms: int) -> Float64[Tensor, "terms nodes"]:
+    """Orthonormal Hermite polynomials at the rule's nodes: sqrt(m + 1) h_{m+1} = u h_m - sqrt(m) h_{m-1}."""
+    u = _rule()[0]
     rows = [torch.ones_like(u), u]
     for m in range(1, terms):
         rows.append((u * rows[m] - math.sqrt(m) * rows[m - 1]) / math.sqrt(m + 1))
