@@ -79,14 +79,15 @@ class Kinked:
         splits = [Split(*at.once(side, "split", lambda q=q: self._split(q), None)) for side, q in enumerate((at.first, at.second))]
         cov, slope = self._kinks(at, near, far, splits, slope=at.tangent is not None)
         cov = cov.masked_fill_(dead, 0).add_(self._series(at, c, splits, derivative=False))
-        apart, total = None, None
+        apart: Tensor | None = None
+        both: Tensor | None = None
         if at.wanted and at.gap is not None:
             apart = self._apart(at, cov, at.gap)
             if at.total is not None and float((cov / (cov + apart)).min()) < OPPOSITE:
                 odd = symmetry(self.function, False) == 1
-                total = self._apart(at, -cov, at.total) if odd else apart.add(cov, alpha=2).clamp_min_(0)
+                both = self._apart(at, -cov, at.total) if odd else apart.add(cov, alpha=2).clamp_min_(0)
         tangent = at.times(lambda: slope.masked_fill_(dead, 0).add_(self._series(at, c, splits, derivative=True)).to(gap))
-        return Image(cov.to(gap), apart if apart is None else apart.to(gap), tangent, total if total is None else total.to(gap))
+        return Image(cov.to(gap), apart if apart is None else apart.to(gap), tangent, both if both is None else both.to(gap))
 
     def _apart(self, at: Arguments, cov: Tensor, close: Tensor) -> Tensor:
         """The image's n - k, where it is small not by subtraction.  `close` is n - k of the arguments."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy.polynomial import chebyshev
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gnomon.core.reading import Array
@@ -21,6 +22,8 @@ NODES = 24
 """Chebyshev points at which an interval is looked at."""
 SMOOTH, NOISE = 1e-12, 4e-15
 """Last coefficients of a smooth function and those that are rounding, relative to the largest value."""
+SEEN, ROUNDED = 1e-7, 1e-9
+"""What a kink's jumps amount to within its neighbourhood at least (softplus has one of 2e-9 at 20), and what one of them that is not rounding does."""
 CLOSE, LEAST = 2.0**-8, 2.0**-6
 """Width of the interval in which a kink is then searched by its order, and the shortest smooth piece beside one."""
 MOST = 16
@@ -103,9 +106,10 @@ def _pieces(function: Callable[[Any], Any], low: Float64[Array, "n"], high: Floa
     return found, np.abs(values).max(1)
 
 
-def _smooth(function: Callable[[Any], Any], low: Float64[Array, "n"], high: Float64[Array, "n"]) -> Array:
+def _smooth(function: Callable[[Any], Any], low: Float64[Array, "n"], high: Float64[Array, "n"]) -> NDArray[np.bool_]:
     found, size = _pieces(function, low, high)
-    return np.abs(found[:, -4:]).max(1) <= SMOOTH * size  # also false where a value is not finite
+    smooth: NDArray[np.bool_] = np.abs(found[:, -4:]).max(1) <= SMOOTH * size
+    return smooth  # also false where a value is not finite
 
 
 def _brackets(function: Callable[[Any], Any]) -> list[tuple[float, float]]:
@@ -187,9 +191,10 @@ def _jumps(left: chebyshev.Chebyshev, right: chebyshev.Chebyshev, at: float) -> 
     ends = [[float(part.deriv(m)(at)) if m else float(part(at)) for m in range(ORDERS)] for part in (left, right)]
     sizes = [max(abs(value) * reach**m / math.factorial(m) for m, value in enumerate(values)) for values in ends]
     found = [sign ** (m + 1) * (b - a) for m, (a, b) in enumerate(zip(*ends, strict=True))]
-    small = 1e-9 * max(sizes)
-    kept = [value if abs(value) * reach**m / math.factorial(m) > small else 0.0 for m, value in enumerate(found)]
+    parts = [abs(value) * reach**m / math.factorial(m) / max(*sizes, 1e-300) for m, value in enumerate(found)]
+    if max(parts) < SEEN:
+        return ()
+    kept = [value if part > ROUNDED else 0.0 for value, part in zip(found, parts, strict=True)]
     while kept and kept[-1] == 0:
         kept.pop()
     return tuple(kept)
-

@@ -23,7 +23,7 @@ def factor(layer: Layer) -> float | None:
 
 def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
     """The dual of activations applied in turn: a closed form where there is one, else the Hermite series, behind kinks where there are some.  Cost: some thousand values of the activation."""
-    functions = [layer.function for layer in chain]
+    functions = [_hardsigmoid if layer.activation == "hardsigmoid" else layer.function for layer in chain]
     whole = compose([function for function in functions if function is not None])
     slopes = scale_invariant(whole)
     if slopes is not None:
@@ -34,6 +34,11 @@ def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
         return closed
     kinks, name = find(whole), " then ".join(layer.activation for layer in chain)
     return Kinked(whole, kinks, name, tolerance) if kinks else Series(whole, name, tolerance)
+
+
+def _hardsigmoid(value: torch.Tensor) -> torch.Tensor:
+    """The same function, for PyTorch's own derivative of it has the 1/6 of float32."""
+    return (value / 6 + 0.5).clamp(0, 1)
 
 
 def _slope_at_zero(function: object) -> float:
