@@ -164,7 +164,9 @@ def test_an_expression_with_kinks_is_its_module(name):
     """To 1e-10, in float32 to 1e-5, with an input of zeros, copies, multiples and near copies, through two layers."""
     x = torch.randn(6, 5, generator=chance.generator(0), dtype=torch.float64)
     x = torch.cat([x, torch.zeros(1, 5), x[:1], -x[:1], 2 * x[:1], x[:1] + 1e-9 * x[1:2]]).double()
-    made, expected = ([torch.stack(infinite_width(mlp(each), weight_variance=1.5, bias_variance=bias)(x, kind=BOTH)) for bias in (0.0, 0.1)] for each in (Do(SAME[name][0]), SAME[name][1]))
+    made, expected = (
+        [torch.stack(infinite_width(mlp(each), weight_variance=1.5, bias_variance=bias)(x, kind=BOTH)) for bias in (0.0, 0.1)] for each in (Do(SAME[name][0]), SAME[name][1])
+    )
     single = torch.stack(infinite_width(mlp(SAME[name][1]), weight_variance=1.5, bias_variance=0.1)(x.float(), kind=BOTH))
     for one, two in zip(made, expected, strict=True):
         assert torch.isfinite(one).all()

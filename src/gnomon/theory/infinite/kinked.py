@@ -91,10 +91,12 @@ class Kinked:
 
     def _apart(self, at: Arguments, cov: Tensor, close: Tensor) -> Tensor:
         """The image's n - k, where it is small not by subtraction.  `close` is n - k of the arguments."""
-        sides = [at.once(side, "own", lambda q=q: (self.variance(q.double()),))[0] for side, q in enumerate((at.first, at.second))]
+        sides = [at.once(side, "own", lambda q=q: (self.variance(q.double()),), side)[0] for side, q in enumerate((at.first, at.second))]
         made = (sides[0].sqrt() * sides[1].sqrt() - cov).clamp_min_(0)
         stretch = ((at.first - at.second).double() / at.second).log1p() / 2
-        near = (close <= NEAR**2 / 2 * at.norm) & (stretch.abs() <= NEAR)
+        same = (close == 0) & (stretch == 0)
+        made.masked_fill_(same, 0)
+        near = (close <= NEAR**2 / 2 * at.norm) & (stretch.abs() <= NEAR) & ~same
         if bool(near.any()):
             parts = [part.double().expand_as(made)[near].split(PIECE) for part in (at.first, at.second, close, stretch)]
             made[near] = torch.cat([self._difference(*part) for part in zip(*parts, strict=True)])
@@ -167,7 +169,8 @@ class Kinked:
     def _coefficients(self, q: Tensor, orders: int, terms: int, derivative: bool) -> tuple[Tensor, Tensor]:
         """a_m and p_m.  Shapes: q any -> (terms, *q) each."""
         flat = q.reshape(-1).double()
-        made = _parts(self.function, tuple(kink.first(orders) for kink in self.kinks), flat, terms, derivative)
+        kinks = tuple(kink.first(orders) for kink in self.kinks)
+        made = _parts(self.function, kinks, flat, [_densities(kink, flat, terms) for kink in kinks], derivative)
         return tuple(self._at_zero(part, flat, kind, derivative).reshape(-1, *q.shape) for kind, part in enumerate(made))  # type: ignore[return-value]
 
     def _at_zero(self, found: Float64[Tensor, "terms n"], q: Float64[Tensor, "n"], kind: int, derivative: bool) -> Float64[Tensor, "terms n"]:
@@ -187,11 +190,11 @@ def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, h
     The error is what the series leave out, |r_m| (|r_m| + 2 |p_m|) over the terms that follow, and rounding of E p p, relative to the mean square; the worst of octaves.
     """
     q = torch.exp2(torch.arange(low, high + 1, dtype=torch.float64))
-    found = []
+    found, densities = [], [_densities(kink, q, 2 * TERMS) for kink in kinks]
     for orders in range(max(len(kink.jumps) for kink in kinks), 0, -2):
         few, terms, off = tuple(kink.first(orders) for kink in kinks), [], 0.0
         for derivative in (False, True):
-            whole, known = _parts(function, few, q, 2 * TERMS, derivative)
+            whole, known = _parts(function, few, q, densities, derivative)
             size, rest = whole.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny), (whole - known).abs()
             after = (rest * (rest + 2 * known.abs()) / size).flip(0).cumsum(0).flip(0).amax(1)
             terms.append(min(TERMS, EIGHT * (int((after > GOAL).sum()) // EIGHT + 1)))
@@ -201,10 +204,12 @@ def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, h
     return orders, both, off
 
 
-def _parts(function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], terms: int, derivative: bool) -> tuple[Float64[Tensor, "terms n"], ...]:
+def _parts(
+    function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], densities: list[Float64[Tensor, "terms _"]], derivative: bool
+) -> tuple[Float64[Tensor, "terms n"], Float64[Tensor, "terms n"]]:
     """a_m and p_m."""
-    rest = Moments(Rest(function, kinks), q, derivative).coefficients(terms).T
-    known = sum((_coefficients(kink, q, terms, derivative) for kink in kinks), torch.zeros_like(rest))
+    rest = Moments(Rest(function, kinks), q, derivative).coefficients(len(densities[0])).T
+    known = sum((_coefficients(kink, q, density, derivative) for kink, density in zip(kinks, densities, strict=True)), torch.zeros_like(rest))
     return rest + known, known
 
 
@@ -232,20 +237,33 @@ def _sum(jumps: tuple[float, ...], powers: list[Tensor], row: list[Tensor]) -> T
     return out
 
 
-def _coefficients(kink: Kink, q: Float64[Tensor, "n"], terms: int, derivative: bool) -> Float64[Tensor, "terms n"]:
+def _threshold(kink: Kink, q: Float64[Tensor, "n"]) -> Float64[Tensor, "_"]:
+    """The distance of a kink from 0 in standard deviations; one number where it is 0."""
+    return (abs(kink.at) / q.sqrt().clamp_min(torch.finfo(q.dtype).tiny)).clamp_(max=FAR) if kink.at else q.new_zeros(1)
+
+
+def _densities(kink: Kink, q: Float64[Tensor, "n"], terms: int) -> Float64[Tensor, "terms _"]:
+    """phi(t) h_m(t) at a kink."""
+    t = _threshold(kink, q)
+    out = t.new_empty(terms, len(t))
+    out[0] = torch.exp(t.square() / -2) / math.sqrt(2 * math.pi)
+    at, roots = out.cpu().numpy(), np.sqrt(np.arange(terms + 1))
+    place = t.cpu().numpy()
+    at[1] = place * at[0]
+    for m in range(1, terms - 1):
+        at[m + 1] = (place * at[m] - roots[m] * at[m - 1]) / roots[m + 1]
+    return torch.from_numpy(at).to(q)
+
+
+def _coefficients(kink: Kink, q: Float64[Tensor, "n"], density: Float64[Tensor, "terms _"], derivative: bool) -> Float64[Tensor, "terms n"]:
     """Hermite coefficients of one kink's part, or of its derivative.
 
     Those of the step (u - t)_+^0 are Q(t) and phi(t) h_{m-1}(t)/sqrt m; each order more moves them by one: e^l_m = e^{l-1}_{m-1}/sqrt m, and e^l_0 = E (u - t)_+^l / l!.
     """
-    jumps = kink.jumps[1:] if derivative else kink.jumps
-    side = q.sqrt()
-    t = (abs(kink.at) / side.clamp_min(torch.finfo(q.dtype).tiny)).clamp_(max=FAR) if kink.at else q.new_zeros(1)
-    density = torch.exp(t.square() / -2) / math.sqrt(2 * math.pi)
-    at = [density, t * density]
-    for m in range(1, terms - 1):
-        at.append((t * at[m] - math.sqrt(m) * at[m - 1]) / math.sqrt(m + 1))
-    base, root = torch.stack(at)[:terms], torch.arange(1, terms, dtype=q.dtype, device=q.device).sqrt()[:, None]
-    before, mean = density, torch.special.erfc(t * math.sqrt(0.5)) / 2
+    jumps, terms = kink.jumps[1:] if derivative else kink.jumps, len(density)
+    side, t, base = q.sqrt(), _threshold(kink, q), density
+    root = torch.arange(1, terms, dtype=q.dtype, device=q.device).sqrt()[:, None]
+    before, mean = density[0], torch.special.erfc(t * math.sqrt(0.5)) / 2
     out, scale = q.new_zeros(terms, len(q)), torch.ones_like(q)
     for order, jump in enumerate(jumps):
         base = torch.cat([mean[None], base[:-1] / root])

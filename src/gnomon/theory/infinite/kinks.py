@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnomon.core.reading import Array
+from gnomon.theory.activations import derivative
 
 ORDERS = 11
 """Derivatives whose jumps are known: those of order 0 to 10."""
@@ -55,6 +57,28 @@ class Kink:
         for m in range(len(self.jumps) - 1, 0, -1):
             out = (out + self.jumps[m] / math.factorial(m)) * over
         return out + self.jumps[0] * (w > 0).to(z)
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """A function that equals others with the same values and slopes at some thousand points, so that what is known of one is not made again for another."""
+
+    key: bytes
+    function: Callable[[Any], Any] = dataclasses.field(compare=False)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Its value."""
+        out: Tensor = self.function(z)
+        return out
+
+    @classmethod
+    def of(cls, function: Callable[[Any], Any], kinks: tuple[Kink, ...]) -> Same:
+        """The function behind its key, which holds what is at the kinks too."""
+        z = torch.tensor([0.0, *(kink.at for kink in kinks), *np.linspace(-EDGE * 256, EDGE * 256, 4001)], dtype=torch.float64)
+        digest = hashlib.sha256(repr(kinks).encode())
+        for values in (function(z), derivative(function)(z)):
+            digest.update(values.detach().double().numpy().tobytes())
+        return cls(digest.digest(), function)
 
 
 @dataclasses.dataclass(frozen=True)

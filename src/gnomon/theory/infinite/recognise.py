@@ -10,7 +10,7 @@ from gnomon.core.layers import Applied, Layer
 from gnomon.theory.activations import Function, compose, scale_invariant
 from gnomon.theory.infinite.duals import Dual, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
 from gnomon.theory.infinite.kinked import Kinked
-from gnomon.theory.infinite.kinks import find
+from gnomon.theory.infinite.kinks import Same, find
 from gnomon.theory.infinite.series import Series
 
 
@@ -33,7 +33,7 @@ def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
     if closed:
         return closed
     kinks, name = find(whole), " then ".join(layer.activation for layer in chain)
-    return Kinked(whole, kinks, name, tolerance) if kinks else Series(whole, name, tolerance)
+    return Kinked(Same.of(whole, kinks), kinks, name, tolerance) if kinks else Series(whole, name, tolerance)
 
 
 def _hardsigmoid(value: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,10 @@ class Moments:
             self.table = table.to(q.device)
             if self.known > 0:
                 self.weights = torch.cat([_between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
-        self.squares = self._squares()
 
-    def _squares(self) -> Float64[Tensor, "n"]:
+    @cached_property
+    def squares(self) -> Float64[Tensor, "n"]:
+        """E s^2."""
         if self.table is not None and self.known > 0:
             return self.weights @ self.table[:, 0]
         return torch.cat([_moments(self.function, part, 0, self.derivative)[1] for part in self.q.split(ROWS)])
