@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.theory.activations import derivative as slope_of
-from gnomon.theory.infinite.corner import FAR, Angles, rows
+from gnomon.theory.infinite.corner import FAR, Angles, Side, rows
 from gnomon.theory.infinite.duals import Arguments, Image
 from gnomon.theory.infinite.kinks import Kink, Rest
 from gnomon.theory.infinite.series import EIGHT, NODES, PANELS, REACH, Moments, symmetry, too_short
@@ -29,7 +29,11 @@ NEAR = 2e-5
 """The angle, and the difference of the logarithms of standard deviations, below which a difference of images is made as one."""
 OPPOSITE = -0.75
 """The correlation below which n + k is carried on."""
-PIECE = 1 << 13
+NOTHING = 8.0
+"""Standard deviations from 0 beyond which a kink does nothing that float64 would see."""
+SAME = 1e-12
+"""What jumps at a kink and at its mirror image may differ by."""
+PIECE = 1 << 14
 """Covariances worked on at a time."""
 
 
@@ -83,7 +87,7 @@ class Kinked:
         both: Tensor | None = None
         if at.wanted and at.gap is not None:
             apart = self._apart(at, cov, at.gap)
-            if at.total is not None and float((cov / (cov + apart)).min()) < OPPOSITE:
+            if at.total is not None and bool((cov < OPPOSITE * (cov + apart)).any()):
                 odd = symmetry(self.function, False) == 1
                 both = self._apart(at, -cov, at.total) if odd else apart.add(cov, alpha=2).clamp_min_(0)
         tangent = at.times(lambda: slope.masked_fill_(dead, 0).add_(self._series(at, c, splits, derivative=True)).to(gap))
@@ -140,17 +144,25 @@ class Kinked:
 
     def _kinks(self, at: Arguments, near: Tensor, far: Tensor, splits: list[Split], *, slope: bool) -> tuple[Tensor, Tensor]:
         """E p p and E p' p'."""
-        one, two = (q.double().sqrt().expand(near.shape).reshape(-1) for q in (at.first, at.second))
         cov, tangent = near.new_zeros(near.numel()), near.new_zeros(near.numel() if slope else 0)
+        sides = []
+        for side, (q, split) in enumerate(zip((at.first, at.second), splits, strict=True)):
+            few = []
+            for number, kink in enumerate(self.kinks):
+                made = at.once(side, f"kink {number}", lambda q=q, kink=kink: Side.of(abs(kink.at), q.double())[1:], side)
+                if float(at.once(side, f"least of kink {number}", lambda made=made: (made[1].min(),), None)[0]) < NOTHING:
+                    few.append((kink.first(int(split.orders)), Side(abs(kink.at), *(part.expand(near.shape).reshape(-1) for part in made))))
+            sides.append(few)
+        mirrored = _mirrored(self.kinks)
         flat_near, flat_far = near.reshape(-1), far.reshape(-1)
-        sides = [[kink.first(int(split.orders)) for kink in self.kinks] for split in splits]
         for start in range(0, near.numel(), PIECE):
             part = slice(start, start + PIECE)
             a, b = flat_near[part], flat_far[part]
             angles = Angles((b - a) / 2, a, b, (a * b).sqrt())
-            for first in sides[0]:
-                for second in sides[1]:
-                    _add(first, second, one[part], two[part], angles, cov[part], tangent[part] if slope else None)
+            for first, one in sides[0]:
+                for second, two in sides[1]:
+                    if not mirrored or first.up:
+                        _add(first, second, one.part(part), two.part(part), angles, cov[part], tangent[part] if slope else None, 1 + mirrored)
         return cov.reshape(near.shape), tangent.reshape(near.shape) if slope else tangent
 
     def _series(self, at: Arguments, c: Tensor, splits: list[Split], *, derivative: bool) -> Tensor:
@@ -184,6 +196,17 @@ class Kinked:
 
 
 @lru_cache(maxsize=256)
+def _mirrored(kinks: tuple[Kink, ...]) -> bool:
+    """Whether every kink has its mirror image, all of the same sign, so that pairs of kinks give what their images do."""
+    found = {kink.at: kink for kink in kinks}
+    pairs = [(kink, found.get(-kink.at)) for kink in kinks if kink.up]
+    if 0.0 in found or 2 * len(pairs) != len(kinks) or not all(image and len(image.jumps) == len(kink.jumps) for kink, image in pairs):
+        return False
+    one, two = (np.concatenate([part.jumps for part in side if part]) for side in zip(*pairs, strict=True))
+    return any(float(np.abs(one - sign * two).max()) <= SAME * float(np.abs(one).max()) for sign in (1, -1))
+
+
+@lru_cache(maxsize=256)
 def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, high: int) -> tuple[int, tuple[int, int], float]:
     """How many jumps are taken out for variances from 2^low to 2^high, how long the series of s and of s' are, and the error: the cheapest that is at most GOAL, else the most exact.
 
@@ -197,11 +220,16 @@ def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, h
             whole, known = _parts(function, few, q, densities, derivative)
             size, rest = whole.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny), (whole - known).abs()
             after = (rest * (rest + 2 * known.abs()) / size).flip(0).cumsum(0).flip(0).amax(1)
-            terms.append(min(TERMS, EIGHT * (int((after > GOAL).sum()) // EIGHT + 1)))
+            terms.append(min(TERMS, _even(int((after > GOAL).sum()))))
             off = max(off, float(after[terms[-1]]) + ROUNDING * float((known.square().sum(0) / size).max()))
-        found.append((max(off, GOAL), 6 * len(kinks) ** 2 * orders**2 + 3 * sum(terms), orders, (terms[0], terms[1])))
+        found.append((max(off, GOAL), 1.5 * len(kinks) ** 2 * orders**2 + sum(terms), orders, (terms[0], terms[1])))
     off, _, orders, both = min(found)
     return orders, both, off
+
+
+def _even(terms: int) -> int:
+    """A length of at least so many terms and 1, of which there are few, so that two sides seldom differ."""
+    return terms + 1 if terms < EIGHT else EIGHT * (terms // EIGHT + 1)
 
 
 def _parts(
@@ -213,28 +241,22 @@ def _parts(
     return rest + known, known
 
 
-def _add(first: Kink, second: Kink, one: Tensor, two: Tensor, angles: Angles, cov: Tensor, slope: Tensor | None) -> None:
-    """Add what a pair of kinks gives, in place."""
-    at = angles if first.up == second.up else angles.mirrored()
-    origin = first.at == 0 and second.at == 0
-    u, v = (None if origin else (abs(kink.at) / side.clamp_min(torch.finfo(side.dtype).tiny)).clamp_(max=FAR) for kink, side in ((first, one), (second, two)))
-    powers = [[torch.ones_like(one)], [torch.ones_like(two)]]
-    for known, side, kink in zip(powers, (one, two), (first, second), strict=True):
-        for _ in kink.jumps[1:]:
-            known.append(known[-1] * side)
-    for m, row in enumerate(rows(u, v, at, (len(first.jumps) - 1, len(second.jumps) - 1))):
+def _add(first: Kink, second: Kink, one: Side, two: Side, angles: Angles, cov: Tensor, slope: Tensor | None, times: int) -> None:
+    """Add what a pair of kinks gives, so many times, in place."""
+    at, sign = (angles, times) if first.up == second.up else (angles.mirrored(), -times)
+    for m, row in enumerate(rows(one, two, at, (len(first.jumps) - 1, len(second.jumps) - 1))):
         if first.jumps[m]:
-            cov.addcmul_(powers[0][m], _sum(second.jumps, powers[1], row), value=first.jumps[m])
+            cov.add_(_sum(second.jumps, row), alpha=times * first.jumps[m])
         if slope is not None and m + 1 < len(first.jumps) and first.jumps[m + 1]:
-            slope.addcmul_(powers[0][m], _sum(second.jumps[1:], powers[1], row), value=first.jumps[m + 1] * (1 if first.up == second.up else -1))
+            slope.add_(_sum(second.jumps[1:], row), alpha=sign * first.jumps[m + 1])
 
 
-def _sum(jumps: tuple[float, ...], powers: list[Tensor], row: list[Tensor]) -> Tensor:
-    out = torch.zeros_like(row[0])
-    for jump, power, value in zip(jumps, powers, row, strict=False):
+def _sum(jumps: tuple[float, ...], row: list[Tensor]) -> Tensor:
+    out: Tensor | None = None
+    for jump, value in zip(jumps, row, strict=False):
         if jump:
-            out.addcmul_(power, value, value=jump)
-    return out
+            out = value * jump if out is None else out.add_(value, alpha=jump)
+    return torch.zeros_like(row[0]) if out is None else out
 
 
 def _threshold(kink: Kink, q: Float64[Tensor, "n"]) -> Float64[Tensor, "_"]:
@@ -249,7 +271,7 @@ def _densities(kink: Kink, q: Float64[Tensor, "n"], terms: int) -> Float64[Tenso
     out[0] = torch.exp(t.square() / -2) / math.sqrt(2 * math.pi)
     at, roots = out.cpu().numpy(), np.sqrt(np.arange(terms + 1))
     place = t.cpu().numpy()
-    at[1] = place * at[0]
+    at[1:2] = place * at[0]
     for m in range(1, terms - 1):
         at[m + 1] = (place * at[m] - roots[m] * at[m - 1]) / roots[m + 1]
     return torch.from_numpy(at).to(q)
