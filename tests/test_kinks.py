@@ -45,7 +45,7 @@ ACTIVATIONS = {
     "clamp": (lambda z: z.clamp(-0.75, 1.25), between(-mp.mpf(0.75), mp.mpf(1.25), [-mp.mpf(0.75)], [0, 1], [mp.mpf(1.25)])),
     "hand-written": (lambda z: torch.maximum(z, torch.where(z < -1, 0.25 * z - 0.25, 0.5 * z)), between(-1, 0, [-ONE / 4, ONE / 4], [0, ONE / 2], [0, 1])),
 }  # fmt: skip
-POINTS = ((1.25, 0.5, 1, 1e-12), (2.25, 0.75, -1, 0.4), (0.75, 3.0, 1, 0.05))
+POINTS = ((1.25, 0.5, 1, 1e-12), (2.25, 0.75, -1, 0.3))
 """Variances, the sign of the correlation and the distance of its size from 1."""
 
 
@@ -72,9 +72,9 @@ def in_30_digits(pieces, q1, q2, cosine, sine):
         return mp.npdf(u) * value * smoothed(pieces, two * cosine * u, two * sine)
 
     kinks = {piece[0] for piece in pieces} - {-INF}
-    cuts = {mp.mpf(cut) for cut in (-14, -6, -2.5, 0, 2.5, 6, 14)} | {kink / one for kink in kinks}
-    cuts |= {kink / (two * cosine) + k * sine / abs(cosine) for kink in kinks for k in (-10, -3, 0, 3, 10)}
-    return mp.quad(integrand, sorted(cut for cut in cuts if abs(cut) <= 14), method="gauss-legendre", maxdegree=5)
+    cuts = {mp.mpf(cut) for cut in (-9, -3, 0, 3, 9)} | {kink / one for kink in kinks}
+    cuts |= {kink / (two * cosine) + k * sine / abs(cosine) for kink in kinks for k in (-9, 0, 9)}
+    return mp.quad(integrand, sorted(cut for cut in cuts if abs(cut) <= 9), method="gauss-legendre", maxdegree=5)
 
 
 def slopes(pieces):
@@ -94,7 +94,7 @@ def test_duals_are_those_of_30_digits(name):
     """Value and derivative to 1e-10 of the product of the root mean squares, near a correlation of 1 too."""
     function, pieces = ACTIVATIONS[name]
     dual = Kinked(function, find(function), name, 1e-6)
-    with mp.workdps(30):
+    with mp.workdps(30):  # nine standard deviations reach to 1e-18
         for q1, q2, sign, distance in POINTS:
             at, cosine, sine = arguments(q1, q2, sign, distance, wanted=False)
             image = dual.image(at)
@@ -164,15 +164,15 @@ def test_an_expression_with_kinks_is_its_module(name):
     """To 1e-10, in float32 to 1e-5, with an input of zeros, copies, multiples and near copies, through two layers."""
     x = torch.randn(6, 5, generator=chance.generator(0), dtype=torch.float64)
     x = torch.cat([x, torch.zeros(1, 5), x[:1], -x[:1], 2 * x[:1], x[:1] + 1e-9 * x[1:2]]).double()
-    made, expected = (
-        [torch.stack(infinite_width(mlp(each), weight_variance=1.5, bias_variance=bias)(x, kind=BOTH)) for bias in (0.0, 0.1)] for each in (Do(SAME[name][0]), SAME[name][1])
+    module = mlp(SAME[name][1])
+    made, expected, biased, single = (
+        torch.stack(infinite_width(network, weight_variance=1.5, bias_variance=bias)(data, kind=BOTH))
+        for network, bias, data in ((mlp(Do(SAME[name][0])), 0.0, x), (module, 0.0, x), (module, 0.1, x), (module, 0.1, x.float()))
     )
-    single = torch.stack(infinite_width(mlp(SAME[name][1]), weight_variance=1.5, bias_variance=0.1)(x.float(), kind=BOTH))
-    for one, two in zip(made, expected, strict=True):
-        assert torch.isfinite(one).all()
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
-        assert float(torch.linalg.eigvalsh(one).min()) >= -1e-9 * float(one.max())
-    torch.testing.assert_close(single.double(), expected[1], rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(made).all()
+    torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
+    assert all(float(torch.linalg.eigvalsh(one).min()) >= -1e-9 * float(one.max()) for one in (made, biased))
+    torch.testing.assert_close(single.double(), biased, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", [nn.SELU(), nn.Hardtanh(), nn.Hardshrink()], ids=lambda one: type(one).__name__)
