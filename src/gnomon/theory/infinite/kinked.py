@@ -17,14 +17,20 @@ from gnomon.theory.activations import derivative as slope_of
 from gnomon.theory.infinite.corner import FAR, Angles, Side, rows
 from gnomon.theory.infinite.duals import Arguments, Image
 from gnomon.theory.infinite.kinks import Kink, Rest
-from gnomon.theory.infinite.series import EIGHT, NODES, PANELS, REACH, Moments, symmetry, too_short
+from gnomon.theory.infinite.series import EIGHT, NODES, PANELS, POINTS, REACH, ROWS, Moments, between, symmetry, too_short
 
 TERMS = 768
 """The longest series; what one leaves out is read from as many terms again."""
-GOAL = 1e-11
-"""What a series may leave out, relative to the root mean square, where it can."""
-ROUNDING = 1e-15
+GOAL, EXACT = 2e-11, 1e-10
+"""What a series may leave out, and what is exact enough, rounding included, relative to the mean square, where it can be had."""
+ROUNDING = 4e-16
 """What rounding amounts to, relative to the mean square of the kinks' part."""
+FEW = 48
+"""Variances from which on coefficients are interpolated."""
+OCTAVES = 4
+"""Tables reach from one multiple of so many octaves to another, so that there are few of them."""
+AGREES = 1e-11
+"""What a table may miss at points of its own, relative to the root mean square."""
 NEAR = 2e-5
 """The angle, and the difference of the logarithms of standard deviations, below which a difference of images is made as one."""
 OPPOSITE = -0.75
@@ -53,8 +59,7 @@ class Kinked:
     m^{-(M + 2)/2} or faster where the jumps of M derivatives are taken out, and p_m as m^{-3/4} at least, so that few terms are enough.  The derivative's dual is the same with d_{j,m+1} and r';
     jumps of s itself have no part in it, as in autograd.
 
-    Error: GOAL of the geometric mean of the variances where the series is long enough for it, else `tolerance` at most: the terms left out are at most what the next ones of twice the
-    length add up to.
+    Error: EXACT of the geometric mean of the images' variances where that can be had, else `tolerance` at most: what is left out is read from the terms that follow, up to 2 TERMS.
     Cost: 20 exponentials a pair of kinks, 4 operations a pair of derivatives, and 3 a term of the series.
     Raises: OutOfScope where the longest series leaves more than `tolerance`, with the number.
     Source: derived here.
@@ -182,16 +187,14 @@ class Kinked:
         """a_m and p_m.  Shapes: q any -> (terms, *q) each."""
         flat = q.reshape(-1).double()
         kinks = tuple(kink.first(orders) for kink in self.kinks)
-        made = _parts(self.function, kinks, flat, [_densities(kink, flat, terms) for kink in kinks], derivative)
+        made = _interpolated(self.function, kinks, flat, terms, derivative)
         return tuple(self._at_zero(part, flat, kind, derivative).reshape(-1, *q.shape) for kind, part in enumerate(made))  # type: ignore[return-value]
 
     def _at_zero(self, found: Float64[Tensor, "terms n"], q: Float64[Tensor, "n"], kind: int, derivative: bool) -> Float64[Tensor, "terms n"]:
         """Where nothing arrives s is s(0), and its derivative autograd's there."""
         found = found.masked_fill(q == 0, 0)
-        origin = torch.zeros(1, dtype=torch.float64)
-        value = float((slope_of(self.function) if derivative else self.function)(origin))
-        if kind == 0:
-            found[0].masked_fill_(q == 0, value)
+        if kind == 0 and bool((q == 0).any()):
+            found[0].masked_fill_(q == 0, float((slope_of(self.function) if derivative else self.function)(torch.zeros(1, dtype=torch.float64))))
         return found
 
 
@@ -208,7 +211,7 @@ def _mirrored(kinks: tuple[Kink, ...]) -> bool:
 
 @lru_cache(maxsize=256)
 def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, high: int) -> tuple[int, tuple[int, int], float]:
-    """How many jumps are taken out for variances from 2^low to 2^high, how long the series of s and of s' are, and the error: the cheapest that is at most GOAL, else the most exact.
+    """How many jumps are taken out for variances from 2^low to 2^high, how long the series of s and of s' are, and the error: the cheapest that is at most EXACT, or nearly the most exact.
 
     The error is what the series leave out, |r_m| (|r_m| + 2 |p_m|) over the terms that follow, and rounding of E p p, relative to the mean square; the worst of octaves.
     """
@@ -222,8 +225,9 @@ def _chosen(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, h
             after = (rest * (rest + 2 * known.abs()) / size).flip(0).cumsum(0).flip(0).amax(1)
             terms.append(min(TERMS, _even(int((after > GOAL).sum()))))
             off = max(off, float(after[terms[-1]]) + ROUNDING * float((known.square().sum(0) / size).max()))
-        found.append((max(off, GOAL), 1.5 * len(kinks) ** 2 * orders**2 + sum(terms), orders, (terms[0], terms[1])))
-    off, _, orders, both = min(found)
+        found.append((off, 1.5 * len(kinks) ** 2 * orders**2 + sum(terms), orders, (terms[0], terms[1])))
+    enough = max(EXACT, 3 * min(off for off, *_ in found))
+    _, orders, both, off = min((cost, orders, both, off) for off, cost, orders, both in found if off <= enough)
     return orders, both, off
 
 
@@ -232,12 +236,45 @@ def _even(terms: int) -> int:
     return terms + 1 if terms < EIGHT else EIGHT * (terms // EIGHT + 1)
 
 
+def _interpolated(
+    function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], terms: int, derivative: bool
+) -> tuple[Float64[Tensor, "terms n"], Float64[Tensor, "terms n"]]:
+    """a_m and p_m, a_m between the points of a table where there are many variances."""
+    densities = [_densities(kink, q, terms) for kink in kinks]
+    least, most = (float(part) for part in q.aminmax())
+    if len(q) > FEW and least > 0 and math.isfinite(most):
+        low, high = OCTAVES * math.floor(math.log2(least) / OCTAVES), OCTAVES * (math.floor(math.log2(most) / OCTAVES) + 1)
+        table = _table(function, kinks, low, high, 1 << max(terms - 1, 7).bit_length(), derivative)
+        if table is not None:
+            whole = torch.cat([between((2 * part.log2() - low - high) / (high - low), table.shape[1] - 1) for part in q.split(ROWS)]) @ table[:terms].T.to(q)
+            return whole.T, _known(kinks, q, densities, derivative)
+    return _parts(function, kinks, q, densities, derivative)
+
+
+@lru_cache(maxsize=64)
+def _table(function: Callable[[Any], Any], kinks: tuple[Kink, ...], low: int, high: int, terms: int, derivative: bool) -> Float64[Tensor, "terms points"] | None:
+    """a_m at Chebyshev points of log q from 2^low to 2^high, as many as tell it; None where POINTS do not.  (Those of the rest would not do: they grow over many decades.)"""
+    for count in POINTS:
+        x = torch.cos(torch.arange(count + 1, dtype=torch.float64) * (math.pi / count))
+        q = torch.exp2((low + high + (high - low) * x) / 2)
+        whole = _parts(function, kinks, q, [_densities(kink, q, terms) for kink in kinks], derivative)[0]
+        off = (whole[:, ::2] @ between(x, count // 2).T - whole).abs() / whole.square().sum(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        if float(off.max()) <= AGREES:
+            return whole
+    return None
+
+
+def _known(kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], densities: list[Float64[Tensor, "terms _"]], derivative: bool) -> Float64[Tensor, "terms n"]:
+    """p_m."""
+    return sum((_coefficients(kink, q, density, derivative) for kink, density in zip(kinks, densities, strict=True)), q.new_zeros(len(densities[0]), len(q)))
+
+
 def _parts(
     function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], densities: list[Float64[Tensor, "terms _"]], derivative: bool
 ) -> tuple[Float64[Tensor, "terms n"], Float64[Tensor, "terms n"]]:
     """a_m and p_m."""
     rest = Moments(Rest(function, kinks), q, derivative).coefficients(len(densities[0])).T
-    known = sum((_coefficients(kink, q, density, derivative) for kink, density in zip(kinks, densities, strict=True)), torch.zeros_like(rest))
+    known = _known(kinks, q, densities, derivative)
     return rest + known, known
 
 

@@ -112,7 +112,7 @@ class Moments:
             table, self.known = _table(function, low, high, derivative)
             self.table = table.to(q.device)
             if self.known > 0:
-                self.weights = torch.cat([_between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
+                self.weights = torch.cat([between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
 
     @cached_property
     def squares(self) -> Float64[Tensor, "n"]:
@@ -148,7 +148,7 @@ def _table(function: Callable[[Any], Any], low: int, high: int, derivative: bool
         x = torch.cos(torch.arange(count + 1, dtype=torch.float64) * (math.pi / count))
         found, squares = _moments(function, torch.exp2((low + high + (high - low) * x) / 2), TERMS[-1], derivative)
         table = torch.cat([squares[:, None], found], 1)
-        off = (_between(x, count // 2) @ table[::2] - table).abs() / torch.cat([squares[:, None], squares.sqrt()[:, None].expand_as(found)], 1).clamp_min(
+        off = (between(x, count // 2) @ table[::2] - table).abs() / torch.cat([squares[:, None], squares.sqrt()[:, None].expand_as(found)], 1).clamp_min(
             torch.finfo(torch.float64).tiny
         )
         wrong = (off.amax(0) > AGREES).nonzero()
@@ -158,7 +158,7 @@ def _table(function: Callable[[Any], Any], low: int, high: int, derivative: bool
     return table, known
 
 
-def _between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]:
+def between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]:
     """The barycentric interpolation from the Chebyshev points cos(j pi / count), j = 0 .. count, to x in [-1, 1]."""
     at = torch.cos(torch.arange(count + 1, dtype=torch.float64, device=x.device) * (math.pi / count))
     sign = torch.ones_like(at)
