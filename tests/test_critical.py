@@ -122,6 +122,31 @@ def test_convolutions_are_a_chain_too():
         gnomon.tune(model)
 
 
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.7))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x - x.mean(1, keepdim=True))
+
+
+def test_an_activation_of_ones_own_is_one_and_its_parameters_learn():
+    """s(1.7 z)/1.7 of SiLU: K* is divided by 1.7^2.  A module that sees its neighbours is none."""
+    tuned = gnomon.tune(chain(Swish, depth=3, width=16))
+    assert tuned.point.kernel == pytest.approx(critical_point(nn.functional.silu).kernel / 1.7**2, rel=1e-6)
+    assert {id(p) for group in tuned.parameter_groups() for p in group["params"]} == {id(p) for p in tuned.model.parameters()}
+    with pytest.raises(OutOfScope, match="`2` does not follow `0`"):
+        gnomon.tune(chain(Centred, depth=3, width=16))
+    half = chain(nn.Tanh, depth=3, width=16).bfloat16()
+    assert gnomon.tune(half, torch.ones(5, 20).bfloat16()).lr > 0
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map
 from gnomon.core import architecture
 from gnomon.core import rng as chance
 from gnomon.core.dataset import Tree, leaves
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.studies.step_size import CURVATURE, largest_curvature, loss_of
 from gnomon.theory.activations import Function, named
@@ -56,15 +57,19 @@ class Tuned:
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """One group a parameter for an optimizer of torch: `torch.optim.SGD(tuned.parameter_groups())`; lr times a layer's rate, `self.lr` where none is given.
 
+        Parameters of activations (PReLU) learn at lr / depth.
+
         For gradient descent and momentum; Adam divides by the size of the gradients, so that its steps do not see these factors.
         """
-        groups = []
+        groups: list[dict[str, Any]] = []
         for name, weight, bias in zip(self.layers, self.weight_rates, self.bias_rates, strict=True):
             child = self.model if name == architecture.ROOT else self.model.get_submodule(name)
             for key, rate in (("weight", weight), ("bias", bias)):
                 if (parameter := getattr(child, key)) is not None:
                     groups.append({"params": [parameter], "lr": (self.lr if lr is None else lr) * rate, "name": f"{name}.{key}"})
-        return groups
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [(name, parameter) for name, parameter in self.model.named_parameters() if id(parameter) not in known]
+        return groups + [{"params": [parameter], "lr": (self.lr if lr is None else lr) / len(self.layers), "name": name} for name, parameter in rest]
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("layer", "predicted", "before", "after")]
@@ -187,7 +192,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
     settings: dict[str, Any] = {"depth": depth, "width": plan.width, "weight_variance": c_w, "bias_variance": c_b}
     parts = ntk_contributions(function, square=read, weight_rates=weight_rates, bias_rates=bias_rates, **settings)
     predicted = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[0]
-    before = _signals(model, children, names, inputs)
+    before, kept = _signals(model, children, names, inputs), copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for place, (child, fan_in) in enumerate(zip(children, fans, strict=True)):
             scale = read / square if place == 0 else 1.0
@@ -196,8 +201,13 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
                 child.bias.copy_(math.sqrt(c_b) * chance.normal(*child.bias.shape, rng=chance.child(rng, "bias", place)))
     scaled = [float(rate) / fan * (read / square if place == 0 else 1.0) for place, (rate, fan) in enumerate(zip(weight_rates, fans, strict=True))]
     keys = ["" if name == architecture.ROOT else f"{name}." for name in names]
-    rates = {f"{key}{what}": rate for what, each in (("weight", scaled), ("bias", map(float, bias_rates))) for key, rate in zip(keys, each, strict=True)}
-    curvature = largest_curvature(model, examples, plan.loss, rates, class_first=plan.class_first, rng=chance.child(rng, "curvature"))
+    rates = dict.fromkeys(dict(model.named_parameters()), 1 / depth)
+    rates |= {f"{key}{what}": rate for what, each in (("weight", scaled), ("bias", map(float, bias_rates))) for key, rate in zip(keys, each, strict=True)}
+    try:
+        curvature = largest_curvature(model, examples, plan.loss, rates, class_first=plan.class_first, rng=chance.child(rng, "curvature"))
+    except GnomonError:
+        model.load_state_dict(kept)
+        raise
     return Tuned(
         model, names, point, tuple(scaled), tuple(map(float, bias_rates)), plan.loss, 1 / curvature, 1 / (CURVATURE[plan.loss](plan.outputs) * float(parts.value.sum())),
         predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs),

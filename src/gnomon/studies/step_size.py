@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
 from gnomon.core import architecture
 from gnomon.core.dataset import Tree, leaves
@@ -39,6 +41,9 @@ def largest_curvature(model: nn.Module, inputs: Tree, loss: str, rates: Mapping[
     Shapes: `rates` by the names of the parameters; `class_first` where the classes stand before the positions.   Units: loss.   Error: TOLERANCE, relative.
     Cost: some 20 gradients.   Raises: InvalidInput as `Subject.freeze`, and where the network does not curve the loss at all.   Source: Schraudolph 2002 (the matrix).
     """
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):  # sums over examples are lost in so few digits
+        model = copy.deepcopy(model).float()
+        inputs = tree_map(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, inputs)
     with architecture.quiet(model), torch.no_grad():
         output = leaves(model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs))[0]
     shape = (len(output), *output.shape[2:]) if class_first else output.shape[:-1]
