@@ -86,7 +86,7 @@ def width_effects(architecture: Architecture, *, square: float, biases: Sequence
     exact = _exact(function, c_b, widths)
     order = np.arange(2, depth + 1) * NEXT / width
     missing = np.abs(exact - signals) if exact is not None else signals * (np.maximum(signals / 2, order) + first)
-    error = np.array([*missing, *(np.abs(last) * (max(r, NEXT * depth / width) + first))])
+    error = np.array([*missing, *(np.abs(last) * (max(r, NEXT * depth / width) + first + uniform))])
     names = (*(layer.name for layer in layers[1:]), KERNEL, STEP)[: depth - 1 + len(last)]
     return Reading.predicted(
         "width_effects", np.array([*(signals if exact is None else exact), *last]), unit="", error=error if exact is None else np.array([*np.zeros(depth - 1), *error[depth - 1 :]]),
