@@ -26,12 +26,16 @@ class ResidualChain:
     weights: tuple[Tensor, ...]
     residual: float
 
-    def outputs(self, x: Float[Tensor, "examples features"]) -> Float[Tensor, "members examples outputs"]:
-        """The outputs.   Cost: one forward pass."""
+    def hidden(self, x: Float[Tensor, "examples features"]) -> Float[Tensor, "members examples units"]:
+        """z of the last hidden layer.   Cost: one forward pass."""
         z = x @ self.weights[0]
         for weights in self.weights[1:-1]:
             z = self.residual * z + self.activation(z) @ weights
-        return self.activation(z) @ self.weights[-1]
+        return z
+
+    def outputs(self, x: Float[Tensor, "examples features"]) -> Float[Tensor, "members examples outputs"]:
+        """The outputs.   Cost: one forward pass."""
+        return self.activation(self.hidden(x)) @ self.weights[-1]
 
     def ntk(self, x: Float[Tensor, "examples features"]) -> Float[Tensor, "members examples"]:
         """The tangent kernel of the first output on each example by itself.   Cost: a gradient an example."""
