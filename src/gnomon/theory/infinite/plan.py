@@ -491,9 +491,9 @@ def _shared(knowns: list[Known]) -> set[str]:
 
 def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once))
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once, asked.into))
     first, second = x.first, x.second
     if image.factor == 1:
         (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
         (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
-    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
+    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor, None if first is not x.first else x.between)
