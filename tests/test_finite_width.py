@@ -158,7 +158,7 @@ def test_the_kernel_of_all_pairs():
     ("kernel", "says"),
     [
         (np.ones((2, 2)), "Inputs 0 and 1 are the same"), (np.array([[1.0, -2.0], [-2.0, 4.0]]), "Inputs 0 and 1 are the same"), (np.array([[0.0]]), "kernel 0"),
-        (np.array([[1.0, 0.5], [0.4, 1.0]]), "symmetric"), (np.full((1, 1), np.nan), "symmetric"),
+        (np.array([[1.0, 0.5], [0.4, 1.0]]), "symmetric"), (np.full((1, 1), np.nan), "kernel must be finite"),
     ],
 )  # fmt: skip
 def test_kernels_that_are_none(kernel, says):

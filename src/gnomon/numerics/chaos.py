@@ -23,11 +23,12 @@ ORDER = 384
 """Hermite polynomials that are kept."""
 
 
-def line(breaks: tuple[float, ...] = (0.0,)) -> tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]:
+@functools.lru_cache(maxsize=64)
+def line(breaks: tuple[float, ...] = (0.0,), nodes: int = NODES) -> tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]:
     """Nodes and weights of a standard normal, split at the breaks.   Shapes: (nodes,) twice."""
     edges = np.unique(np.concatenate([np.arange(-REACH, REACH + PANEL / 2, PANEL), [b for b in breaks if abs(b) < REACH]]))
     edges = edges[np.concatenate([[True], np.diff(edges) > 1e-13])]
-    x, w = np.polynomial.legendre.leggauss(NODES)
+    x, w = np.polynomial.legendre.leggauss(nodes)
     half = np.diff(edges)[:, None] / 2
     u = ((edges[1:] + edges[:-1])[:, None] / 2 + half * x).reshape(-1)
     return u, (half * w).reshape(-1) * np.exp(-(u**2) / 2) / math.sqrt(2 * math.pi)

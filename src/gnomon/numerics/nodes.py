@@ -66,7 +66,10 @@ def derivatives(function: Function, z: Float64[Array, "*shape"], order: int) -> 
     """A function of numbers and its first derivatives, as autograd takes them.   Shapes: any -> order + 1 of it.   Raises: InvalidInput where one is not finite."""
     at = torch.from_numpy(np.ascontiguousarray(z, dtype=np.float64)).requires_grad_(order > 0)
     with torch.enable_grad():
-        found = [function(at).double()]
+        try:
+            found = [function(at).double()]
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"The function must be one of a tensor that autograd can follow, such as torch.tanh: {error}") from error
         for number in range(order):
             last = found[-1]
             if not last.requires_grad:

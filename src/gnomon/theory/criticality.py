@@ -110,6 +110,8 @@ def check_growth(activation: Function) -> None:
     Shapes: as `critical_point`.   Assumes: what it does up to |z| = 512 is what it does beyond.   Cost: none to speak of.
     Raises: OutOfScope where it does: expansions in 1/width and quadratures have no meaning; InvalidInput where it is not elementwise.
     """
+    if not callable(activation):
+        raise InvalidInput(f"The activation must be a function of a tensor, not {activation!r}; `gnomon.theory.activations.named` gives one by its name.")
     at = 2.0 ** torch.arange(3, 10, dtype=torch.float64)
     for side in (at, -at):
         with torch.no_grad():

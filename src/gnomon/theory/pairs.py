@@ -102,18 +102,11 @@ def _closed(slopes: tuple[float, float], k: Float64[Array, "n n"]) -> Table:
 def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
     n, size = len(k), np.sqrt(np.diag(k))
     breaks = (0.0,) if smooth == 3 else breaks_of(activation)
-    rows, squares, bends = [], [], np.zeros(n)
-    for index in range(n):
-        cuts = tuple(b / size[index] for b in breaks)
-        u, w = chaos.line(cuts)
-        found = derivatives(activation, size[index] * u, 2 if smooth >= 2 else 1)
-        rows.append(chaos.coefficients(found[0], cuts))
-        both = chaos.coefficients(np.stack([found[0] ** 2, found[1] ** 2]), cuts, 5)
-        squares.append(both)
-        bends[index] = float(w @ found[2] ** 2) if smooth >= 2 else 0.0
-    a, own = np.stack(rows), np.stack(squares)
+    alike = breaks == (0.0,)  # at 0 the cut is the same for all
+    parts = [_along(activation, part, tuple(b / part[0] for b in breaks), smooth) for part in ([size] if alike else np.split(size, n))]
+    a, own, bends = (np.concatenate(each) for each in zip(*parts, strict=True))
     two: Table = {}
-    worst = 0.0
+    worst = _unresolved(activation, float(size.max()), tuple(b / size.max() for b in breaks))
     for i, j in KINDS:
         two[i, j], tail = chaos.mehler(a, k, i, j)
         off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
@@ -126,6 +119,26 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
         np.fill_diagonal(two[kind], value)
     if worst > CONVERGED:
         raise OutOfScope(
-            f"the series in the correlation of two inputs does not converge (its end is worth {worst:.2g} of it): the activation has kinks, and the inputs are close; take fewer"
+            f"the moments of one input or the series in the correlation of two do not converge (what they leave out is worth {worst:.2g} of them): the activation has kinks and inputs are "
+            "close, or it bends within a small part of a large kernel; take fewer inputs or a smaller kernel"
         )
     return two, worst + 1e-13
+
+
+def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array, Array]:
+    """Coefficients of s, those of its square and of its slope's, and the mean square of its bend (0 where that is no function), at inputs of these sizes.   Shapes: (n, order), (n, 2, 5), (n,)."""
+    u, w = chaos.line(cuts)
+    found = derivatives(activation, size[:, None] * u, 2 if smooth >= 2 else 1)
+    squares = chaos.coefficients(np.stack([found[0] ** 2, found[1] ** 2], 1), cuts, 5)
+    return chaos.coefficients(found[0], cuts), squares, found[2] ** 2 @ w if smooth >= 2 else np.zeros(len(size))
+
+
+def _unresolved(activation: Function, size: float, cuts: tuple[float, ...]) -> float:
+    """What integrals over the largest input leave out, by a rule of more nodes: means of four factors there, relative."""
+    found = []
+    for count in (3 * chaos.NODES // 2, chaos.NODES):
+        u, w = chaos.line(cuts, count)
+        value, slope, bend = derivatives(activation, size * u, 2)
+        found.append(np.stack([value**4, slope**4, (bend * slope) ** 2]) @ w)
+    fine, coarse = found
+    return float((np.abs(fine - coarse) / np.where(fine > 0, fine, 1.0)).max())

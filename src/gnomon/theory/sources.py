@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float64
@@ -37,9 +38,29 @@ class Sources:
     rppp: Array
     qqpp: Array
 
+    @classmethod
+    def of(cls, full: Mapping[str, Array], two: Table) -> Sources:
+        """From expectations of all four factors, by name; the means of their pairs are taken away here."""
+        ss, pp, none = two[0, 0], two[1, 1], np.zeros((0, 0, 0, 0))
+        return cls(
+            full["ssss"] - np.multiply.outer(ss, ss), full["sspp"] - np.multiply.outer(ss, pp), full["pppp"] - np.multiply.outer(pp, pp), full["sspp"], full["pppp"],
+            full.get("qspp", none), full.get("rppp", none), full.get("qqpp", none),
+        )  # fmt: skip
+
     def times(self, share: float) -> Sources:
         """All of them, times a number: each is a sum over the units of one layer."""
         return self if share == 1 else Sources(*(share * getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def distance(self, other: Sources) -> float:
+        """The largest difference of an expectation, relative to the largest of its kind; what is rounding of the parts of a covariance is none."""
+        found = [0.0]
+        for field in dataclasses.fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            whole = getattr(self, f"full_{field.name}", one)
+            apart = float(np.abs(one - two).max(initial=0.0))
+            if apart > 1e-13 * float(np.abs(whole).max(initial=0.0)):
+                found.append(apart / float(np.abs(one).max()))
+        return max(found)
 
     @property
     def psps(self) -> Float64[Array, "n n n n"]:

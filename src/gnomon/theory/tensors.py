@@ -1,7 +1,8 @@
 """The tensors of the effective theory at order 1/n for an activation, a depth and some inputs: how expectations are taken, the layers in turn, errors.
 
-Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Activations with kinks: nodes cut where an input changes sign, for one or two inputs with
-kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What carries tensors from layer to layer is exact in any case (`pairs`).
+Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Scale-invariant ones, such as ReLU: closed forms and an integral (`kinked_sources`).  Other
+kinks: nodes cut where an input changes sign, for one or two inputs with kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What
+carries tensors from layer to layer is exact in any case (`pairs`).
 """
 
 from __future__ import annotations
@@ -9,27 +10,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from scipy import stats
-from torch import Generator
+from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
-from gnomon.numerics import chaos, nodes
+from gnomon.numerics import nodes
 from gnomon.theory import first_order
-from gnomon.theory.activations import Function
+from gnomon.theory.activations import Function, scale_invariant
 from gnomon.theory.criticality import check_growth
-from gnomon.theory.exact_sources import Lines, exact_sources, lines
+from gnomon.theory.exact_sources import exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
+from gnomon.theory.kinked_sources import kinked_sources
 from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
 from gnomon.theory.sources import Sources, sources
 
 Rates = float | Sequence[float] | Array
-Rule = Callable[[Float64[Array, "n n"], Table, int], Sources]
+Rule = Callable[[Float64[Array, "n n"], Table, int], list[Sources]]
+"""What a layer adds, to each of some recursions."""
 
 PRINCIPLES = Source("roberts2022", "chapters 4, 8 and 11")
 ASSUMES = ("fully connected, equal widths, Gaussian weights and biases", "weights learn at the rate lambda_W / fan_in, biases at lambda_b")
@@ -38,12 +42,12 @@ ROUNDING = 1e-12
 """A tensor that is smaller than this, relative to the largest of its layer, is 0."""
 FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
+FALLS = 0.9
+"""An error that does not fall below this part of what it was will not fall by refining more."""
 LEVELS = (16, 24)
-"""Sizes of two rules for activations with kinks."""
-SPARE = 0.5
+"""Sizes of two rules for activations with kinks; their distance is the error."""
+SPARE = 1.0
 """Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
-COARSER = 3 * chaos.ORDER // 4
-"""Terms of a series that the coarser of two cuts keeps at most."""
 SCRAMBLES = 8
 POINTS = 8192
 CONDITION = 1e-8
@@ -140,46 +144,85 @@ def tensors(
     Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
     or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
     Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
-    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); with kinks rounding for up to two inputs, else a standard error over `scrambles` of
-    `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); rounding where s is scale invariant, and with other kinks at 0 for up to two
+    inputs; else a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
     Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
     """
     check_growth(activation)
-    c_w, c_b = (np.asarray(said, dtype=np.float64) for said in (weight_variance, bias_variance))
-    if depth < 1 or not ((c_w > 0).all() and (c_b >= 0).all() and np.isfinite(c_w).all() and np.isfinite(c_b).all()):
-        raise InvalidInput(f"The depth must be at least 1, C_W positive and C_b not negative, not depth={depth}, C_W={weight_variance}, C_b={bias_variance}.")
-    if (kernel is None) == (inputs is None) or through not in first_order.ORDER:
-        raise InvalidInput(f"Give either `inputs` or the first layer's `kernel`, and `through` one of {', '.join(first_order.ORDER)}.")
-    x = None if inputs is None else np.asarray(inputs, dtype=np.float64)
-    layers = _layers(depth, c_w, c_b, weight_rates, bias_rates, widths)
+    _check_settings(depth, through, tolerance, points, scrambles)
+    layers = _layers(depth, numbers("C_W", weight_variance), numbers("C_b", bias_variance), numbers("weight_rates", weight_rates), numbers("bias_rates", bias_rates), widths)
     first = layers[0]
-    k = checked_kernel(first.bias + first.weight * (x @ x.T) / x.shape[-1] if x is not None and x.ndim == 2 else np.atleast_2d(np.asarray(kernel, dtype=np.float64)))
+    k = _first_kernel(inputs, kernel, first)
     if through != "kernel" and np.linalg.eigvalsh(k - first.bias)[0] < -1e-9 * np.abs(k).max():
         raise InvalidInput(f"The kernel of the first layer is C_b = {first.bias:g} and the inputs' own part, which must be a covariance.")
     smooth = smoothness(activation)
     if smooth == 0:
-        raise OutOfScope("the activation jumps: its slope is no function, and the tangent kernel does not exist")
+        raise OutOfScope(
+            "the activation jumps (or turns so fast, or hides its slope from autograd, that it cannot be told from one that does): its slope is no function, and the tangent kernel does not exist"
+        )
     if smooth < 3 and through == "ddntk":
         raise OutOfScope(
             f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
         )
     if smooth == 3:
         return _refined(activation, k, layers, through, tolerance)
-    _check_condition(k, 1)
+    slopes = scale_invariant(activation)
+    if slopes is not None:
+        return _run(activation, k, layers, through, _closed(slopes), smooth, 0)
+    _check_condition(activation, k, 1)
     if len(k) <= 2 and breaks_of(activation) == (0.0,):
-        return _run(activation, k, layers, through, [_cut(activation, level, smooth) for level in LEVELS], smooth, 0)
+        return _run(activation, k, layers, through, _nodes(activation, smooth), smooth, 0)
     generator = rng or chance.generator(0, "tensors")
-    rules = [_sampled(activation, points, smooth, chance.child(generator, "scramble", index)) for index in range(scrambles)]
-    return _converged(_run(activation, k, layers, through, rules, smooth, scrambles))
+    found = _converged(_run(activation, k, layers, through, _sampled(activation, points, scrambles, smooth, generator), smooth, scrambles))
+    worst = max(found.relative_error(name) for name in found.errors)
+    if tolerance is not None and worst > tolerance:
+        raise OutOfScope(f"the standard error is {worst:.2g} of the largest element, and {tolerance:.2g} was asked for: take more `points`, or leave `tolerance` out")
+    return found
+
+
+def _check_settings(depth: int, through: Through, tolerance: float | None, points: int, scrambles: int) -> None:
+    if not isinstance(depth, int | np.integer) or depth < 1:
+        raise InvalidInput(f"The depth must be at least 1 and whole, not {depth!r}.")
+    if through not in first_order.ORDER:
+        raise InvalidInput(f"`through` is one of {', '.join(first_order.ORDER)}, not {through!r}.")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise InvalidInput(f"The tolerance is a part of each tensor's largest element, above 0 and below 1, not {tolerance}.")
+    if scrambles < 2 or points < 2 or points & (points - 1):
+        raise InvalidInput(f"`points` must be a power of two and `scrambles` at least 2, not {points} and {scrambles}.")
+
+
+def numbers(what: str, said: Any) -> Array:
+    """What was said, in float64.   Raises: InvalidInput where it is no real, finite numbers."""
+    try:
+        found = np.asarray(said.detach().cpu() if isinstance(said, Tensor) else said)
+        if np.iscomplexobj(found):
+            raise ValueError("complex")
+        found = found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what} must be an array of real numbers, which {type(said).__name__} is not: {error}.") from None
+    if not np.isfinite(found).all():
+        raise InvalidInput(f"{what} must be finite: {int((~np.isfinite(found)).sum())} of {found.size} numbers are not.")
+    return found
+
+
+def _first_kernel(inputs: Any, kernel: Any, first: Layer) -> Float64[Array, "n n"]:
+    if (kernel is None) == (inputs is None):
+        raise InvalidInput("Give either `inputs` or the first layer's `kernel`.")
+    if inputs is None:
+        return checked_kernel(np.atleast_2d(numbers("The kernel", kernel)))
+    x = numbers("The inputs", inputs)
+    if x.ndim != 2 or not x.size:
+        raise InvalidInput(f"The inputs must be of shape (inputs, features), one at least of each, not {x.shape}.")
+    return checked_kernel(first.bias + first.weight * (x @ x.T) / x.shape[-1])
 
 
 def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
     """The kernel of distinct inputs, made symmetric.  Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
     kernel = np.asarray(kernel, dtype=np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel) or not np.isfinite(kernel).all() or not np.allclose(kernel, kernel.T):
-        raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs), not of shape {kernel.shape}.")
+        raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs); what came is of shape {kernel.shape}, or not finite, or not symmetric.")
     size = np.sqrt(np.maximum(np.diag(kernel), 0))
     if (size == 0).any():
         raise InvalidInput(f"Input {int(np.argmin(size))} has kernel 0 (it is zero and there is no bias): leave it out.")
@@ -192,14 +235,15 @@ def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
     return (kernel + kernel.T) / 2
 
 
-def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rates: Rates, bias_rates: Rates, widths: Sequence[float] | None) -> list[Layer]:
+def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rates: Array, bias_rates: Array, widths: Sequence[float] | None) -> list[Layer]:
+    if not (weight_variance > 0).all():
+        raise InvalidInput(f"C_W must be positive, not {weight_variance}.")
     each = []
-    for what, said in (("Variances", weight_variance), ("Variances", bias_variance), ("Learning rates", weight_rates), ("Learning rates", bias_rates)):
-        found = np.asarray(said, dtype=np.float64)
+    for what, found in (("Variances", weight_variance), ("Variances", bias_variance), ("Learning rates", weight_rates), ("Learning rates", bias_rates)):
         if found.shape not in ((), (depth,)) or not (found >= 0).all():
             raise InvalidInput(f"{what} are one number or one for each of {depth} layers, none negative; their shape is {found.shape}.")
         each.append(np.broadcast_to(found, (depth,)))
-    units = np.ones(depth - 1) if widths is None else np.asarray(widths, dtype=np.float64)
+    units = np.ones(depth - 1) if widths is None else numbers("Widths", widths)
     if units.shape != (depth - 1,) or not (np.isfinite(units) & (units > 0)).all():
         raise InvalidInput(f"Widths are one positive number for each of {depth - 1} hidden layers, not {widths}.")
     inverse = 1 / units
@@ -207,40 +251,54 @@ def _layers(depth: int, weight_variance: Array, bias_variance: Array, weight_rat
     return [Layer(*map(float, row)) for row in zip(*each, shares, strict=True)]
 
 
-def _check_condition(k: Float64[Array, "n n"], layer: int) -> None:
+def _check_condition(activation: Function, k: Float64[Array, "n n"], layer: int) -> None:
+    """See that inputs differ by enough: every two of them where moments have closed forms, else all together, since their kernel is inverted."""
     size = np.sqrt(np.diag(k))
-    if np.linalg.eigvalsh(k / np.outer(size, size))[0] < CONDITION:
-        raise OutOfScope(f"by layer {layer} inputs have become multiples of each other (within {CONDITION:g}): with an activation that has kinks they must differ")
+    r = k / np.outer(size, size)
+    pairs = scale_invariant(activation) is not None
+    if (1 - np.abs(np.triu(r, 1)).max() if pairs else np.linalg.eigvalsh(r)[0]) < CONDITION:
+        what = "two inputs have become multiples of each other" if pairs else "one input has become a sum of multiples of others"
+        raise OutOfScope(f"by layer {layer} {what} (within {CONDITION:g}): with an activation that has kinks they must differ; take fewer inputs or layers")
 
 
-def _exact(activation: Function, digits: float) -> list[Rule]:
-    """Two cuts of a series, the coarser of fewer terms even where the finer has all that are kept."""
-    last: list[tuple[Array, Lines]] = []
+def _series(activation: Function, allowed: float) -> Rule:
+    """Two cuts of a series, in each layer so fine that its own sources agree to what is allowed."""
+    digits = max(-math.log10(allowed) - SPARE, 1.0)
 
-    def cut(digits: float, most: int) -> Rule:
-        def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
-            if not last or last[0][0] is not k:
-                last[:] = [(k, lines(activation, k, order))]
-            return exact_sources(activation, k, two, order=order, digits=digits, most=most, known=last[0][1])
+    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
+        nonlocal digits
+        known, before = lines(activation, k, order), math.inf
+        while True:
+            coarse, fine = exact_sources(activation, k, two, order=order, digits=digits, known=known)
+            apart = fine.distance(coarse)
+            if apart <= allowed or digits >= FINEST or apart > FALLS * before:
+                if apart < allowed / 10:
+                    digits = max(digits - 0.25, 1.0)
+                return [coarse, fine]
+            before = apart
+            digits = min(digits + max(0.5, math.log10(apart / allowed)), FINEST)
 
-        return rule
-
-    return [cut(digits, COARSER), cut(digits + 1, chaos.ORDER)]
+    return rule
 
 
-def _cut(activation: Function, level: int, smooth: int) -> Rule:
-    return lambda k, two, order: sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None)
+def _closed(slopes: tuple[float, float]) -> Rule:
+    return lambda k, two, order: [kinked_sources(slopes, k, two, order=order, nodes=2 * level) for level in LEVELS]
 
 
-def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> Rule:
-    """Points along the principal axes of each layer, scrambled anew for each."""
+def _nodes(activation: Function, smooth: int) -> Rule:
+    return lambda k, two, order: [sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None) for level in LEVELS]
+
+
+def _sampled(activation: Function, points: int, scrambles: int, smooth: int, rng: Generator) -> Rule:
+    """Points along the principal axes of each layer, scrambled anew for each and each recursion."""
+    children = [chance.child(rng, "scramble", index) for index in range(scrambles)]
     count = iter(range(10**9))
 
-    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> Sources:
+    def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
         values, vectors = np.linalg.eigh(k)
-        u = nodes.sobol(len(k), points, rng=chance.child(rng, "layer", next(count)))
-        z = u @ (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
-        return sources(activation, z, np.full(points, 1 / points), two, order=order, kernel=k if smooth == 1 else None)
+        layer, root = next(count), (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1].T
+        weights, own = np.full(points, 1 / points), k if smooth == 1 else None
+        return [sources(activation, nodes.sobol(len(k), points, rng=chance.child(child, "layer", layer)) @ root, weights, two, order=order, kernel=own) for child in children]
 
     return rule
 
@@ -248,15 +306,16 @@ def _sampled(activation: Function, points: int, smooth: int, rng: Generator) -> 
 def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
     """Series cut finer until two cuts agree to the tolerance."""
     tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
-    digits = max(-math.log10(tolerance) - SPARE, 1.0)
+    allowed, before = tolerance / 2, math.inf
     while True:
-        found = _run(activation, k, layers, through, _exact(activation, digits), 3, 0)
+        found = _run(activation, k, layers, through, _series(activation, allowed), 3, 0)
         worst = max(found.relative_error(name) for name in found.errors)
         if worst <= tolerance:
             return found
-        if digits >= FINEST:
+        if allowed <= 10**-FINEST or not worst < FALLS * before:
             break
-        digits = min(digits + max(1, math.ceil(0.7 * math.log10(worst / tolerance))), FINEST)
+        before = worst
+        allowed = max(allowed * min(tolerance / worst / 2, 0.1), 10**-FINEST)
     if asked is None:
         return _converged(found)
     raise OutOfScope(
@@ -274,18 +333,18 @@ def _converged(found: Tensors) -> Tensors:
     return found
 
 
-def _run(activation: Function, k: Array, layers: list[Layer], through: Through, rules: list[Rule], smooth: int, scrambles: int) -> Tensors:
-    """The layers in turn, each rule a recursion of its own."""
+def _run(activation: Function, k: Array, layers: list[Layer], through: Through, rule: Rule, smooth: int, scrambles: int) -> Tensors:
+    """The layers in turn: as many recursions as the rule gives sources, two or one a scramble."""
     order = max(first_order.ORDER.index(through), 1)
     first = layers[0]
     theta = first.bias_rate + first.weight_rate * (k - first.bias) / first.weight
-    states = [first_order.zero(len(k), through) for _ in rules]
+    states = [first_order.zero(len(k), through) for _ in range(scrambles or 2)]
     kernels, ntks, rows, drift = [k], [theta], [[state] for state in states], [0.0]
     for number, layer in enumerate(layers[1:], 1):
         if smooth < 3:
-            _check_condition(k, number)
+            _check_condition(activation, k, number)
         two, error = pair_moments(activation, k, smooth)
-        states = [first_order.step(state, two, rule(k, two, order).times(layer.share), theta, layer, through) for state, rule in zip(states, rules, strict=True)]
+        states = [first_order.step(state, two, four.times(layer.share), theta, layer, through) for state, four in zip(states, rule(k, two, order), strict=True)]
         k, theta = first_order.limits(two, theta, layer)
         kernels.append(k)
         ntks.append(theta)
