@@ -214,9 +214,10 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return list(layers.values())
 
 
-def trace(module: nn.Module, absent: Mapping[str, Any] | None = None) -> fx.GraphModule:
-    """The module's torch.fx graph, every layer a node; `absent` are the values of arguments that are not given.  Cost: none.  Raises: what the traced code raises on a proxy."""
+def trace(module: nn.Module, absent: Mapping[str, Any] | None = None, *, buffers: bool = False) -> fx.GraphModule:
+    """The module's torch.fx graph, every layer a node; `absent` are the values of arguments that are not given; `buffers`: what is done to buffers is traced too.  Cost: none.  Raises: what the traced code raises on a proxy."""
     tracer = _Tracer()
+    tracer.proxy_buffer_attributes = buffers
     graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
     return fx.GraphModule(tracer.root, graph)
 

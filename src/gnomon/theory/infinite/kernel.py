@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import operator
 import traceback
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, unknown
 from gnomon.core.layers import Scheme
-from gnomon.theory.infinite.plan import INSTEAD, PARTS, Reader
+from gnomon.theory.infinite.plan import INSTEAD, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
+from gnomon.theory.infinite.rewrite import functional, with_examples
 from gnomon.theory.infinite.tiles import Tiles
 
 Kind = Literal["nngp", "ntk"]
@@ -29,7 +30,7 @@ class Kernel:
     """
 
     def __init__(self, model: nn.Module, options: Options) -> None:
-        self._module = model if any(True for _ in model.children()) else nn.Sequential(model)
+        self._module = model if not isinstance(model, nn.Module) or any(True for _ in model.children()) else nn.Sequential(model)
         self._options = options
         self._graph = _traced(self._module)
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -91,6 +92,8 @@ class Kernel:
             if own is not None:
                 example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
             try:
+                with architecture.quiet(self._module):
+                    with_examples(self._graph, example)
                 self._plans[key] = Reader(self._module, self._graph, example, self._options).plan()
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 if isinstance(error, InvalidInput):
@@ -142,33 +145,26 @@ def infinite_width(
 
 
 def _traced(module: nn.Module) -> torch.fx.GraphModule:
-    try:
-        return _read_once(architecture.trace(module))
-    except Exception as error:  # fx raises whatever the traced code raises on a proxy
-        own = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(torch.__file__).parent not in Path(frame.filename).parents and "gnomon" not in Path(frame.filename).parts
-        ]
-        where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(
-            f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not"
-            f"{INSTEAD}."
-        ) from error
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"A network is an nn.Module; got {type(module).__name__}.")
+    with architecture.quiet(module):  # `self.training`, read by the forward, is that of eval mode
+        try:
+            return functional(architecture.trace(module))
+        except Exception as error:  # fx raises whatever the traced code raises on a proxy
+            with contextlib.suppress(Exception):  # an operation on a buffer alone that takes a size from the data
+                return functional(architecture.trace(module, buffers=True))
+            raise _untraced(error) from error
 
 
-def _read_once(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same with each part of channels taken once: `x.chunk(2)[0] * x.chunk(2)[1]` reads the parts of one x."""
-    seen: dict[tuple[object, ...], torch.fx.Node] = {}
-    for node in list(graph_module.graph.nodes):
-        if node.op in ("call_function", "call_method") and (node.target is operator.getitem or getattr(node.target, "__name__", node.target) in PARTS):
-            first = seen.setdefault((getattr(node.target, "__name__", node.target), str(node.args), str(node.kwargs)), node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph_module.graph.erase_node(node)
-    graph_module.recompile()
-    return graph_module
+def _untraced(error: Exception) -> InvalidInput:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gnomon" not in Path(frame.filename).parts]
+    home = Path(torch.__file__).parent
+    own = [frame for frame in frames if home not in Path(frame.filename).parents] or [frame for frame in frames if home / "nn" in Path(frame.filename).parents]
+    where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InvalidInput(
+        f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not{INSTEAD}."
+    )
 
 
 def _check(name: str, x: Tensor) -> None:

@@ -34,7 +34,8 @@ class Known:
 
     `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
     `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels; `alike`: its channels
-    are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have.
+    are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have;
+    `gain`: whether each channel is times a trained gain of its own, or a sum with such.
     """
 
     gaussian: bool
@@ -46,6 +47,7 @@ class Known:
     chain: tuple[Layer, ...] = ()
     alike: bool = True
     scores: tuple[str, str, float] | None = None
+    gain: Literal["", "own", "mixed"] = ""
 
 
 Rule = Callable[[list[Pair], Asked], Pair]
@@ -124,4 +126,5 @@ class Plan:
                     env[node] = layer.function(env[node.all_input_nodes[0]])
                 else:
                     env[node] = interpreter.run_node(node)
-        return {name: env[entry.node] for name, entry in self.entries.items()}
+        found = {name: env[entry.node] for name, entry in self.entries.items()}  # what depends on no example is there once
+        return {name: part if len(part) == len(x) else part.expand(len(x), *part.shape[1:]) for name, part in found.items()}
