@@ -121,8 +121,9 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, products and concatenations of branches, parts of the channels (chunk, split, GLU),
-    linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions,
+    linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Weights that require no gradient are random and have no part in Theta (where none does, all are taken as trained).
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
     Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
@@ -149,10 +150,10 @@ def _traced(module: nn.Module) -> torch.fx.GraphModule:
         raise InvalidInput(f"A network is an nn.Module; got {type(module).__name__}.")
     with architecture.quiet(module):  # `self.training`, read by the forward, is that of eval mode
         try:
-            return functional(architecture.trace(module))
+            return functional(architecture.trace(module, in_place=True))
         except Exception as error:  # fx raises whatever the traced code raises on a proxy
             with contextlib.suppress(Exception):  # an operation on a buffer alone that takes a size from the data
-                return functional(architecture.trace(module, buffers=True))
+                return functional(architecture.trace(module, in_place=True, buffers=True))
             raise _untraced(error) from error
 
 

@@ -25,12 +25,8 @@ from gnomon.theory.infinite.rewrite import PARTS
 from gnomon.theory.infinite.shapes import permutation, pooling, taken
 from gnomon.theory.infinite.window import Window
 
-INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
+INSTEAD = "; what can be done: average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
 MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT", "permute")
-SOFTMAX = (
-    "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
-    "(Hron et al. 2020)"
-)
 
 
 class Reader:
@@ -48,6 +44,7 @@ class Reader:
         self.expressions: dict[fx.Node, elementwise.Expression] = {}
         self.owners: dict[int, str] = {}
         self.slices: dict[str, list[tuple[int, int]]] = {}
+        self.some = any(part.requires_grad for part in module.parameters())
         self._check_names()
 
     def plan(self) -> Plan:
@@ -175,7 +172,7 @@ class Reader:
         elif layer.kind == "pool":
             self._pool(node, layer, sources[0], module, str(called))
         else:
-            self.refuse(layer, SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
+            self.refuse(layer, rules.SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
 
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
@@ -217,7 +214,7 @@ class Reader:
                 )
         name = self._enter(source, layer.kind, last) if source in self.data else self.names[source]
         standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
-        moves, shifts = (isinstance(part, Tensor) and part.requires_grad for part in (child.weight, getattr(child, "bias", None)))
+        moves, shifts = self._trained(child)
         tangent = (float(layer.fan_in), float(has_bias)) if standard else (weight, bias)
         of = {"weight": weight, "bias": bias, "ntk_weight": tangent[0] * moves, "ntk_bias": tangent[1] * shifts}
         if isinstance(child, nn.Embedding) and (child.padding_idx is not None or child.max_norm is not None):
@@ -226,6 +223,10 @@ class Reader:
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
         self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
+
+    def _trained(self, child: nn.Module) -> list[bool]:
+        """Whether weight and bias are; where nothing requires a gradient, all is taken as trained."""
+        return [isinstance(part, Tensor) and (part.requires_grad or not self.some) for part in (child.weight, getattr(child, "bias", None))]
 
     def _check_own(self, layer: Layer, child: nn.Module) -> None:
         """The weights must be the layer's alone."""
@@ -388,7 +389,7 @@ class Reader:
         if not before.alike or any((start, stop) != other and start < other[1] and other[0] < stop for other in self.slices.setdefault(of, [])):
             self.refuse(layer, "slices of the channels that overlap, or of channels of different branches")
         self.slices[of].append((start, stop))
-        roots = frozenset(f"{root}{'' if rules.PART in root else rules.PART[:-1]} {start}:{stop} of slices of {of!r}" for root in before.roots)
+        roots = frozenset(f"{root}{rules.PART if rules.PART not in root else ', '}{start}:{stop} of slices of {of!r}" for root in before.roots)
         self._emit(layer, (of,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
 
     def _along_channels(self, dim: object, before: Known) -> bool:
@@ -432,7 +433,7 @@ class Reader:
             names = query, key, self.names[sources[1]]
             self._emit(layer, names, lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
         else:
-            self.refuse(layer, SOFTMAX)
+            self.refuse(layer, rules.SOFTMAX)
 
     def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
         if not all(known.centred for known in knowns) or rules.shared(knowns):
@@ -457,7 +458,7 @@ class Reader:
             self.refuse(
                 layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights"
             )
-        scale, shift = (part is not None and part.requires_grad for part in (module.weight, getattr(module, "bias", None)))
+        scale, shift = self._trained(module)
         eps = module.eps if module.eps is not None else torch.finfo(torch.get_default_dtype()).eps
         known = dataclasses.replace(before, gain=("mixed" if before.gain else "own") if scale else before.gain)
         self._emit(layer, (self.names[source],), lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), known)

@@ -16,6 +16,10 @@ from gnomon.theory.infinite.recipe import Known
 from gnomon.theory.infinite.series import Series
 
 PART = ", part "
+SOFTMAX = (
+    "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
+    "(Hron et al. 2020)"
+)
 
 
 def apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
