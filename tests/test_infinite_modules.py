@@ -103,6 +103,38 @@ SAME = {
 }  # fmt: skip
 
 
+class Optional(nn.Module):
+    """Arguments that are not given, the places of an image summed up and squeezed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, W, 2), nn.Linear(W, 2)
+
+    def forward(self, x, mask=None, scale=2.0, *, flag=True):
+        x = torch.relu(self.a(x)) * scale
+        if mask is not None:
+            x = x * mask
+        return self.b(nn.functional.adaptive_avg_pool2d(x, 1).squeeze()) if flag else x
+
+
+class Many(Optional):
+    """Any number of tensors."""
+
+    def forward(self, *tensors):
+        return super().forward(tensors[0])
+
+
+def test_arguments_that_are_not_given_are_their_defaults():
+    x = torch.randn(3, 2, 4, 4, generator=chance.generator(0), dtype=torch.float64)
+    plain = nn.Sequential(nn.Conv2d(2, W, 2), nn.ReLU(), Do(lambda x: 2 * x), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(W, 2))
+    for made, want in zip(infinite_width(Optional())(x, kind=BOTH), infinite_width(plain)(x, kind=BOTH), strict=True):
+        torch.testing.assert_close(made, want, rtol=1e-12, atol=0)
+    with pytest.raises(InvalidInput, match=r"takes \*tensors"):
+        infinite_width(Many())
+    with pytest.raises(InvalidInput, match=r"torch.uint8; .*\.float\(\)"):
+        infinite_width(Optional())(torch.ones(2, 2, 4, 4, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_a_network_written_otherwise_has_the_same_kernel(name):
     """Both ways of writing have the same function, and to rounding the same kernels, whichever part is asked for."""

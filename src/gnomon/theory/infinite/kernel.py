@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import traceback
 from pathlib import Path
@@ -88,7 +89,7 @@ class Kernel:
         key = (tuple(x.shape[1:]), x.is_floating_point())
         if key not in self._plans:
             own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
-            example = x[:1].detach()
+            example = torch.cat([x[:1], x[:1]]).detach()  # two, so that a squeeze() does not take the examples' dimension
             if own is not None:
                 example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
             try:
@@ -98,7 +99,8 @@ class Kernel:
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 if isinstance(error, InvalidInput):
                     raise
-                raise InvalidInput(f"The network does not take data of shape {tuple(x.shape)}: {str(error).strip().splitlines()[0]}") from error
+                hint = "" if x.is_floating_point() else f" (the data are {x.dtype}; for a layer that reads numbers convert them with .float())"
+                raise InvalidInput(f"The network does not take data of shape {tuple(x.shape)}: {str(error).strip().splitlines()[0]}{hint}") from error
         return self._plans[key]
 
 
@@ -121,11 +123,13 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions,
-    linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums,
+    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations,
+    dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Weights that require no gradient are random and have no part in Theta (where none does, all are taken as trained).
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
-    Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
+    Assumes: independent Gaussian weights, widths to infinity (uniform weights, torch's default, have the same limit, but for a first layer of few inputs: off by a part of about
+    1 / inputs); at inputs of exactly 0 derivatives are autograd's.
     Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
     NotEnoughMemory before anything is computed, with what it would take.
     Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels); Hron et al. 2020 (attention);
@@ -148,12 +152,16 @@ def infinite_width(
 def _traced(module: nn.Module) -> torch.fx.GraphModule:
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"A network is an nn.Module; got {type(module).__name__}.")
+    first, *others = inspect.signature(module.forward).parameters.values()
+    absent = {one.name: one.default for one in others if one.default is not inspect.Parameter.empty}
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        raise InvalidInput(f"The network's forward takes *{first.name}; the kernel is that of one tensor: wrap the network so that it reads one.")
     with architecture.quiet(module):  # `self.training`, read by the forward, is that of eval mode
         try:
-            return functional(architecture.trace(module, in_place=True))
+            return functional(architecture.trace(module, absent, in_place=True))
         except Exception as error:  # fx raises whatever the traced code raises on a proxy
             with contextlib.suppress(Exception):  # an operation on a buffer alone that takes a size from the data
-                return functional(architecture.trace(module, in_place=True, buffers=True))
+                return functional(architecture.trace(module, absent, in_place=True, buffers=True))
             raise _untraced(error) from error
 
 
@@ -164,7 +172,7 @@ def _untraced(error: Exception) -> InvalidInput:
     where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InvalidInput(
-        f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not{INSTEAD}."
+        f"The network cannot be traced{where}: {first}. Its forward must not branch, loop or assert on tensors and their sizes; choose the branch in __init__, or trace the part that does not{INSTEAD}."
     )
 
 

@@ -51,7 +51,7 @@ class Reader:
         """Read every node that the output needs.  Raises: OutOfScope naming what is not covered."""
         output = next(node for node in self.graph_module.graph.nodes if node.op == "output").args[0]
         if not isinstance(output, fx.Node):
-            raise OutOfScope(f"the network returns a {type(output).__name__}; the kernel is that of one tensor: wrap the network so that it returns one")
+            raise OutOfScope(f"the network returns a {type(output).__name__.removeprefix('immutable_')}; the kernel is that of one tensor: wrap the network so that it returns one")
         needed, stack, constants = set(), [output], elementwise.buffers(self.graph_module)
         order = {node: place for place, node in enumerate(self.graph_module.graph.nodes)}
         fed = self._fed_by_weights()

@@ -37,7 +37,13 @@ def functional(graph_module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph_module.graph.nodes):
         _distributed(node, modules)
     _once(graph_module.graph)
+    for node in reversed(graph_module.graph.nodes):
+        if called(node) in ("_assert", "_assert_is_none"):  # that arguments not given are their defaults
+            graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
+    for node in [node for node in graph_module.graph.nodes if node.op == "placeholder"][1:]:
+        if not node.users:
+            graph_module.graph.erase_node(node)
     graph_module.recompile()
     return graph_module
 
