@@ -225,6 +225,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
+        (halves(read(lambda m, z: m.h(z.chunk(2, 1)[0].tanh_() * z[:, W:])))(), {}, "changes in place a part or a view of 'a'"),
         (Tied(), {}, "'b': it shares weights with 'a'"),
         (nn.Sequential(nn.Linear(6, 4), nn.PReLU(), nn.Linear(4, 1)), {"parametrization": "ntk"}, "'1': a PReLU.*LeakyReLU"),
         (halves(read(lambda m, z: m.h(z[:, :W] + torch.tanh(z[:, W - 1 : 2 * W - 1]))))(), {}, "overlap"),

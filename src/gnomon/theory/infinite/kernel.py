@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gnomon.core import architecture
-from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import Scheme
 from gnomon.theory.infinite.plan import INSTEAD, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
@@ -159,6 +159,8 @@ def _traced(module: nn.Module) -> torch.fx.GraphModule:
     with architecture.quiet(module):  # `self.training`, read by the forward, is that of eval mode
         try:
             return functional(architecture.trace(module, absent, in_place=True))
+        except OutOfScope:
+            raise
         except Exception as error:  # fx raises whatever the traced code raises on a proxy
             with contextlib.suppress(Exception):  # an operation on a buffer alone that takes a size from the data
                 return functional(architecture.trace(module, absent, in_place=True, buffers=True))

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnomon.core import layers as describing
+from gnomon.core.errors import OutOfScope
 
 PARTS = ("chunk", "split", "tensor_split")
 JOINS = ("cat", "concat", "concatenate")
+VIEWS = {
+    *PARTS, "getitem", "view", "reshape", "flatten", "unflatten", "transpose", "swapaxes", "swapdims", "permute", "movedim", "squeeze", "unsqueeze", "expand", "view_as", "reshape_as", "narrow",
+    "select", "unbind", "t", "detach", "contiguous",
+}  # fmt: skip
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
 
 
@@ -73,7 +78,13 @@ def _left_behind(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return
     source, order = node.args[0], {one: place for place, one in enumerate(node.graph.nodes)}
-    for name in _names(source, modules):
+    names = _names(source, modules, _hands_on)
+    for other in _names(source, modules, _shares):
+        if other not in names and any(order[user] > order[node] for user in other.users):
+            raise OutOfScope(
+                f"{node.name!r} changes in place a part or a view of {other.name!r}, which is read again afterwards: its kernel is not followed through that; write the operation out of place"
+            )
+    for name in names:
         name.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])
     if len(source.users) > 1 or not _behind_weights(source, modules):
         with node.graph.inserting_before(node):
@@ -92,19 +103,27 @@ def _behind_weights(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return False
 
 
-def _names(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The nodes that hold the same tensor: through identities and dropout, which in eval mode hand it on."""
+def _names(node: fx.Node, modules: dict[str, nn.Module], by: Callable[[fx.Node, dict[str, nn.Module]], bool]) -> list[fx.Node]:
+    """The nodes that hold the same memory, handed on from node to node."""
     found, stack = [], [node]
     while stack:
         one = stack.pop()
         if one not in found:
             found.append(one)
-            stack += [user for user in one.users if _hands_on(user, modules)]
-            stack += [source for source in one.all_input_nodes if _hands_on(one, modules)]
+            stack += [user for user in one.users if by(user, modules)]
+            stack += [source for source in one.all_input_nodes if by(one, modules)]
     return found
 
 
+def _shares(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether what a node gives may lie where what it reads does."""
+    if node.op == "call_module" and isinstance(modules[str(node.target)], (nn.Flatten, nn.Unflatten)):
+        return True
+    return called(node) in VIEWS or _hands_on(node, modules)
+
+
 def _hands_on(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether it gives the very tensor that it reads: identities, and dropout in eval mode."""
     if node.op == "call_module":
         return describing.of_module("", modules[str(node.target)]).kind == "identity"
     return called(node) in ("dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous", "detach")
