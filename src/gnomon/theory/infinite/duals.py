@@ -30,7 +30,7 @@ class Image(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, whether the image's n - k is, and what keeps what one side alone gives.  Shapes: broadcast together."""
+    """Variances q1 and q2, the covariance k or n - k (n the product of the standard deviations), n + k or None, the tangent kernel Theta where it is asked for, whether the image's n - k is, what keeps what one side alone gives, and where n - k and Theta of the image may be written.  Shapes: broadcast together."""
 
     first: Tensor
     second: Tensor
@@ -40,6 +40,7 @@ class Arguments(NamedTuple):
     tangent: Tensor | None
     wanted: bool = True
     once: Callable[..., tuple[Tensor, ...]] = lambda side, what, make, dim=0: make()
+    into: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @property
     def norm(self) -> Tensor:
@@ -155,10 +156,10 @@ class PiecewiseLinear:
         far = last and at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
         far_half = half.clone() if far else half
         image = torch.add(k, turn, alpha=rate, out=turn) if last else None
-        near = torch.sub(gap, turn, alpha=rate, out=turn).clamp_min_(0) if image is None else None
+        near = torch.clamp_min(torch.sub(gap, turn, alpha=rate, out=turn), 0, out=turn if at.into[0] is None else at.into[0]) if image is None else None
         tangent: Tensor | None = None
         if at.tangent is not None and (sure or at.alive) and at.tangent.shape == half.shape:
-            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate, out=half)
+            tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate, out=half if at.into[1] is None else at.into[1])
         elif at.tangent is not None:
             tangent = self._dead(at, torch.add(half.new_ones(()), half, alpha=-2 * rate)) * at.tangent
         if far:

@@ -34,7 +34,7 @@ class Pair:
 
     `first` and `second` are the variances and n the product of the two standard deviations, `cov` the covariance k, `ntk` the tangent kernel (a number where it is the same everywhere).
     `gap` is n - k, carried in place of k where an activation with a kink follows: it vanishes at a correlation of 1, where k cannot tell it from 0; `total` is n + k,
-    carried beside it where correlations may be near -1.  All of them and the variances are still to be multiplied by `factor`.
+    carried beside it where correlations may be near -1; `between` is (sqrt q1 - sqrt q2)^2 / 2 where it happens to be known.  All of them and the variances are still to be multiplied by `factor`.
 
     Shapes: first (n1, *S), second (n2, *S); the others (n1, n2, *S), or (n1, n2, *S, *S) where `full`.   Units: those of the squared activations.
     """
@@ -47,6 +47,7 @@ class Pair:
     ntk: Float[Tensor, "..."] | None
     full: bool
     factor: float = 1.0
+    between: Float[Tensor, "n1 n2 ..."] | None = None
 
     @property
     def dimensions(self) -> int:
@@ -113,12 +114,13 @@ class Pair:
 
 
 class Asked(NamedTuple):
-    """What a rule is asked for beside its pairs: n - k too (`gap`), the variances of a pooling's result, some `rows` of the first side; `once` keeps what one side alone gives."""
+    """What a rule is asked for beside its pairs: n - k too (`gap`), the variances of a pooling's result, some `rows` of the first side; `once` keeps what one side alone gives; `into` is where n - k and Theta may be written."""
 
     gap: bool
     variances: tuple[Tensor, Tensor] | None
     rows: slice | None
     once: Once
+    into: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 Once = Callable[..., tuple[Tensor, ...]]
@@ -248,114 +250,124 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
         made = linear(x.without_gap(), windows, asked, weight=weight, bias=bias, ntk_weight=ntk_weight, ntk_bias=ntk_bias)
         return dataclasses.replace(made, cov=None, gap=torch.zeros_like(made.covariance))
 
-    def mean(part: Tensor, by: float = each) -> Tensor:
+    def total(part: Tensor) -> Tensor:
         for axis, window in enumerate(windows):
-            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None, by=by if axis == 0 else 1.0)
-        return part if windows else part * by
+            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None)
+        return part
 
     def own(side: int, q: Tensor) -> Side:
-        made = Side(*asked.once(side, "side", lambda: _side(q, windows, each, bias)))
-        return made if asked.rows is None or side == 1 else Side(*(part[:, asked.rows] for part in made))
+        (made,) = asked.once(side, "side", lambda: (_side(q, windows, each, bias),), 1)
+        return Side(*(made if asked.rows is None or side == 1 else made[:, :, asked.rows]).unbind())
 
-    u, v = own(0, x.first), own(1, x.second)
-    made = Pair(u.variance, v.variance, None, None, None, None, x.full)
+    sides = own(0, x.first), own(1, x.second)
     if x.gap is None:
-        made = dataclasses.replace(made, cov=mean(x.covariance).add_(bias))
+        made = Pair(sides[0].variance, sides[1].variance, _scaled(total(x.covariance), each, bool(windows)).add_(bias), None, None, None, x.full)
     else:
-        gap, total = _gaps(x, (u, v), windows, mean, asked, each=each, bias=bias)
-        one, two = x.spread(u.deviation, v.deviation)
-        made = dataclasses.replace(made, cov=torch.mul(one, two).sub_(gap), gap=gap, total=total)
+        made = _gaps(x, sides, windows, total, asked, each=each, bias=bias)
     if x.ntk is None:
         return made
     if weight == 0:
-        return dataclasses.replace(made, ntk=mean(x.covariance, ntk_weight * x.factor / size).add_(ntk_bias))
+        return dataclasses.replace(made, ntk=_scaled(total(x.covariance), ntk_weight * x.factor / size, bool(windows)).add_(ntk_bias))
     rate = ntk_weight / weight
     rest = ntk_bias - rate * bias
-    if x.ntk.ndim and (windows or rate != 1 or rest):
-        ntk = mean(x.ntk).add_(made.covariance, alpha=rate)
+    if not x.ntk.ndim:
+        ntk = rate * made.covariance + weight * x.factor * x.ntk
+    elif rate == 1:
+        summed = total(x.ntk)
+        ntk = torch.add(made.covariance, summed, alpha=each, out=summed if windows else None)
     else:
-        ntk = torch.add(made.covariance, x.ntk, alpha=each) if x.ntk.ndim else rate * made.covariance + weight * x.factor * x.ntk
+        ntk = _scaled(total(x.ntk), each, bool(windows)).add_(made.covariance, alpha=rate)
     return dataclasses.replace(made, ntk=ntk.add_(rest) if rest else ntk)
 
 
+def _scaled(x: Tensor, by: float, own: bool) -> Tensor:
+    """x times a number, in place where nobody else has it."""
+    return x.mul_(by) if own else x * by
+
+
 class Side(NamedTuple):
-    """What one side alone gives a linear layer: variances, standard deviations, and sine and cosine of half the angle whose tangent is the ratio of the bias's deviation to the rest's.  Shapes: (n, *S) each."""
+    """What one side alone gives a linear layer: variances, standard deviations, their halves' roots, and sine and cosine of half the angle whose tangent is the ratio of the bias's deviation to the rest's.
+
+    Shapes: (n, *S) each.
+    """
 
     variance: Tensor
     deviation: Tensor
+    lesser: Tensor
     sine: Tensor
     cosine: Tensor
 
 
-def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Side:
+def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Tensor:
     for axis, window in enumerate(windows):
         q = window.summed(q, (1 + axis,))
     rest = each * q
     variance = rest + bias
     deviation = variance.sqrt()
-    return Side(variance, deviation, *_half(rest.sqrt_(), math.sqrt(bias), deviation))
+    return torch.stack([variance, deviation, math.sqrt(0.5) * deviation, *_half(rest.sqrt_(), math.sqrt(bias), deviation)])
 
 
-def _gaps(
-    x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], mean: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float
-) -> tuple[Tensor, Tensor | None]:
-    """n - k behind a linear layer, and n + k where it is known.
+def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
+    """k, n - k and, where it is known, n + k behind a linear layer; `total` is the sum over the places of its windows.
 
     n - k grows, beside its own mean, by what is missing between the mean of the products of standard deviations and the product of their root mean squares.
     """
     assert x.gap is not None
     u, v = sides
+    if math.prod(window.size for window in windows) > 1 and not x.full:
+        return _patches(x, sides, windows, total, asked, each=each, bias=bias)
+    one, two = x.spread(u.deviation, v.deviation)
+    n, own = torch.mul(one, two), bool(windows)
     if math.prod(window.size for window in windows) > 1:
-        return _patches(x, sides, windows, mean, asked, each=each, bias=bias)
-    if not bias:
-        return mean(x.gap), None if x.total is None else mean(x.total)
-    more = torch.mul(*x.spread(u.sine, v.cosine)).addcmul_(*x.spread(u.cosine, v.sine), value=-1).square_()
-    if windows:
-        return mean(x.gap).add_(more), None if x.total is None else mean(x.total).add_(more).add_(2 * bias)
-    total = None if x.total is None else torch.add(more, x.total, alpha=each).add_(2 * bias)
-    return more.add_(x.gap, alpha=each), total
+        a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
+        a = a if asked.rows is None else a[:, :, asked.rows]
+        more = apart(a.flatten(2), b.flatten(2), full=True, mend=False)[0].to(x.first).reshape(n.shape).mul_(n)
+    elif bias:
+        more = torch.mul(*x.spread(u.sine, v.cosine)).addcmul_(*x.spread(u.cosine, v.sine), value=-1).square_()
+    else:
+        more = None
+    means = [total(part) for part in (x.gap, x.total) if part is not None]
+    room = [part if own else more if part is means[-1] else None for part in means]
+    made = [_scaled(part, each, own) if more is None else torch.add(more, part, alpha=each, out=into) for part, into in zip(means, room, strict=True)]
+    if len(made) > 1 and bias:
+        made[1].add_(2 * bias)
+    return Pair(u.variance, v.variance, n.sub_(made[0]), made[0], made[1] if len(made) > 1 else None, None, x.full)
 
 
-def _patches(
-    x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], mean: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float
-) -> tuple[Tensor, Tensor | None]:
-    """The same for windows of several places.
+def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
+    """The same for windows of several places at equal positions.
 
     With standard deviations a and a', n - k + (a - a')^2 / 2 = E (z - z')^2 / 2 is linear in the covariances: the mean of it is taken, and (a - a')^2 / 2 of the layer's own away.
     Where nearly all of it goes, between patches that are multiples of one another, directions of patches are compared instead, with the digits of their differences.
     """
+    assert x.gap is not None
     u, v = sides
     one, two = x.spread(u.deviation, v.deviation)
-
-    def vectors(side: int, q: Tensor) -> Tensor:
-        (made,) = asked.once(side, "patches", lambda: (_directions(q, windows, each, bias, double=x.full),), 1)
-        return made
-
-    parts = [part for part in (x.gap, x.total) if part is not None]
-    constants = (0.0, 2 * bias)[: len(parts)]
-    if x.full:
-        a, b = vectors(0, x.first), vectors(1, x.second)
-        a = a if asked.rows is None else a[:, :, asked.rows]
-        more = apart(a.flatten(2), b.flatten(2), full=True, mend=False)[0].to(x.first)
-        means = [mean(part) for part in parts]
-        more = more.reshape(means[0].shape).mul_(one).mul_(two)
-        made = [part.add_(more).add_(constant) if constant else part.add_(more) for part, constant in zip(means, constants, strict=True)]
-        return made[0], made[1] if len(made) > 1 else None
-    square = torch.sub(*(asked.once(side, "roots", lambda q=q: (q.sqrt(),))[0].unsqueeze(1 - side) for side, q in enumerate((x.first, x.second)))).square_()
-    change = torch.sub(one, two).square_()
+    before, after = x.between, torch.sub(*x.spread(u.lesser, v.lesser)).square_()
+    if before is None:
+        roots = (asked.once(side, "roots", lambda q=q: (q.sqrt(),))[0] for side, q in enumerate((x.first, x.second)))
+        before = torch.sub(*x.spread(*roots)).square_().mul_(0.5)
     made = []
-    for part, constant in zip(parts, constants, strict=True):
-        after = mean(torch.add(part, square, alpha=0.5)).sub_(change, alpha=0.5)
-        after = after.add_(constant) if constant else after
-        lost = torch.sub(after, change, alpha=KEPT)
-        if float(lost.min()) < 0:
-            exact, a, b = mean(part), vectors(0, x.first), vectors(1, x.second)
-            for at in (lost < 0).nonzero().split(max(1, GATHERED // len(a))):
+    for part, constant in ((x.gap, 0.0), (x.total, 2 * bias)):
+        if part is None:
+            continue
+        summed = total(torch.add(part, before))
+        minus = torch.sub(after, summed, alpha=each, out=summed)
+        minus = minus.sub_(constant) if constant else minus
+        lost = torch.add(minus, after, alpha=2 * KEPT)
+        if float(lost.max()) > 0:
+            exact, (a, b) = (
+                total(part),
+                (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second))),
+            )
+            for at in (lost > 0).nonzero().split(max(1, GATHERED // len(a))):
                 i, j, *p = at.unbind(1)
                 missing = (a[:, i, *p] - b[:, j, *p]).square().sum(0) / 2
-                after[i, j, *p] = exact[i, j, *p] + one[i, 0, *p] * two[0, j, *p] * missing + constant
-        made.append(after)
-    return made[0], made[1] if len(made) > 1 else None
+                minus[i, j, *p] = -each * exact[i, j, *p] - one[i, 0, *p] * two[0, j, *p] * missing - constant
+        made.append(minus)
+    cov = torch.addcmul(made[0], one, two)
+    gap, *rest = (part.neg_() for part in made)
+    return Pair(u.variance, v.variance, cov, gap, rest[0] if rest else None, None, x.full, between=after)
 
 
 def _directions(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, double: bool) -> Tensor:

@@ -16,9 +16,9 @@ from gnomon.theory.infinite.recipe import Plan, Step
 
 TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
-SLAB = 1 << 20
+SLAB = 3 << 19
 """Bytes of covariances of one layer worked on at a time where they are more than that for one pair of examples."""
-KEPT = 1 << 26
+KEPT = 1 << 27
 """Bytes kept of what one side alone gives."""
 
 Variances = dict[str, tuple[Tensor, Tensor]]
@@ -32,11 +32,20 @@ class Propagation:
         self._groups = plan.groups()
         self._kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._bytes = 0
+        self._prepared: set[tuple[int, int]] = set()
 
     def prepare(self, here: slice, there: slice) -> None:
-        """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column."""
-        self.tile(here, slice(there.start, there.start + 1))
-        self.tile(slice(here.start, here.start + 1), there)
+        """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column, once where both are of the same data."""
+        if self.first is not self.second:
+            self.tile(here, slice(there.start, there.start + 1))
+            self.tile(slice(here.start, here.start + 1), there)
+            return
+        for part in (here, there):
+            if (part.start, part.stop) not in self._prepared:
+                self.tile(part, slice(part.start, part.start + 1))
+                if any(key[2] == 2 for key in self._kept):  # some of it lies along the columns alone
+                    self.tile(slice(part.start, part.start + 1), part)
+                self._prepared.add((part.start, part.stop))
 
     def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None, *, within: tuple[slice, slice] | None = None) -> Pair:
         """The output's pair for some rows and columns; one example with itself leaves the variances of poolings in `found`."""
@@ -74,7 +83,8 @@ class Propagation:
         known = None if self.own is None or not step.pools or found is not None else (self.own[0][step.name][parts[0]], self.own[1][step.name][parts[1]])
 
         def once(side: int, what: str, make: Callable[[], tuple[Tensor, ...]], dim: int | None = 0) -> tuple[Tensor, ...]:
-            part, whole, rest = parts[side], within[side], (step.name, what, side, rows.start if rows is not None and side == 0 else None)
+            seen = rows.start if rows is not None and side == 0 else None
+            part, whole, rest = parts[side], within[side], (step.name, what, dim, seen, side if self.first is not self.second else None)
             if (*rest, whole.start, whole.stop) in self._kept:
                 value = self._kept[*rest, whole.start, whole.stop]
                 return value if dim is None or part == whole else tuple(one.narrow(dim, part.start - whole.start, part.stop - part.start) for one in value)
@@ -84,6 +94,7 @@ class Propagation:
                 size = sum(one.numel() * one.element_size() for one in value)
                 if self._bytes + size > KEPT:
                     self._kept.clear()
+                    self._prepared.clear()
                     self._bytes = 0
                 self._kept[key], self._bytes = value, self._bytes + size
             return self._kept[key]
@@ -110,11 +121,14 @@ class Propagation:
             near = head.reads == "near"
             parts = given if near else [one.narrowed(rows) for one in given]
             first = asked(head)._replace(rows=rows) if near else asked(head, rows)
-            part = self._run(group, parts, [first, *(asked(step, rows) for step in group[1:])])
+            rest = [asked(step, rows) for step in group[1:]]
+            into = (_rows(out.gap, rows), _rows(out.ntk, rows)) if rest and out is not None else (None, None)
+            rest[-1:] = [last._replace(into=into) for last in rest[-1:]]
+            part = self._run(group, parts, [first, *rest])
             out = _blank(part, length) if out is None else out
             for name in ("cov", "gap", "total", "ntk"):
                 whole, piece = getattr(out, name), getattr(part, name)
-                if piece is not None and piece.ndim:
+                if piece is not None and piece.ndim and all(piece is not written for written in into):
                     whole[:, :, rows] = piece
             out.first[:, rows] = part.first
         assert out is not None
@@ -125,6 +139,10 @@ def _as_asked(step: Step, x: Pair) -> Pair:
     """What a step's rule can take."""
     x = x if step.gap or step.kinked else x.without_gap()
     return x if step.folds else x.resolved()
+
+
+def _rows(x: Tensor | None, rows: slice) -> Tensor | None:
+    return None if x is None or not x.ndim else x[:, :, rows]
 
 
 def _blank(x: Pair, length: int) -> Pair:

@@ -25,12 +25,12 @@ SOFTMAX = (
 def apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
     """An activation: k -> E s(z) s(z'), Theta -> E s'(z) s'(z') Theta."""
     first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once))
+    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once, asked.into))
     first, second = x.first, x.second
     if image.factor == 1:
         (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
         (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
-    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor)
+    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor, None if first is not x.first else x.between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float) -> C
         x = x.resolved()
         own = x.covariance
         assert x.ntk is not None
-        made = apply(applied, dataclasses.replace(x, ntk=x.ntk - own), asked).resolved()
+        made = apply(applied, dataclasses.replace(x, ntk=x.ntk - own), asked._replace(into=(None, None))).resolved()
         if isinstance(applied, PiecewiseLinear):  # z s'(z) = s(z)
             more = made.covariance
         else:
@@ -79,7 +79,7 @@ def gate(applied: Callable[[Pair, Asked], Pair]) -> Callable[[list[Pair], Asked]
     """a s(b), a and b independent and both of the given pair."""
 
     def rule(given: list[Pair], asked: Asked) -> Pair:
-        return pairs.multiply(given[0], applied(given[0], asked._replace(gap=given[0].gap is not None)).resolved())
+        return pairs.multiply(given[0], applied(given[0], asked._replace(gap=given[0].gap is not None, into=(None, None))).resolved())
 
     return rule
 

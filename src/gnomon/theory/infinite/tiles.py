@@ -91,8 +91,11 @@ class Tiles:
         """The kernels, one a kind, of some rows and columns (None: all of them).  Shapes: (rows, columns, *positions) each."""
         (top, bottom), (left, right) = _bounds(rows, self.shape[0]), _bounds(columns, self.shape[1])
         halved = self.symmetric and (top, bottom) == (left, right)
-        out: dict[str, Tensor] = {}
+        known = self.diagonal if self.symmetric else {}
+        out = {name: values.new_empty(bottom - top, right - left, *values.shape[1:]) for name, values in known.items() if name in self.kinds}
         for here, there, within in self._tiles(range(top, bottom), range(left, right), halved=halved):
+            if known and here == there and here.stop - here.start == 1:
+                continue  # an example with itself, which is known
             made = self.propagation.tile(here, there, within=within)
             for name, part in (("nngp", made.covariance if "nngp" in self.kinds else None), ("ntk", made.ntk)):
                 if part is None or name not in self.kinds:
@@ -100,7 +103,7 @@ class Tiles:
                 if name not in out:
                     out[name] = part.new_empty(bottom - top, right - left, *part.shape[2:])
                 _place(out[name], part, here.start - top, there.start - left, mirrored=halved)
-        for name, values in self.diagonal.items() if self.symmetric else ():
+        for name, values in known.items():
             if name in out:
                 same = torch.arange(max(top, left), min(bottom, right), device=values.device)
                 out[name][same - top, same - left] = values[same]
@@ -111,7 +114,8 @@ class Tiles:
         size, each = next(iter(self.first.values())).element_size(), self._each()
         count = max(1, TILE // size // each)
         layers = sum(step.rule is not None for step in self.plan.steps)
-        some = len(columns) if count < MANY else max(1, KEPT // 2 // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers))
+        room = KEPT // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers)
+        some = len(columns) if count < MANY or (halved and len(columns) <= room) else max(1, room // 2)
         for i in range(rows.start, rows.stop, some):
             for j in range(i if halved else columns.start, columns.stop, some):
                 across, down = range(i, min(i + some, rows.stop)), range(j, min(j + some, columns.stop))

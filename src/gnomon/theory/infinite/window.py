@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,35 +27,52 @@ class Window:
         """How many positions come out of so many."""
         return (length + self.before + self.after - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
-    def summed(self, x: Tensor, dims: Sequence[int], rows: slice | None = None, *, by: float = 1.0) -> Tensor:
-        """The sum over the places of the window, along every one of `dims` together, times `by`; `rows` are the positions wanted of the first of them.
+    def summed(self, x: Tensor, dims: Sequence[int], rows: slice | None = None) -> Tensor:
+        """The sum over the places of the window, along every one of `dims` together; `rows` are the positions wanted of the first of them.
 
-        No padded copy is made but where the padding repeats data: what lies outside is left out of the sum.   Shapes: x any.   Cost: one pass a place.
+        No padded copy is made but where the padding repeats data: what lies outside is left out of the sum.   Shapes: x any.   Cost: one pass a place, but for the first.
         """
         wanted = [rows, *[None] * (len(dims) - 1)]
         if self.mode != "zeros" and (self.before or self.after):
             for dim, part in zip(dims, wanted, strict=True):
                 x = self._padded(x, dim, part)
-            return dataclasses.replace(self, before=0, after=0).summed(x, dims, by=by)
+            return dataclasses.replace(self, before=0, after=0).summed(x, dims)
         shape = list(x.shape)
         lengths = tuple(shape[dim] for dim in dims)
         bounds = tuple((0, self.length(length)) if part is None else (part.start, part.stop) for length, part in zip(lengths, wanted, strict=True))
         for dim, (low, high) in zip(dims, bounds, strict=True):
             shape[dim] = high - low
-        made: Tensor | None = None
-        for whole, ranges in _places(self, lengths, bounds):
-            view = x
-            for dim, (_, start, count) in zip(dims, ranges, strict=True):
-                view = view.narrow(dim, start, (count - 1) * self.stride + 1)
-                view = view if self.stride == 1 else view[(slice(None),) * dim + (slice(None, None, self.stride),)]
-            if made is None and whole:
-                made = view.clone(memory_format=torch.contiguous_format) if by == 1 else torch.mul(view, by, out=x.new_empty(shape))
-                continue
-            made = into = x.new_zeros(shape) if made is None else made
-            for dim, (at, _, count) in zip(dims, ranges, strict=True):
-                into = into.narrow(dim, at, count)
-            into.add_(view, alpha=by)
-        return x.new_zeros(shape) if made is None else made
+        places = _places(self, lengths, bounds)
+        if not places or not places[0].whole:
+            made, rest = x.new_zeros(shape), places
+        elif len(places) == 1:
+            return self._read(x, dims, places[0]).clone(memory_format=torch.contiguous_format)
+        else:  # the first two in one pass, and what the second does not reach
+            made, rest = x.new_empty(shape), places[2:]
+            first, into, edges = self._read(x, dims, places[0]), made, []
+            for dim, (at, _, count) in zip(dims, places[1].ranges, strict=True):
+                for start, stop in ((0, at), (at + count, into.shape[dim])):
+                    if start < stop:
+                        edges.append((into.narrow(dim, start, stop - start), first.narrow(dim, start, stop - start)))
+                if count < into.shape[dim]:
+                    first, into = first.narrow(dim, at, count), into.narrow(dim, at, count)
+            torch.add(first, self._read(x, dims, places[1]), out=into)
+            for edge, value in edges:
+                edge.copy_(value)
+        for place in rest:
+            into = made
+            for dim, (at, _, count) in zip(dims, place.ranges, strict=True):
+                if count < into.shape[dim]:
+                    into = into.narrow(dim, at, count)
+            into.add_(self._read(x, dims, place))
+        return made
+
+    def _read(self, x: Tensor, dims: Sequence[int], place: Place) -> Tensor:
+        """What one place of the window reads."""
+        for dim, (_, start, count) in zip(dims, place.ranges, strict=True):
+            x = x.narrow(dim, start, (count - 1) * self.stride + 1)
+            x = x if self.stride == 1 else x[(slice(None),) * dim + (slice(None, None, self.stride),)]
+        return x
 
     def views(self, x: Tensor, dim: int) -> list[Tensor]:
         """The shifted views of a tensor, one for each place in the window.  Shapes: x any."""
@@ -84,16 +102,23 @@ class Window:
         return x.index_select(dim, at)
 
 
+class Place(NamedTuple):
+    """One place of a window: whether it reaches into the data everywhere, and along each dimension where its terms go, where they start, and how many there are."""
+
+    whole: bool
+    ranges: tuple[tuple[int, int, int], ...]
+
+
 @functools.lru_cache(maxsize=4096)
-def _places(window: Window, lengths: tuple[int, ...], bounds: tuple[tuple[int, int], ...]) -> tuple[tuple[bool, tuple[tuple[int, int, int], ...]], ...]:
-    """For every place of a window that reaches into the data: whether it does so everywhere, and along each dimension where its terms go, where they start, and how many there are."""
+def _places(window: Window, lengths: tuple[int, ...], bounds: tuple[tuple[int, int], ...]) -> tuple[Place, ...]:
+    """The places of a window that reach into the data, first those that do so everywhere."""
     found = []
-    for place in sorted(range(window.size), key=lambda p: abs(2 * p - window.size + 1)):  # the middle first, which reaches everywhere if any does
+    for place in range(window.size):
         offset, ranges, whole = place * window.dilation - window.before, [], True
         for length, (low, high) in zip(lengths, bounds, strict=True):
             a, b = max(low, -(offset // window.stride)), min(high, (length - 1 - offset) // window.stride + 1)
             ranges.append((a - low, a * window.stride + offset, b - a))
             whole = whole and (a, b) == (low, high)
         if all(count > 0 for _, _, count in ranges):
-            found.append((whole, tuple(ranges)))
-    return tuple(found)
+            found.append(Place(whole, tuple(ranges)))
+    return tuple(sorted(found, key=lambda one: not one.whole))
