@@ -99,6 +99,7 @@ SAME = {
     "an activation of a concatenation": (dense(dense_after), dense(dense_before), (3, 2, 5)),
     "places of positions": (positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(torch.arange(t.shape[1])))).mean(1))), positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(t * 0 + m.at))).mean(1))), "tokens"),
     "places of a buffer": (positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(m.at.expand(t.shape[0], 4)))).mean(1))), positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(t * 0 + m.at))).mean(1))), "tokens"),
+    "upsampled": (patches(lambda m, x: m.h(F.interpolate(torch.relu(m.a(x)), scale_factor=2).mean((2, 3)))), patches(lambda m, x: m.h(torch.relu(m.a(x)).mean((2, 3)))), (3, 2, 4, 4)),
     "the first token": (patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.mT)[:, 0]))), patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.transpose(1, 2))[:, :1]).mean(1))), (3, 2, 4, 4)),
 }  # fmt: skip
 
@@ -226,6 +227,7 @@ class Tied(nn.Module):
     ("network", "options", "message"),
     [
         (halves(read(lambda m, z: m.h(z.chunk(2, 1)[0].tanh_() * z[:, W:])))(), {}, "changes in place a part or a view of 'a'"),
+        (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten(), nn.Linear(48, 1)), {}, "nearest position by whole factors"),
         (Tied(), {}, "'b': it shares weights with 'a'"),
         (nn.Sequential(nn.Linear(6, 4), nn.PReLU(), nn.Linear(4, 1)), {"parametrization": "ntk"}, "'1': a PReLU.*LeakyReLU"),
         (halves(read(lambda m, z: m.h(z[:, :W] + torch.tanh(z[:, W - 1 : 2 * W - 1]))))(), {}, "overlap"),

@@ -19,10 +19,10 @@ from gnomon.theory.infinite import elementwise, rules
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Dual
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance
+from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance, layouts
 from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.rewrite import PARTS
-from gnomon.theory.infinite.shapes import permutation, pooling, taken
+from gnomon.theory.infinite.shapes import permutation, pooling, repeats, taken
 from gnomon.theory.infinite.window import Window
 
 INSTEAD = "; what can be done: average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
@@ -71,7 +71,7 @@ class Reader:
         name, known = self.names[output], self._of(output)
         if known.scores:
             self.refuse(self.layers[output], "the network returns attention's scores")
-        own = self._layouts(name)
+        own = layouts(self.steps, {layer.name: layer for layer in self.layers.values()})
         return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
 
     def _fed_by_weights(self) -> set[fx.Node]:
@@ -149,6 +149,8 @@ class Reader:
             self._attend(layer, sources, str(called))
         elif called in PARTS or (called == "getitem" and getattr(sources[0].target, "__name__", sources[0].target) in PARTS):
             self._part(node, layer, sources[0], str(called))
+        elif called in ("interpolate", "Upsample", "UpsamplingNearest2d"):
+            self._repeat(node, layer, sources[0], module)
         elif called == "getitem":
             self._take(node, layer, sources[0])
         elif called in ("GLU", "glu"):
@@ -392,6 +394,14 @@ class Reader:
         roots = frozenset(f"{root}{rules.PART if rules.PART not in root else ', '}{start}:{stop} of slices of {of!r}" for root in before.roots)
         self._emit(layer, (of,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
 
+    def _repeat(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
+        before = self._of(source)
+        times = repeats(node, layer, before, module)
+        if isinstance(times, str):
+            self.refuse(layer, times)
+        known = dataclasses.replace(before, positions=layer.output_shape[1:], chain=(), base="")
+        self._emit(layer, (self.names[source],), lambda given, _: rules.repeated(given[0], times), known, reads="all")
+
     def _along_channels(self, dim: object, before: Known) -> bool:
         return isinstance(dim, int) and dim % (len(before.positions) + 2) == (len(before.positions) + 1 if before.last else 1)
 
@@ -479,21 +489,3 @@ class Reader:
 
         assert squeeze is False or positions == kept
         self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
-
-    def _layouts(self, output: str) -> bool:
-        """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""
-        by_name = {step.name: step for step in self.steps}
-        for step in reversed(self.steps):
-            step.source_full = step.pools or (step.full and step.keeps)
-            for name in step.sources:
-                by_name[name].full = by_name[name].full or step.source_full
-                by_name[name].gap = by_name[name].gap or ((step.gap or step.kinked) and not step.pools)
-                by_name[name].readers += 1
-        after = {step.name for step in self.steps if step.pools}
-        nonlinear = False
-        for step in self.steps:
-            if any(name in after for name in step.sources):
-                after.add(step.name)
-                layer = next((layer for layer in self.layers.values() if layer.name == step.name), None)
-                nonlinear = nonlinear or (layer is not None and layer.kind in ("activation", "norm") and factor(layer) is None)
-        return nonlinear

@@ -88,3 +88,13 @@ def permutation(node: fx.Node, called: str, rank: int) -> list[int] | None:
         a, b = (-2, -1) if called == "mT" else dims
         order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
     return order
+
+
+def repeats(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None) -> list[int] | str:
+    """How often each position stands in a row after an upsampling to the nearest, or why it is not covered."""
+    names = ("input", "size", "scale_factor", "mode")
+    mode = getattr(module, "mode", None) or (dict(zip(names, node.args, strict=False)) | dict(node.kwargs)).get("mode", "nearest")
+    out = layer.output_shape[1:]
+    if mode not in ("nearest", "nearest-exact") or before.last or any(m % n for n, m in zip(before.positions, out, strict=True)):
+        return "an interpolation other than to the nearest position by whole factors"
+    return [m // n for n, m in zip(before.positions, out, strict=True)]
