@@ -14,6 +14,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.examination import aspect
 from gnomon.instruments import ensembles
+from gnomon.models.residual_chain import residual_chain
 from gnomon.theory.aspect_ratio import mutual_information, optimal_ratio, optimal_residual, residual_vertex, vertex_slope
 from gnomon.theory.criticality import critical_point
 
@@ -147,3 +148,27 @@ def test_the_row_is_about_fully_connected_layers_through_one_activation():
     mixed = read(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10))
     assert next(aspect.rows(mixed)).title == "depth over width, 2 to 6"
     assert list(aspect.rows(read(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)))) == []
+
+
+def test_residual_chains_are_what_their_formula_says_and_descend():
+    """One member by hand: its outputs, its tangent kernel by autograd, and ten steps of descent."""
+    x, y = chance.normal(5, 3, rng=chance.generator(0, "x")), chance.normal(5, 2, rng=chance.generator(0, "y"))
+    drawn = residual_chain(3, 6, 2, depth=4, members=3, residual=0.6, rng=chance.generator(1))
+    weights = [w[1].detach().clone().requires_grad_() for w in drawn.weights]
+
+    def outputs(x):
+        z = x @ weights[0]
+        for w in weights[1:-1]:
+            z = 0.6 * z + torch.tanh(z) @ w
+        return torch.tanh(z) @ weights[-1]
+
+    torch.testing.assert_close(drawn.outputs(x)[1], outputs(x))
+    kernels = [sum(float(g.square().sum()) / len(g) for g in torch.autograd.grad(outputs(one[None])[0, 0], weights)) for one in x]
+    np.testing.assert_allclose(drawn.ntk(x)[1].detach().numpy(), kernels)
+    lr = 1 / (5 * float(drawn.ntk(x).mean()))
+    for _ in range(10):
+        slopes = torch.autograd.grad((outputs(x) - y).square().sum() / 2, weights)
+        weights[:] = [(w - lr / len(w) * g).detach().requires_grad_() for w, g in zip(weights, slopes, strict=True)]
+    assert float(drawn.least_loss((x, y), (x, y), steps=10)[1]) == pytest.approx(float((outputs(x).detach() - y).square().sum(-1).mean()))
+    with pytest.raises(InvalidInput, match="residual"):
+        residual_chain(3, 6, 2, depth=4, members=3, residual=1.1, rng=chance.generator(1))

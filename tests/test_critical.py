@@ -55,17 +55,41 @@ def test_rates_are_those_of_the_effective_theory_over_fan_in():
 
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "relu"])
-def test_lr_is_the_inverse_of_the_tangent_kernel_of_one_input(activation):
-    """By autograd on wide networks: sum over parameters of rate (dz/dtheta)^2, times lr, is 1."""
+def test_the_lr_of_the_kernel_is_one_over_the_curvature_at_one_input(activation):
+    """By autograd on wide networks: sum over parameters of rate (dz/dtheta)^2, times the lr and the curvature 2 of a square, is 1."""
     found = []
     for seed in range(6):
         model = critical_mlp(5, 400, activation, inputs=50, outputs=1, dtype=torch.float64, rng=chance.generator(seed))
         x = chance.normal(1, 50, rng=chance.generator(seed, "input"))
         x /= x.square().mean().sqrt()
         model(x).backward()
-        found.append(sum(group["lr"] * float(p.grad.square().sum()) for group in model.parameter_groups() for p in group["params"]))
+        groups = model.parameter_groups(model.tuned.kernel_lr)
+        found.append(2 * sum(group["lr"] * float(p.grad.square().sum()) for group in groups for p in group["params"]))
     found = torch.tensor(found)
     assert abs(float(found.mean()) - 1) < 3 * float(found.std()) / 6**0.5 + 5 / 400
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 3), ("mse", 3), ("bce_with_logits", 2)])
+def test_lr_is_one_over_the_largest_curvature(loss, outputs):
+    """Dense: the eigenvalues of D^(1/2) H D^(1/2), H the Gauss-Newton matrix by autograd, at a network whose targets do not matter."""
+    x = chance.normal(7, 6, rng=chance.generator(1, "x"))
+    model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Dropout(0.5), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, outputs)).double()
+    tuned = gnomon.tune(model, x, loss=loss)
+    groups = tuned.parameter_groups(1.0)
+    model.eval()
+    z = model(x)
+    rows = torch.stack([
+        torch.cat([g.flatten() * group["lr"] ** 0.5 for g, group in zip(torch.autograd.grad(value, [group["params"][0] for group in groups], retain_graph=True), groups, strict=True)])
+        for value in z.flatten()
+    ]).view(7, outputs, -1)  # fmt: skip
+    p = z.detach().softmax(1)
+    inner = {"cross_entropy": torch.diag_embed(p) - p[:, :, None] * p[:, None], "mse": 2 / outputs * torch.eye(outputs).double().expand(7, -1, -1)}
+    q = z.detach().sigmoid()
+    inner["bce_with_logits"] = torch.diag_embed(q * (1 - q)) / outputs
+    matrix = torch.einsum("nap,nab,nbq->pq", rows, inner[loss], rows) / 7
+    assert tuned.lr * float(torch.linalg.eigvalsh(matrix)[-1]) == pytest.approx(1, rel=0.01)
+    with pytest.raises(InvalidInput, match=r"cross_entropy|mse"):
+        gnomon.tune(model, x, loss="cross-entropyy")
 
 
 def test_weights_are_the_same_again_and_the_global_random_state_is_left_alone():
@@ -98,6 +122,31 @@ def test_convolutions_are_a_chain_too():
         gnomon.tune(model)
 
 
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.7))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x - x.mean(1, keepdim=True))
+
+
+def test_an_activation_of_ones_own_is_one_and_its_parameters_learn():
+    """s(1.7 z)/1.7 of SiLU: K* is divided by 1.7^2.  A module that sees its neighbours is none."""
+    tuned = gnomon.tune(chain(Swish, depth=3, width=16))
+    assert tuned.point.kernel == pytest.approx(critical_point(nn.functional.silu).kernel / 1.7**2, rel=1e-6)
+    assert {id(p) for group in tuned.parameter_groups() for p in group["params"]} == {id(p) for p in tuned.model.parameters()}
+    with pytest.raises(OutOfScope, match="`2` does not follow `0`"):
+        gnomon.tune(chain(Centred, depth=3, width=16))
+    half = chain(nn.Tanh, depth=3, width=16).bfloat16()
+    assert gnomon.tune(half, torch.ones(5, 20).bfloat16()).lr > 0
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -127,7 +176,9 @@ def test_what_has_no_critical_point_is_named_and_left_as_it_was(model, says):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("changes", "says"), [({"depth": 0}, "at least 1"), ({"activation": "tanhh"}, "tanh"), ({"square": 0.0}, "above 0")])
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"depth": 0}, "at least 1"), ({"activation": "tanhh"}, "tanh"), ({"square": 0.0}, "above 0"), ({"outputs": 1, "loss": "cross_entropy"}, "one output")]
+)
 def test_what_cannot_be_made(changes, says):
     settings = {"depth": 3, "width": 4, "activation": "tanh"} | changes
     with pytest.raises(InvalidInput, match=says):

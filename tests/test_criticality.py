@@ -66,6 +66,29 @@ def test_swish_is_critical_where_a_dense_rule_says():
     assert found.bias_variance == pytest.approx(k - c_w * dense(lambda z: parts(z)[0] ** 2, k), rel=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("function", "start", "settles"),
+    [
+        (lambda z: z + torch.sin(z) ** 2, 0.2, True),
+        (lambda z: torch.tanh(z) ** 3, 0.38, True),
+        (lambda z: z * torch.sigmoid(1.7 * z), None, True),
+        (F.mish, 5.0, False),
+    ],
+)
+def test_what_runs_away_settles_at_the_next_kernel_that_stays(function, start, settles):
+    """By the recursion itself, layer by layer; that of SiLU is slower than any patience, but stretching its argument by b divides every kernel by b^2."""
+    found = critical_point(function)
+    if start is None:
+        silu = critical_point(F.silu)
+        assert (found.kernel, found.neighbour) == pytest.approx((silu.kernel / 1.7**2, silu.neighbour / 1.7**2), rel=1e-6)
+        return
+    kernel = start
+    for _ in range(1500):
+        kernel = min(found.bias_variance + found.weight_variance * dense(lambda z: function(torch.from_numpy(z)).numpy() ** 2, kernel, panels=401), 1e6)
+    assert found.neighbour == (pytest.approx(kernel, rel=1e-5) if settles else None)
+    assert settles or kernel > 100 * found.kernel
+
+
 @pytest.mark.parametrize(("function", "third"), [(torch.tanh, -2.0), (torch.sin, -1.0), (torch.arctan, -2.0), (lambda z: torch.tanh(2 * z) / 2, -8.0)])
 def test_the_class_of_tanh(function, third):
     """C_W g(K)/K = 1 + (s'''/s') K + ..., and chi_perp falls by the same: K = 1/(|s'''/s'| l), exponents 1, 2 and 1, V/(nK^2) = 2l/(3n)."""

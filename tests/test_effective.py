@@ -423,6 +423,23 @@ def test_the_critical_scale_is_advised_and_makes_the_slope_one():
     assert advice is None
 
 
+def test_where_the_declared_biases_allow_no_kernel_that_stays_the_critical_ones_are_advised():
+    """C_W <s'^2> = 1 has a fixed point for GELU with PyTorch's biases, too, but it repels: networks at it explode.  Those as advised do not."""
+    row, _, _, advice = settled(lambda: mlp(96, 3, 20, 10, nn.GELU), (20,))["slope chi, 0 to 6"]
+    assert float(row.predicted) < 0.3
+    assert "biases of variance 0.173" in advice
+    assert "1.98/fan_in" in advice
+    scale = theory._kept(nn.functional.gelu, 1 / 60, 1.0)
+    z, kernels = chance.normal(400, 20, rng=chance.generator(0)), []
+    for _ in range(30):
+        weights = chance.normal(400, 400, rng=chance.generator(len(kernels), "weights")) * (scale[0] / 400) ** 0.5
+        z = weights @ nn.functional.gelu(z) + scale[1] ** 0.5 * chance.normal(400, 1, rng=chance.generator(len(kernels), "biases"))
+        kernels.append(float(z.square().mean()))
+    assert min(kernels) > 0.5
+    assert max(kernels) < 8
+    assert theory._kept(torch.tanh, 0.05, 1.0)[1] is None
+
+
 def test_width_changes_what_is_predicted():
     narrow, wide = settled(tanh, (20,)), settled(lambda: tanh(width=128), (20,))
     for title in ("variance of pre-activations", WEIGHTS, "slope chi, 0 to 6"):

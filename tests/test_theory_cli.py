@@ -25,7 +25,8 @@ def test_the_critical_point_as_json_and_as_text():
     assert point["weight_variance"] == pytest.approx(1.98305826, abs=5e-9)
     shown = invoke("--activation", "GELU")
     assert "C_W 1.98305826" in shown.stdout
-    assert "run away" in shown.stdout
+    assert "those below go to K = 3.035" in shown.stdout
+    assert "run away for good" in invoke("--activation", "mish").stdout
     assert "K = (2 l)^-1" in invoke("--activation", "tanh").stdout
     assert "K* any   C_W 2" in invoke("--activation", "relu").stdout
 

@@ -63,6 +63,21 @@ def test_re_drawn_networks_do_as_predicted(activation, sizes):
         assert measured.value[-1] < -3 * measured.error[-1]
 
 
+def test_deep_layers_whose_biases_are_most_of_the_signal():
+    """PyTorch's are uniform: their squares vary by 0.8, not by 2 as those of normal ones."""
+    sizes = (20, *[100] * 5, 2)
+    drawn = subject(lambda: mlp(nn.GELU, *sizes), sizes[:1])
+    measured = registry.get_instrument("width_effects")(drawn, rng=chance.generator(1), draws=200)
+    predicted = width_effects(architecture.of(drawn), square=measured.details["square"], biases=measured.details["biases"])
+    gaps, deep = np.abs(measured.value[:5] - predicted.value[:5]), predicted.value[3:5]
+    assert (gaps <= predicted.value[:5] ** 2 + 3.5 * measured.error[:5]).all()
+    assert (deep < 1.6 / 100).all(), "normal biases, and GELU of slope 1/2 near 0, would have some 2/100"
+    assert predicted.details["biases"] > 0.4
+    rows = [row.settle() for row in chapter.rows(architecture.of(drawn), measured)]
+    assert rows[0][0].outcome != "fails"
+    assert "biases are most of the signal" in rows[1][1]
+
+
 def test_exact_where_it_is_known_and_what_is_refused():
     linear = architecture.read(nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)), torch.zeros(2, 5))
     found = width_effects(linear, square=1.0, biases=[False] * 3)

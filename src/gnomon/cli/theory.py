@@ -16,7 +16,7 @@ theory = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What the
 CLASSES = {
     "scale-invariant": "every kernel stays as it is",
     "zero": "K* = 0: the kernel falls slowly to 0",
-    "half-stable": "kernels on one side are drawn to K*, those on the other run away",
+    "half-stable": "kernels on one side are drawn to K*, those on the other leave it",
 }
 
 
@@ -175,7 +175,9 @@ def _point(activation: str, point: dict[str, Any]) -> list[str]:
     elif point["kind"] == "zero":
         lines.append("with depth l: K falls as 1/log l (the activation is linear on either side of 0)")
     elif point["kind"] == "half-stable":
-        lines.append(f"kernels {point['attracts']} K* approach it as 1/({exponents['rate']:.3g} l); those on the other side run away: K of the first layer must be K*")
+        other = "below" if point["attracts"] == "above" else "above"
+        settle = "run away for good" if point["neighbour"] is None else f"go to K = {point['neighbour']:.4g}, where signals stay too and chi_perp is not quite 1"
+        lines.append(f"kernels {point['attracts']} K* approach it as 1/({exponents['rate']:.3g} l), l layers on; those {other} {settle}: K of the first layer should be K*")
     return [*lines, f"V/(n K^2) grows as {exponents['vertex_slope']:.4g} l/n"]
 
 

@@ -172,11 +172,14 @@ def quiet(module: nn.Module) -> Iterator[None]:
 
 
 class _Tracer(fx.Tracer):
-    """Modules with children are looked into, torch's own ones too, so that no layer hides in them."""
+    """Modules with children are looked into, torch's own ones too, so that no layer hides in them; `activations` are those of somebody's own that act on each number."""
+
+    activations: frozenset[nn.Module] = frozenset()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one layer."""
-        return isinstance(m, (nn.MultiheadAttention, nn.RNNBase)) or (m.__module__.startswith("torch.nn") and not any(True for _ in m.children())) or describing.is_hf_conv1d(m)
+        alone = m.__module__.startswith("torch.nn") and not any(True for _ in m.children())
+        return alone or isinstance(m, (nn.MultiheadAttention, nn.RNNBase)) or describing.is_hf_conv1d(m) or m in self.activations
 
 
 class _InPlace(fx.Proxy):
@@ -245,6 +248,7 @@ def trace(module: nn.Module, absent: Mapping[str, Any] | None = None, *, in_plac
     """
     tracer = _Faithful() if in_place else _Tracer()
     tracer.proxy_buffer_attributes = buffers
+    tracer.activations = frozenset(child for child in module.modules() if describing.acts_elementwise(child))  # while it traces a module cannot be called
     graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
     return fx.GraphModule(tracer.root, graph)
 

@@ -158,14 +158,16 @@ def _slopes(architecture: Architecture, reading: Reading | None, slopes: Mapping
 
 def _advice(scales: Sequence[theory.CriticalScale]) -> str | None:
     """One sentence: which layers' weights to scale by how much; layers with one factor together, the largest groups first."""
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for scale in scales:
         if abs(scale.factor - 1) > NEAR:
-            groups.setdefault((format_number(scale.factor), scale.activation, scale.declared.partition(",")[0], format_number(scale.critical)), []).append(scale.layer)
+            biases = "" if scale.bias is None else f" and give them biases of variance {format_number(scale.bias)}"
+            groups.setdefault((format_number(scale.factor), scale.activation, scale.declared.partition(",")[0], format_number(scale.critical), biases), []).append(scale.layer)
     told = []
-    for (factor, activation, declared, critical), layers in sorted(groups.items(), key=lambda item: -len(item[1]))[:2]:
+    for (factor, activation, declared, critical, biases), layers in sorted(groups.items(), key=lambda item: -len(item[1]))[:2]:
         named = ", ".join(f"`{name}`" for name in layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-        told.append(f"multiply the standard deviation of the weights of {named} by {factor} (declared variance {declared}; critical after {activation} is {critical}/fan_in)")
+        why = f"declared variance {declared}; critical after {activation} is {critical}/fan_in{', with the declared biases no kernel stays' if biases else ''}"
+        told.append(f"multiply the standard deviation of the weights of {named} by {factor}{biases} ({why})")
     sentence = "; ".join(told)
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else None
 

@@ -36,7 +36,8 @@ def rows(architecture: Architecture, measured: Reading | None) -> Iterator[Row]:
         return
     names, ratio = [str(name) for name in measured.axes[0].values], sum(1 / layer.units for layer in layers[:-1])
     hidden = [name for name in names if name not in (KERNEL, STEP)]
-    kurtosis = 3 * predicted.details["vertex"]
+    kurtosis, last = 3 * predicted.details["vertex"], _at(predicted, [KERNEL])
+    biased = bool(predicted.details["biases"] * abs(last.value) > last.error / 2)
     signal = (
         f"the mean square of what the last layer reads varies by {_percent(predicted, hidden[-1])} from one initialisation to the next; its outputs have an excess kurtosis of "
         f"{format_number(kurtosis, 2)}"
@@ -44,7 +45,7 @@ def rows(architecture: Architecture, measured: Reading | None) -> Iterator[Row]:
     yield Row(SIGNAL, _at(predicted, hidden), _at(measured, hidden), "equal", _allowed(predicted, hidden), because=BECAUSE, words=lambda verdict: _words(verdict, signal))
     kernel = f"it varies by {_percent(predicted, KERNEL)} from one initialisation to the next"
     yield Row(
-        FLUCTUATION, _at(predicted, [KERNEL]), _at(measured, [KERNEL]), "equal", _allowed(predicted, [KERNEL]), because=BECAUSE, words=lambda verdict: _words(verdict, kernel),
+        FLUCTUATION, _at(predicted, [KERNEL]), _at(measured, [KERNEL]), "equal", _allowed(predicted, [KERNEL]), because=BECAUSE, words=lambda verdict: _words(verdict, kernel, biased),
         advice=lambda verdict: _advice(verdict, _value(predicted, KERNEL)),
     )  # fmt: skip
     moved = _at(measured, [STEP])
@@ -54,7 +55,7 @@ def rows(architecture: Architecture, measured: Reading | None) -> Iterator[Row]:
         return
     lazy = abs(_value(predicted, STEP)) < LAZY
     learns = f"{said}: {'lazy at this depth/width' if lazy else 'features move'} ({format_number(ratio, 2)})"
-    yield Row(LEARNING, _at(predicted, [STEP]), moved, "equal", _allowed(predicted, [STEP]), because=BECAUSE, words=lambda verdict: _words(verdict, learns))
+    yield Row(LEARNING, _at(predicted, [STEP]), moved, "equal", _allowed(predicted, [STEP]), because=BECAUSE, words=lambda verdict: _words(verdict, learns, biased))
 
 
 def _value(reading: Reading, name: str) -> float:
@@ -80,7 +81,9 @@ def _allowed(predicted: Reading, names: Sequence[str]) -> Array:
     return np.maximum(at.error, QUARTER * np.abs(at.value))
 
 
-def _words(verdict: Verdict, holds: str) -> str:
+def _words(verdict: Verdict, holds: str, biased: bool = False) -> str:
+    if verdict.outcome == "vacuous" and biased:
+        return "in its deep layers biases are most of the signal, and as PyTorch draws them they are not normal: the first order in depth/width says nothing here"
     if verdict.outcome == "vacuous":
         return "too deep for its width: the first order in depth/width says nothing here"
     if verdict.outcome == "inconclusive":

@@ -85,20 +85,18 @@ def _fully_connected(subject: Subject) -> list[Layer]:
     known = architecture.of(subject)
     layers, reached = list(known.parametrised), architecture.steps(known)
     if len(layers) < 2:
-        raise OutOfScope("width_effects: the network has no hidden layer")
+        raise OutOfScope("the network has no hidden layer")
     for place, layer in enumerate(layers):
         if layer.kind != "linear" or len(layer.output_shape) != 1:
-            raise OutOfScope(
-                f"width_effects: `{layer.name}` is {'a convolution' if layer.kind == 'conv' else 'no fully connected layer'}, and networks are covered that are fully connected"
-            )
+            raise OutOfScope(f"`{layer.name}` is {'a convolution' if layer.kind == 'conv' else 'no fully connected layer'}, and networks are covered that are fully connected")
         step = reached[layer.name]
         if place and (step.source != layers[place - 1].name or step.branches):
-            raise OutOfScope(f"width_effects: `{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {step.why or 'there are branches'}")
+            raise OutOfScope(f"`{layer.name}` does not follow `{layers[place - 1].name}` through activations alone: {step.why or 'there are branches'}")
     covered = {f"{'' if layer.name == architecture.ROOT else layer.name + '.'}{key}" for layer in layers for key in ("weight", "bias")}
     parameters = {name for name, _ in subject.module.named_parameters()}
     odd = sorted((parameters - set(subject.trainable)) | (set(subject.trainable) - covered))
     if odd:
-        raise OutOfScope(f"width_effects: `{odd[0]}` is frozen, or belongs to a layer that is not fully connected: the tangent kernel is then another one")
+        raise OutOfScope(f"`{odd[0]}` is frozen, or belongs to a layer that is not fully connected: the tangent kernel is then another one")
     return layers
 
 
@@ -110,10 +108,10 @@ def _one_example(subject: Subject) -> Tree:
     """The first of the examples that signals are measured on that is not 0."""
     inputs = examples(subject).inputs
     if not isinstance(inputs, Tensor):
-        raise OutOfScope("width_effects: the network reads more than one tensor")
+        raise OutOfScope("the network reads more than one tensor")
     found = inputs[inputs.flatten(1).ne(0).any(1)][:1]
     if not len(found):
-        raise OutOfScope("width_effects: the examples are all 0")
+        raise OutOfScope("the examples are all 0")
     return found
 
 
@@ -121,7 +119,7 @@ def _learning_rate(subject: Subject, inputs: Tree) -> float:
     with measuring(subject), torch.enable_grad():
         sizes = [_kernels(subject, state, inputs, 0.0)[0] for _, state in _drawn(subject, PILOT, chance.generator(0, f"{__name__}/pilot"))]
     if not np.mean(sizes) > 0:
-        raise OutOfScope("width_effects: the output does not depend on the parameters")
+        raise OutOfScope("the output does not depend on the parameters")
     return float(PART / np.mean(sizes))
 
 

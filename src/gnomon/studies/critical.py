@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
 from gnomon.core import architecture
 from gnomon.core import rng as chance
 from gnomon.core.dataset import Tree, leaves
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import GnomonError, InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
+from gnomon.studies.step_size import CURVATURE, largest_curvature, loss_of
 from gnomon.theory.activations import Function, named
 from gnomon.theory.chain import whole_chain
 from gnomon.theory.criticality import CriticalPoint, critical_point
@@ -25,6 +28,8 @@ from gnomon.theory.tangent import equivalent_learning_rates, ntk_contributions
 
 EXAMPLES = 64
 """Standard normal examples that stand for the data where none are given."""
+MEASURED = 256
+"""Examples on which the curvature is measured, at most."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +37,9 @@ class Tuned:
     """A network at criticality, and what it takes to train it so that every layer takes part alike.
 
     `layers` are the names of its weighted layers; `weight_rates` and `bias_rates` what the learning rate of each is multiplied with (1/fan_in included);
-    `lr` the learning rate at which a step on one example moves its output by its error; `predicted`, `before` and `after` the mean square of each layer's output on the inputs.
+    `lr` is 1 over the largest curvature of the loss on the inputs in parameters that are so scaled, measured: half of where gradient descent becomes unstable at the start.
+    `kernel_lr` is what the mean tangent kernel of wide networks says of it, for examples that are all alike and a network that knows nothing yet: h of `loss` times the kernel is 1.
+    Where depth/width is not small most draws have a kernel far below its mean.   `predicted`, `before` and `after` are the mean square of each layer's output on the inputs.
     """
 
     model: nn.Module
@@ -40,7 +47,9 @@ class Tuned:
     point: CriticalPoint
     weight_rates: tuple[float, ...]
     bias_rates: tuple[float, ...]
+    loss: str
     lr: float
+    kernel_lr: float
     predicted: Reading
     before: Reading
     after: Reading
@@ -48,22 +57,27 @@ class Tuned:
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """One group a parameter for an optimizer of torch: `torch.optim.SGD(tuned.parameter_groups())`; lr times a layer's rate, `self.lr` where none is given.
 
+        Parameters of activations (PReLU) learn at lr / depth.
+
         For gradient descent and momentum; Adam divides by the size of the gradients, so that its steps do not see these factors.
         """
-        groups = []
+        groups: list[dict[str, Any]] = []
         for name, weight, bias in zip(self.layers, self.weight_rates, self.bias_rates, strict=True):
             child = self.model if name == architecture.ROOT else self.model.get_submodule(name)
             for key, rate in (("weight", weight), ("bias", bias)):
                 if (parameter := getattr(child, key)) is not None:
                     groups.append({"params": [parameter], "lr": (self.lr if lr is None else lr) * rate, "name": f"{name}.{key}"})
-        return groups
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [(name, parameter) for name, parameter in self.model.named_parameters() if id(parameter) not in known]
+        return groups + [{"params": [parameter], "lr": (self.lr if lr is None else lr) / len(self.layers), "name": name} for name, parameter in rest]
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("layer", "predicted", "before", "after")]
         rows += [(name, *(f"{float(v):.4g}" for v in each)) for name, *each in zip(self.layers, self.predicted.value, self.before.value, self.after.value, strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        head = f"{self.point.kind}: C_W {self.point.weight_variance:.6g}, C_b {self.point.bias_variance:.6g}, lr {self.lr:.3g}; mean square of each layer's output"
-        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows)])
+        head = f"{self.point.kind}: C_W {self.point.weight_variance:.6g}, C_b {self.point.bias_variance:.6g}; mean square of each layer's output"
+        foot = f"lr {self.lr:.3g} for {self.loss}, by the curvature of this network ({self.kernel_lr:.3g} by the mean tangent kernel of wide ones)"
+        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows), foot])
 
 
 class CriticalMLP(nn.Sequential):
@@ -87,15 +101,17 @@ class _Elementwise(nn.Module):
 
 
 def critical_mlp(
-    depth: int, width: int, activation: str | Function, *, inputs: int = 784, outputs: int = 10, square: float = 1.0, dtype: torch.dtype = torch.float32, rng: Generator | None = None
+    depth: int, width: int, activation: str | Function, *, inputs: int = 784, outputs: int = 10, square: float = 1.0, loss: str | None = None,
+    dtype: torch.dtype = torch.float32, rng: Generator | None = None,
 ) -> CriticalMLP:  # fmt: skip
     """A fully connected network initialised at the critical point of its activation, with the learning rates that let every layer take part alike.
 
     W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K* where
-    the class has one.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.
+    the class has one.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.  Where no lr is given it is that of
+    `Tuned`, for data whose examples are alike (`gnomon.tune(model, inputs)` measures it on yours) and the `loss` (cross_entropy, mse or bce_with_logits).
 
-    Shapes: `depth` weighted layers, the hidden ones of `width` units.   `square` is the mean square of the inputs' components (1 where data are standardised).   Cost: none to speak of.
-    Raises: InvalidInput for sizes below 1 or an unknown activation; OutOfScope where the activation has no critical point, with the reason.
+    Shapes: `depth` weighted layers, the hidden ones of `width` units.   `square` is the mean square of the inputs' components (1 where data are standardised).   Cost: some 20 gradients of one example.
+    Raises: InvalidInput for sizes below 1 or an unknown activation or loss; OutOfScope where the activation has no critical point, with the reason.
     Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
     """
     if min(depth, width, inputs, outputs) < 1 or not square > 0:
@@ -108,20 +124,23 @@ def critical_mlp(
     names = tuple(name for name, child in model.named_children() if isinstance(child, nn.Linear))
     rng = rng or chance.generator(0, "critical")
     drawn = chance.normal(EXAMPLES, inputs, rng=chance.child(rng, "inputs")).to(dtype) * math.sqrt(square)
-    model.tuned = _tune(model, names, sizes[:-1], width, function, drawn, square, rng)
+    model.tuned = _tune(model, _Plan(names, tuple(sizes[:-1]), width, outputs, False, function, loss_of(loss, outputs)), drawn, drawn[:1], square, rng)
     return model
 
 
-def tune(model: nn.Module, inputs: Tree | None = None, *, rng: Generator | None = None) -> Tuned:
+def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = None, rng: Generator | None = None) -> Tuned:
     """Initialise a chain-like network anew, in place, at the critical point of its activation, with learning rates by which every layer takes part alike.
 
     Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*
-    where the class has one.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD.
+    where the class has one.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD, for the
+    `loss` that is named: cross_entropy, mse or bce_with_logits (of none: cross_entropy, or mse for one output).
 
-    Shapes: `inputs` some examples as the network takes them; where there are none and the first layer is linear, standard normal ones stand for standardised data.
-    Assumes: linear and convolution layers, one activation; zero padding, which dims the border, is not corrected for.   Cost: three forward passes of `inputs`.
+    Shapes: `inputs` some examples as the network takes them; where there are none and the first layer is linear, standard normal ones stand for standardised data, and the
+    learning rate is for examples that are alike.
+    Assumes: linear and convolution layers, one activation; zero padding, which dims the border, is not corrected for.   Cost: three forward passes of `inputs`, and some 20 gradients of
+    MEASURED of them.
     Raises: OutOfScope that names the layer where the chain ends (normalisation, pooling, a sum of branches, attention ...), where activations differ, or where there is no
-    critical point; InvalidInput where there are no inputs to be had, or they are zero.
+    critical point; InvalidInput where there are no inputs to be had, they are zero, or the loss is another.
     Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
     """
     rng = rng or chance.generator(0, "tune")
@@ -132,9 +151,12 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, rng: Generator | None 
     square = float(first.square().mean())
     if not (square > 0 and math.isfinite(square)):
         raise InvalidInput("The inputs are zero or not finite: the first layer cannot be scaled by them.")
-    return _tune(
-        model, tuple(layer.name for layer in layers), [layer.fan_in for layer in layers], min(layer.units for layer in layers[:-1] or layers), function, given, square, rng
-    )
+    last = layers[-1]
+    plan = _Plan(
+        tuple(layer.name for layer in layers), tuple(layer.fan_in for layer in layers), min(layer.units for layer in layers[:-1] or layers), last.units, last.kind == "conv",
+        function, loss_of(loss, last.units),
+    )  # fmt: skip
+    return _tune(model, plan, given, tree_map(lambda leaf: leaf[: MEASURED if inputs is not None else 1], given), square, rng)
 
 
 def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
@@ -144,7 +166,21 @@ def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
     return chance.normal(EXAMPLES, first.in_features, rng=chance.child(rng, "inputs"), like=first.weight.detach())
 
 
-def _tune(model: nn.Module, names: tuple[str, ...], fans: Sequence[int], width: int, function: Function, inputs: Tree, square: float, rng: Generator) -> Tuned:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is made: the weighted layers with their fan-ins, the least width, the outputs (and whether positions follow them), the activation, the loss."""
+
+    names: tuple[str, ...]
+    fans: tuple[int, ...]
+    width: int
+    outputs: int
+    class_first: bool
+    function: Function
+    loss: str
+
+
+def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: float, rng: Generator) -> Tuned:
+    names, fans, function = plan.names, plan.fans, plan.function
     point, depth = critical_point(function), len(names)
     c_w, c_b = point.weight_variance, point.bias_variance
     read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else square
@@ -153,10 +189,10 @@ def _tune(model: nn.Module, names: tuple[str, ...], fans: Sequence[int], width: 
     if c_b and bare is not None:
         raise OutOfScope(f"`{bare}` has no bias, and the critical point of this activation needs biases of variance {c_b:.4g}")
     weight_rates, bias_rates = equivalent_learning_rates(function, depth=depth).value
-    settings: dict[str, Any] = {"depth": depth, "width": width, "weight_variance": c_w, "bias_variance": c_b}
+    settings: dict[str, Any] = {"depth": depth, "width": plan.width, "weight_variance": c_w, "bias_variance": c_b}
     parts = ntk_contributions(function, square=read, weight_rates=weight_rates, bias_rates=bias_rates, **settings)
     predicted = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[0]
-    before = _signals(model, children, names, inputs)
+    before, kept = _signals(model, children, names, inputs), copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for place, (child, fan_in) in enumerate(zip(children, fans, strict=True)):
             scale = read / square if place == 0 else 1.0
@@ -164,9 +200,17 @@ def _tune(model: nn.Module, names: tuple[str, ...], fans: Sequence[int], width: 
             if child.bias is not None:
                 child.bias.copy_(math.sqrt(c_b) * chance.normal(*child.bias.shape, rng=chance.child(rng, "bias", place)))
     scaled = [float(rate) / fan * (read / square if place == 0 else 1.0) for place, (rate, fan) in enumerate(zip(weight_rates, fans, strict=True))]
+    keys = ["" if name == architecture.ROOT else f"{name}." for name in names]
+    rates = dict.fromkeys(dict(model.named_parameters()), 1 / depth)
+    rates |= {f"{key}{what}": rate for what, each in (("weight", scaled), ("bias", map(float, bias_rates))) for key, rate in zip(keys, each, strict=True)}
+    try:
+        curvature = largest_curvature(model, examples, plan.loss, rates, class_first=plan.class_first, rng=chance.child(rng, "curvature"))
+    except GnomonError:
+        model.load_state_dict(kept)
+        raise
     return Tuned(
-        model, names, point, tuple(scaled), tuple(map(float, bias_rates)), 1 / float(parts.value.sum()), predicted.replace(axes=(Axis("layer", names),)), before,
-        _signals(model, children, names, inputs),
+        model, names, point, tuple(scaled), tuple(map(float, bias_rates)), plan.loss, 1 / curvature, 1 / (CURVATURE[plan.loss](plan.outputs) * float(parts.value.sum())),
+        predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs),
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ class CriticalPoint:
     """C_W, C_b and the kernel K* at which chi_parallel = chi_perp = 1; `error` bounds what root finding and quadrature leave of K*, relative (absolute where K* = 0).
 
     `kind` is the universality class.  Where it is scale-invariant every kernel is fixed and `kernel` is 1.  `attracts` says which kernels are drawn to K* (`above`, `below`,
-    or '' where every one is fixed already); for a half-stable point the others run away from it.
+    or '' where every one is fixed already); for a half-stable point the others run away from it, slowly (as 1/(rate l) near it), to the next kernel that stays, `neighbour`
+    (None where there is none up to KERNELS).
     """
 
     kind: Kind
@@ -66,6 +67,7 @@ class CriticalPoint:
     error: float
     attracts: Literal["", "above", "below"]
     exponents: Exponents
+    neighbour: float | None = None
 
 
 def critical_point(activation: Function, *, near: float = 1.0) -> CriticalPoint:
@@ -160,7 +162,26 @@ def _half_stable(activation: Function, kernel: float, error: float) -> CriticalP
         raise OutOfScope(f"K* = {kernel:.8g} is critical (C_W = {c_w:.8g}), but the recursion's curvature vanishes there: its class is none of the three that are known")
     spread = c_w**2 * float(found.fourth[0] - found.square[0] ** 2) / kernel**2
     exponents = Exponents(0.0, 0.0, 0.0, spread, abs(curvature))
-    return CriticalPoint("half-stable", kernel, c_w, max(kernel - c_w * float(found.square[0]), 0.0), error, "below" if curvature > 0 else "above", exponents)
+    c_b = max(kernel - c_w * float(found.square[0]), 0.0)
+    next_one = _neighbour(activation, kernel, c_w, c_b, KERNELS[1] if curvature > 0 else KERNELS[0])
+    return CriticalPoint("half-stable", kernel, c_w, c_b, error, "below" if curvature > 0 else "above", exponents, next_one)
+
+
+def _neighbour(activation: Function, kernel: float, c_w: float, c_b: float, end: float) -> float | None:
+    """The first kernel from K* towards `end` at which the recursion turns back: where what runs away from K* settles."""
+
+    def excess(log_k: float) -> float:
+        return (c_b + c_w * _mean_square(activation, math.exp(log_k))) / math.exp(log_k) - 1
+
+    away = math.copysign(1.0, end - kernel)
+    # close to K* the excess is below rounding; it grows as the square of the distance
+    grid = math.log(kernel) + away * np.geomspace(0.01, abs(math.log(end / kernel)), 40)
+    values = [away * excess(float(x)) for x in grid]
+    turned = next((place for place, value in enumerate(values) if value < -FLAT), None)
+    if not turned or values[turned - 1] < FLAT:
+        return None
+    low, high = sorted((float(grid[turned - 1]), float(grid[turned])))
+    return math.exp(float(optimize.brentq(excess, low, high, xtol=1e-10)))
 
 
 def _at_zero(activation: Function) -> CriticalPoint | None:

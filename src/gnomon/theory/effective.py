@@ -34,7 +34,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.core.architecture import Architecture, Layer, Step, chains, steps
-from gnomon.core.errors import InvalidInput
+from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.theory.activations import Function, Moments, compose, critical_weight_variance, moments, square_curvature
@@ -49,6 +49,8 @@ SCHOENHOLZ_2017 = Source("schoenholz2017", "section 3")
 
 _ASSUMED = ("weights are independent of the forward pass; many units", "at a chain's last layer the gradient is the same at every position on average")
 
+CRITICAL = 1e-6
+"""A susceptibility that is 1 up to this is 1."""
 WEIGHT_TOLERANCE = 0.01
 """One percent of a weight variance moves no other row of the chapter beyond its own tolerance."""
 
@@ -367,34 +369,52 @@ def _elements(architecture: Architecture, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CriticalScale:
-    """By what `factor` the standard deviation of a layer's weights must be multiplied to be critical, and C_W as declared and where it is critical."""
+    """By what `factor` the standard deviation of a layer's weights must be multiplied to be critical, and C_W as declared and where it is critical.
+
+    `bias` is the variance of the biases that it takes, None where the declared one will do.
+    """
 
     layer: str
     activation: str
     factor: float
     declared: str
     critical: float
+    bias: float | None = None
 
 
 def critical_scales(architecture: Architecture, slopes: Mapping[str, Slope]) -> tuple[CriticalScale, ...]:
-    """For every step of every chain the weight scale of its later layer that is critical: C_W <s'^2>_K = 1 at a fixed point of K.
+    """For every step of every chain the weight scale of its later layer that is critical: C_W <s'^2>_K = 1 at a fixed point of K that keeps signals, chi_parallel <= 1.
+
+    Where the fixed point with the declared biases repels (GELU, SiLU: signals would explode) it is that of `critical_point`, with its biases.
 
     Shapes: `slopes` from `backward`.   Units: none.   Error: that of `critical_weight_variance`.   Assumes: the later layer's biases stay as declared (scale-invariant
-    activations: none).   Cost: a root search an activation that is not scale invariant.   Source: as `critical_weight_variance`.
+    activations: none), unless `bias` says otherwise.   Cost: a root search an activation that is not scale invariant.   Source: as `critical_weight_variance`.
     """
     reached, found = steps(architecture), []
-    known: dict[tuple[str, float, float], tuple[float, float] | None] = {}
+    known: dict[tuple[str, float, float], tuple[float, float | None] | None] = {}
     for step in slopes.values():
         through = reached[step.following]
         later = architecture[step.following]
         named = [text for name in through.through if (text := architecture[name].activation)]
         key = (" ".join(named), later.bias_variance, round(math.log(max(step.kernel, 1e-6))))
         if key not in known:
-            known[key] = critical_weight_variance(activation_after(architecture, through), bias_variance=later.bias_variance, near=math.exp(key[2]))
+            known[key] = _kept(activation_after(architecture, through), later.bias_variance, math.exp(key[2]))
         at = known[key]
         if at is not None and step.c_w > 0:
-            found.append(CriticalScale(step.following, " and ".join(named) or "no activation", math.sqrt(at[0] / step.c_w), later.declared, at[0]))
+            found.append(CriticalScale(step.following, " and ".join(named) or "no activation", math.sqrt(at[0] / step.c_w), later.declared, *at))
     return tuple(found)
+
+
+def _kept(function: Function, bias_variance: float, near: float) -> tuple[float, float | None] | None:
+    """C_W where small differences and the kernel are kept, and the C_b that it takes where it is another."""
+    at = critical_weight_variance(function, bias_variance=bias_variance, near=near)
+    if at is None or at[1] == 0 or at[0] * float(moments(function, np.array([at[1]])).growth[0]) <= 1 + CRITICAL:
+        return None if at is None else (at[0], None)
+    try:
+        point = critical_point(function, near=near)
+    except OutOfScope:
+        return None
+    return point.weight_variance, point.bias_variance
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -121,7 +121,7 @@ def infinite_width(
     learning rate multiplied by it: at initialisation the output is its bias and Theta that of "ntk", but features move at any width, so that no fixed kernel describes training
     ("mean_field" is the same for one hidden layer; behind a second one its pre-activations vanish, which is refused).
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
-    what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out, `memory` the bytes that a call may hold.
+    what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out (one with kinks has them taken out first, and 1e-10 where the variance allows it), `memory` the bytes that a call may hold.
 
     Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums,
     products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations,

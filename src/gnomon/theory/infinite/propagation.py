@@ -35,7 +35,7 @@ class Propagation:
         self._prepared: set[tuple[int, int]] = set()
 
     def prepare(self, here: slice, there: slice) -> None:
-        """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column, once where both are of the same data."""
+        """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column."""
         if self.first is not self.second:
             self.tile(here, slice(there.start, there.start + 1))
             self.tile(slice(here.start, here.start + 1), there)
@@ -43,8 +43,7 @@ class Propagation:
         for part in (here, there):
             if (part.start, part.stop) not in self._prepared:
                 self.tile(part, slice(part.start, part.start + 1))
-                if any(key[2] == 2 for key in self._kept):  # some of it lies along the columns alone
-                    self.tile(slice(part.start, part.start + 1), part)
+                self.tile(slice(part.start, part.start + 1), part)
                 self._prepared.add((part.start, part.stop))
 
     def tile(self, here: slice, there: slice, found: dict[str, Tensor] | None = None, *, within: tuple[slice, slice] | None = None) -> Pair:

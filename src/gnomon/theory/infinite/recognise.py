@@ -9,6 +9,8 @@ import torch
 from gnomon.core.layers import Applied, Layer
 from gnomon.theory.activations import Function, compose, scale_invariant
 from gnomon.theory.infinite.duals import Dual, Erf, Gaussian, Gelu, Monomial, PiecewiseLinear, RectifiedPower, Sign, Wave
+from gnomon.theory.infinite.kinked import Kinked
+from gnomon.theory.infinite.kinks import Same, find
 from gnomon.theory.infinite.series import Series
 
 
@@ -20,14 +22,23 @@ def factor(layer: Layer) -> float | None:
 
 
 def dual(chain: Sequence[Layer], tolerance: float) -> Dual:
-    """The dual of activations applied in turn: a closed form where there is one, else the Hermite series.  Cost: none."""
-    functions = [layer.function for layer in chain]
+    """The dual of activations applied in turn: a closed form where there is one, else the Hermite series, behind kinks where there are some.  Cost: some thousand values of the activation."""
+    functions = [_hardsigmoid if layer.activation == "hardsigmoid" else layer.function for layer in chain]
     whole = compose([function for function in functions if function is not None])
     slopes = scale_invariant(whole)
     if slopes is not None:
         return PiecewiseLinear(slopes[1], slopes[0], _slope_at_zero(whole))
     closed = _single(chain[0]) if len(chain) == 1 else _composed(chain)
-    return closed or _rectified(whole) or Series(whole, " then ".join(layer.activation for layer in chain), tolerance)
+    closed = closed or _rectified(whole)
+    if closed:
+        return closed
+    kinks, name = find(whole), " then ".join(layer.activation for layer in chain)
+    return Kinked(Same.of(whole, kinks), kinks, name, tolerance) if kinks else Series(whole, name, tolerance)
+
+
+def _hardsigmoid(value: torch.Tensor) -> torch.Tensor:
+    """The same function, for PyTorch's own derivative of it has the 1/6 of float32."""
+    return (value / 6 + 0.5).clamp(0, 1)
 
 
 def _slope_at_zero(function: object) -> float:

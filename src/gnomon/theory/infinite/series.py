@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gnomon.core.errors import OutOfScope
+from gnomon.theory.activations import derivative as slope_of
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
 
 TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
-REACH, PANELS, NODES = 12.0, 24, 20
+REACH, PANELS, NODES = 14.0, 28, 26
 """Standard deviations integrated over to either side, Gauss-Legendre panels (0 is an edge) and nodes in each."""
 ROWS = 4096
 """Variances worked on at a time."""
@@ -38,7 +39,7 @@ class Series:
     (Cauchy-Schwarz), and M is the first of TERMS at which that is at most `tolerance` of E s^2, for s' likewise.
 
     Error: `tolerance`, relative to the geometric mean of the variances.
-    Cost: M multiplications an element, half of them for an odd or even activation; M x 480 a variance, or M x 65 where many of them are interpolated.
+    Cost: M multiplications an element, half of them for an odd or even activation; M x 728 a variance, or M x 65 where many of them are interpolated.
     Raises: OutOfScope where the longest series leaves more than `tolerance`, with the number.
     Source: Daniely, Frostig & Singer 2016, section 4.1 (dual activations).
     """
@@ -50,7 +51,7 @@ class Series:
 
     def variance(self, q: Tensor) -> Tensor:
         """E s(z)^2 by quadrature."""
-        moments = _Moments(self.function, q.reshape(-1).double(), derivative=False)
+        moments = Moments(self.function, q.reshape(-1).double(), derivative=False)
         return moments.squares.reshape(q.shape).to(q)
 
     def image(self, at: Arguments) -> Image:
@@ -60,7 +61,7 @@ class Series:
         return Image(cov, gap_of(self, at, cov), at.times(lambda: self._sum(at, c, derivative=True)))
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
-        what, parity = "derivative" if derivative else "value", _parity(self.function, derivative)
+        what, parity = "derivative" if derivative else "value", symmetry(self.function, derivative)
         (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 1)
         (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 2)
         most = max(len(one), len(two))  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
@@ -76,7 +77,7 @@ class Series:
 
     def _coefficients(self, q: Tensor, derivative: bool, least: int = 0) -> Tensor:
         """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q any -> (terms, *q)."""
-        moments, parity, left = _Moments(self.function, q.reshape(-1).double(), derivative), _parity(self.function, derivative), math.inf
+        moments, parity, left = Moments(self.function, q.reshape(-1).double(), derivative), symmetry(self.function, derivative), math.inf
         least = least if parity is None else 2 * least
         for terms in TERMS:
             if terms < least:
@@ -88,13 +89,18 @@ class Series:
                 short = max(moments.enough(found, int(rest.argmax()), self.tolerance), least)
                 found = found[:, :short] if parity is None else found[:, parity:short:2]
                 return found.T.contiguous().reshape(-1, *q.shape).to(q)
-        raise OutOfScope(
-            f"the activation {self.name!r} has no closed dual, and its Hermite series of {TERMS[-1]} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
-            f"the {self.tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
-        )
+        raise too_short(self.name, TERMS[-1], left, self.tolerance, derivative=derivative)
 
 
-class _Moments:
+def too_short(name: str, terms: int, left: float, tolerance: float, *, derivative: bool) -> OutOfScope:
+    """What is raised where a series does not hold its tolerance."""
+    return OutOfScope(
+        f"the activation {name!r} has no closed dual, and its Hermite series of {terms} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
+        f"the {tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
+    )
+
+
+class Moments:
     """E s^2 and the Hermite coefficients of s(sqrt(q) u), or of s'(sqrt(q) u), for many variances: by quadrature, or between the points of a table.  Shapes: q (n,)."""
 
     def __init__(self, function: Callable[[Any], Any], q: Float64[Tensor, "n"], derivative: bool) -> None:
@@ -106,10 +112,11 @@ class _Moments:
             table, self.known = _table(function, low, high, derivative)
             self.table = table.to(q.device)
             if self.known > 0:
-                self.weights = torch.cat([_between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
-        self.squares = self._squares()
+                self.weights = torch.cat([between((2 * part.log2() - low - high) / (high - low), len(table) - 1) for part in q.split(ROWS)])
 
-    def _squares(self) -> Float64[Tensor, "n"]:
+    @cached_property
+    def squares(self) -> Float64[Tensor, "n"]:
+        """E s^2."""
         if self.table is not None and self.known > 0:
             return self.weights @ self.table[:, 0]
         return torch.cat([_moments(self.function, part, 0, self.derivative)[1] for part in self.q.split(ROWS)])
@@ -141,7 +148,7 @@ def _table(function: Callable[[Any], Any], low: int, high: int, derivative: bool
         x = torch.cos(torch.arange(count + 1, dtype=torch.float64) * (math.pi / count))
         found, squares = _moments(function, torch.exp2((low + high + (high - low) * x) / 2), TERMS[-1], derivative)
         table = torch.cat([squares[:, None], found], 1)
-        off = (_between(x, count // 2) @ table[::2] - table).abs() / torch.cat([squares[:, None], squares.sqrt()[:, None].expand_as(found)], 1).clamp_min(
+        off = (between(x, count // 2) @ table[::2] - table).abs() / torch.cat([squares[:, None], squares.sqrt()[:, None].expand_as(found)], 1).clamp_min(
             torch.finfo(torch.float64).tiny
         )
         wrong = (off.amax(0) > AGREES).nonzero()
@@ -151,7 +158,7 @@ def _table(function: Callable[[Any], Any], low: int, high: int, derivative: bool
     return table, known
 
 
-def _between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]:
+def between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]:
     """The barycentric interpolation from the Chebyshev points cos(j pi / count), j = 0 .. count, to x in [-1, 1]."""
     at = torch.cos(torch.arange(count + 1, dtype=torch.float64, device=x.device) * (math.pi / count))
     sign = torch.ones_like(at)
@@ -165,7 +172,7 @@ def _between(x: Float64[Tensor, "n"], count: int) -> Float64[Tensor, "n points"]
 
 
 @lru_cache(maxsize=64)
-def _parity(function: Callable[[Any], Any], derivative: bool) -> int | None:
+def symmetry(function: Callable[[Any], Any], derivative: bool) -> int | None:
     """1 where only odd powers of the correlation occur, 0 where only even ones do, None where both."""
     u = torch.linspace(0.01, REACH, 999, dtype=torch.float64)
     up, down = function(u), function(-u)
@@ -176,6 +183,7 @@ def _parity(function: Callable[[Any], Any], derivative: bool) -> int | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def _rule() -> tuple[Float64[Tensor, "nodes"], Float64[Tensor, "nodes"]]:
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     edges = np.linspace(-REACH, REACH, PANELS + 1)
@@ -188,17 +196,14 @@ def _moments(function: Callable[[Any], Any], q: Float64[Tensor, "n"], terms: int
     """The first Hermite coefficients of s(sqrt(q) u), or of s'(sqrt(q) u), and E s^2."""
     u, weights = (part.to(q.device) for part in _rule())
     z = q.sqrt()[:, None] * u
-    if derivative:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = torch.autograd.grad(function(z).sum(), z)[0]
-    else:
-        value = function(z).detach()
-    return (value * weights) @ _hermite(u, terms).T, (value**2) @ weights
+    value = slope_of(function)(z) if derivative else function(z).detach()
+    return (value * weights) @ _hermite(terms).to(q.device).T, (value**2) @ weights
 
 
-def _hermite(u: Float64[Tensor, "nodes"], terms: int) -> Float64[Tensor, "terms nodes"]:
-    """Orthonormal Hermite polynomials: sqrt(m + 1) h_{m+1} = u h_m - sqrt(m) h_{m-1}."""
+@lru_cache(maxsize=8)
+def _hermite(terms: int) -> Float64[Tensor, "terms nodes"]:
+    """Orthonormal Hermite polynomials at the rule's nodes: sqrt(m + 1) h_{m+1} = u h_m - sqrt(m) h_{m-1}."""
+    u = _rule()[0]
     rows = [torch.ones_like(u), u]
     for m in range(1, terms):
         rows.append((u * rows[m] - math.sqrt(m) * rows[m - 1]) / math.sqrt(m + 1))
