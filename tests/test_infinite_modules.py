@@ -90,7 +90,20 @@ def added(m, x):
     return m.h(torch.relu(kept))
 
 
+class Squashed(nn.Module):
+    """An activation of one's own that works in place."""
+
+    def forward(self, x):
+        return x.tanh_()
+
+
+def own(m, x):
+    x = m.a(x)
+    return m.h(m.b(m.act(x)) + x)
+
+
 SAME = {
+    "a module of one's own in place": (lambda: Written(own, a=nn.Linear(6, W), b=nn.Linear(W, W), h=nn.Linear(W, 2), act=Squashed()), residual(read(lambda m, z: m.h(m.b(torch.tanh(z)) + torch.tanh(z)))), (3, 6)),
     "in place": (residual(in_place), residual(read(lambda m, z: m.h(torch.relu(z) + m.b(torch.relu(z))))), (3, 6)),
     "added in place": (residual(added), residual(read(lambda m, z: m.h(torch.relu(z + m.b(torch.relu(z)))))), (3, 6)),
     "tanh_": (residual(lambda m, x: m.h(m.a(x).tanh_())), residual(lambda m, x: m.h(torch.tanh(m.a(x)))), (3, 6)),
