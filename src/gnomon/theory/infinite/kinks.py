@@ -104,14 +104,15 @@ def find(function: Callable[[Any], Any]) -> tuple[Kink, ...]:
     Error: places to about 1e-13, jumps of the derivative of order m to 1e-12 times m! or so; both are small errors of where the split is made, not of what is made of it.
     Cost: some thousand values of the function.
     """
-    brackets = _brackets(function)
     kinks = []
-    for number, (low, high) in enumerate(brackets):
-        room = brackets[number - 1][1] if number else -math.inf, brackets[number + 1][0] if number + 1 < len(brackets) else math.inf
-        kink = _kink(function, low, high, room)
-        if kink is None:
-            return ()
-        kinks.append(kink)
+    with np.errstate(all="ignore"):  # a function may have values that are not finite, and is then not smooth there
+        brackets = _brackets(function)
+        for number, (low, high) in enumerate(brackets):
+            room = brackets[number - 1][1] if number else -math.inf, brackets[number + 1][0] if number + 1 < len(brackets) else math.inf
+            kink = _kink(function, low, high, room)
+            if kink is None:
+                return ()
+            kinks.append(kink)
     return tuple(kink for kink in kinks if any(kink.jumps))
 
 
