@@ -1,3 +1,5 @@
+import copy
+import functools
 import math
 
 import numpy as np
@@ -221,3 +223,43 @@ def test_what_cannot_be_done_is_said():
     nn.init.constant_(huge[1].weight, 1e30)
     with pytest.raises(InvalidInput, match="not finite"):
         kernels.empirical_ntk(huge, torch.ones(3, 2))
+
+
+class PostActivation(nn.Module):
+    """A block whose sum is followed by an activation, which has no kernel in closed form."""
+
+    def __init__(self, width=64, last=True):
+        super().__init__()
+        self.enter, self.inner, self.out, self.last = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 4), last
+
+    def forward(self, x):
+        x = torch.relu(self.enter(x))
+        x = x + self.inner(x)
+        return self.out(torch.relu(x) if self.last else x)
+
+
+@pytest.mark.parametrize("kind", ["nngp", "ntk"])
+def test_the_mean_over_networks_stands_in_for_a_kernel_in_closed_form(kind):
+    x = torch.randn(4, 6, generator=chance.generator(1))
+    found = kernels.monte_carlo_kernel(lambda: PostActivation(last=False), x, x[:3], kind=kind, networks=60, rng=chance.generator(0))
+    predicted = infinite_width(PostActivation(last=False))(x, x[:3], kind=kind).numpy()
+    size = float(np.abs(predicted).max())
+    assert (np.abs(found.value - predicted) <= 4 * found.error + 2 * 3 / 64 * size).all()  # and twice the next order, depth / width
+    assert kernels.monte_carlo_kernel(PostActivation, x, kind=kind, networks=2, rng=chance.generator(0)).value.shape == (4, 4)
+    with pytest.raises(OutOfScope, match="kernels.monte_carlo_kernel"):
+        infinite_width(PostActivation())(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (lambda: PostActivation, {"kind": "ntkk"}, "kind of kernel"),
+        (PostActivation, {}, "a network was given"),
+        (lambda: lambda: 3, {}, "gave int"),
+        (lambda: functools.partial(copy.copy, PostActivation()), {}, "the same network each time"),
+        (lambda: PostActivation, {"networks": 1}, "at least 2"),
+    ],
+)
+def test_what_no_mean_can_be_taken_of_is_said(make, fields, message):
+    with pytest.raises(InvalidInput, match=message):
+        kernels.monte_carlo_kernel(make(), torch.ones(2, 6), rng=chance.generator(0), **{"networks": 2, **fields})

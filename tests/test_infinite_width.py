@@ -338,7 +338,7 @@ class Shared(nn.Module):
         (nn.Sequential(nn.Linear(5, 4), nn.Softmax(1), nn.Linear(4, 1)), "'1': Softmax"),
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 1)), "'2': a LayerNorm of other than.*pre-activations"),
         (Shared(), "both branches read 'inner'"),
-        (Shared(twice=True), "called again with the same weights.*dense_kernel"),
+        (Shared(twice=True), "called again with the same weights.*monte_carlo_kernel"),
         (nn.Sequential(nn.Linear(5, 4), Do(lambda x: x.abs().sqrt()), nn.Linear(4, 1)), "sqrt.*Hermite series of 768 terms leaves .*tolerance"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), "no layer with weights"),
         (

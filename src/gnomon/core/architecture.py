@@ -182,6 +182,30 @@ class _Tracer(fx.Tracer):
         return alone or isinstance(m, (nn.MultiheadAttention, nn.RNNBase)) or describing.is_hf_conv1d(m) or m in self.activations
 
 
+class _InPlace(fx.Proxy):
+    """A traced tensor that knows `x += y` from `x = x + y`."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class _Faithful(_Tracer):
+    """Operations in place are traced as such."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a tensor."""
+        return _InPlace(node, self)
+
+
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps the shape of every node's (first) tensor; None for a node that is no tensor."""
 
@@ -217,9 +241,13 @@ def _traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return list(layers.values())
 
 
-def trace(module: nn.Module, absent: Mapping[str, Any] | None = None) -> fx.GraphModule:
-    """The module's torch.fx graph, every layer a node; `absent` are the values of arguments that are not given.  Cost: none.  Raises: what the traced code raises on a proxy."""
-    tracer = _Tracer()
+def trace(module: nn.Module, absent: Mapping[str, Any] | None = None, *, in_place: bool = False, buffers: bool = False) -> fx.GraphModule:
+    """The module's torch.fx graph, every layer a node; `absent` are the values of arguments that are not given.
+
+    `in_place`: x += y is told from x = x + y; `buffers`: what is done to buffers is traced too.   Cost: none.   Raises: what the traced code raises on a proxy.
+    """
+    tracer = _Faithful() if in_place else _Tracer()
+    tracer.proxy_buffer_attributes = buffers
     tracer.activations = frozenset(child for child in module.modules() if describing.acts_elementwise(child))  # while it traces a module cannot be called
     graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
     return fx.GraphModule(tracer.root, graph)

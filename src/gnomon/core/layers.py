@@ -116,7 +116,10 @@ def acts_elementwise(module: nn.Module) -> bool:
     frozen = _frozen(module)
     try:
         with torch.no_grad():
-            together, turned, alone = frozen(at.view(2, 3, 4).clone()), frozen(at.flip(0).view(4, 6).clone()), frozen(at[5:7].clone())
+            given = at.view(2, 3, 4).clone()
+            together, turned, alone = frozen(given), frozen(at.flip(0).view(4, 6).clone()), frozen(at[5:7].clone())
+        if not torch.equal(given, at.view(2, 3, 4)):  # it works in place: no function of a number, but what its operations are
+            return False
         made = isinstance(together, torch.Tensor) and (together.shape, turned.shape, alone.shape) == ((2, 3, 4), (4, 6), (2,))
         return made and all(torch.allclose(a, b, rtol=0.01, atol=1e-4) for a, b in ((together.flatten(), turned.flatten().flip(0)), (together.flatten()[5:7], alone)))
     except Exception:  # a module that does not take such an array is no activation, whatever it says of it

@@ -55,7 +55,11 @@ def spectrum(subject: Subject, architecture: Architecture) -> Reading:
     inputs = _inputs(subject)
     kernel = theory.infinite_width(subject.module, weight_variance=_declared(architecture))
     if (covariances := kernel.tiles(inputs, kind="ntk").cost().covariances) > MOST:
-        raise OutOfScope(f"the infinite-width kernel of the {len(inputs)} examples works on {covariances:.2g} covariances, more than {MOST:.2g}; examine fewer examples")
+        fewer = int(len(inputs) * math.sqrt(MOST / covariances))
+        raise OutOfScope(
+            f"the infinite-width kernel of the {len(inputs)} examples takes too long to make here: it works on {covariances:.2g} covariances, more than {MOST:.2g}; keep about {fewer} examples "
+            "(--examples, or Subject.freeze(examples=...)), or call gnomon.theory.kernels.infinite_width yourself"
+        )
     matrix = kernel(inputs, kind="ntk")
     assert isinstance(matrix, Tensor)
     if matrix.ndim != 2:

@@ -168,7 +168,7 @@ def _infinite(facts: Facts, readings: Mapping[str, Reading]) -> Iterator[Row]:
     if measured is None:
         return
     if (why := facts.uncovered.get("infinite_width_ntk")) is not None:
-        yield Row(title, out_of_scope=why, words="theory has no kernel of infinite width for this network")
+        yield Row(title, out_of_scope=why, words="not compared with infinite width, for the reason given")
         return
     predicted = facts.predictions.get("infinite_width_ntk")
     if predicted is None or predicted.value.shape != measured.value.shape:

@@ -1,12 +1,14 @@
-"""Kernels of a finite network as they are: the tangent kernel between all outputs, and the kernel of the last hidden layer."""
+"""Kernels of a finite network as they are: the tangent kernel between all outputs, the kernel of the last hidden layer, and the mean of either over many networks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from gnomon.core import rng as chance
 from gnomon.core.dataset import Block, Dataset, Tree, leaves, length
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Axis, Reading
@@ -17,6 +19,7 @@ from gnomon.numerics.measuring import measuring
 from gnomon.numerics.tangent_kernel import MEMORY, TangentKernel
 
 NOVAK_2022 = Source("novak2022")
+NOVAK_2019 = Source("novak2019", "section 4")
 LEE_2018 = Source("lee2018", "section 2")
 Outputs = Literal["all", "sum", "mean"]
 ROUNDING = 256.0
@@ -80,6 +83,49 @@ def empirical_nngp(network: Subject | nn.Module, x1: Tree = None, x2: Tree = Non
     scale = weight_variance * float(left.norm(dim=1).max() * right.norm(dim=1).max()) / left.shape[1]
     error = ROUNDING * torch.finfo(subject.dtype).eps * (abs(bias_variance) + scale)
     return Reading("empirical_nngp", value, "output²", error=error, error_kind="bound", axes=axes, source=LEE_2018, assumes=_where(subject), details={"units": left.shape[1]})
+
+
+def monte_carlo_kernel(make: Callable[[], nn.Module], x1: Tree, x2: Tree = None, *, kind: str = "ntk", networks: int = 32, rng: Generator, memory: int = MEMORY) -> Reading:
+    """The kernel of a wide network as the mean over networks drawn anew: what stands in for `infinite_width` where an architecture has no kernel in closed form.
+
+    nngp: E f_a(x) f_a(x'),   ntk: E d f_a(x) / d theta . d f_a(x') / d theta, the mean over outputs a and over networks; `make` gives a new one, at its initialisation, at each call.
+
+    Shapes: x1 N examples, x2 M (x1 if not given) -> value (N, M); outputs with positions count as many outputs.   Units: output^2, or output^2 / parameter^2 as `parametrization="standard"`.
+    Error: standard error over networks; that of a finite width, of relative order depth / width, is not in it: make the networks wider and see.   Assumes: eval mode.
+    Cost: a forward pass a network, or an `empirical_ntk`.   Raises: InvalidInput for an unknown kind, fewer than two networks, or where `make` gives no module; else as `empirical_ntk`.
+    Source: Novak et al. 2019, section 4 (Monte Carlo estimates of kernels).
+    """
+    if kind not in ("nngp", "ntk"):
+        raise unknown("kind of kernel", str(kind), ("nngp", "ntk"))
+    if isinstance(make, nn.Module):
+        raise InvalidInput("make must build a new network at each call, and a network was given: pass the class, or lambda: build_model().")
+    if networks < 2:
+        raise InvalidInput(f"A mean with an error takes at least 2 networks, not {networks}.")
+    drawn = []
+    for index in range(networks):
+        with chance.scoped(chance.child(rng, "networks", index)):
+            network = make()
+        if not isinstance(network, nn.Module):
+            raise InvalidInput(f"make() must give a new nn.Module at each call; it gave {type(network).__name__}. Pass the class, or lambda: build_model().")
+        if kind == "ntk":
+            drawn.append(torch.as_tensor(empirical_ntk(network, x1, x2, outputs="mean", memory=memory).value))
+        else:
+            subject = _subject(network, x1)
+            left = _outputs(subject, subject.train)
+            right = left if x2 is None else _outputs(subject, Dataset((Block(x2, torch.zeros(length(x2))),), length(x2)))
+            drawn.append((left @ right.T / left.shape[1]).cpu())
+    found = torch.stack(drawn).double().numpy()
+    if not found.std(0).any():
+        raise InvalidInput("make() gave the same network each time; it must draw new weights at each call: pass the class, or lambda: build_model().")
+    axes = tuple(_axis(name, size) for name, size in zip(("example", "other example"), found.shape[1:], strict=True))
+    reading = Reading.of_samples(f"monte_carlo_{kind}", found, unit="output²" if kind == "nngp" else "output² / parameter²", error_kind="seed", axes=axes, source=NOVAK_2019)
+    return reading.replace(samples=None, assumes=("eval mode", "networks of finite width"))
+
+
+def _outputs(subject: Subject, data: Dataset) -> Tensor:
+    """Outputs, one row an example."""
+    with measuring(subject), torch.no_grad():
+        return torch.cat([subject(subject.state, subject.to_device(block.inputs)).flatten(1) for block in data.chunks(subject.chunk)])
 
 
 def _subject(network: Subject | nn.Module, x1: Tree) -> Subject:

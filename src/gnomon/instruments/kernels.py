@@ -21,6 +21,7 @@ from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.instruments.empirical import empirical_nngp as empirical_nngp
 from gnomon.instruments.empirical import empirical_ntk as empirical_ntk
+from gnomon.instruments.empirical import monte_carlo_kernel as monte_carlo_kernel
 from gnomon.instruments.empirical import tangent_kernel as tangent_kernel
 from gnomon.instruments.outcomes import labelled
 from gnomon.numerics.derivatives import flatten

@@ -41,7 +41,7 @@ Progress = Callable[[float, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class DiskCost:
-    """What filling a kernel takes from here on: seconds on this machine as it is, bytes on disk in all, bytes of memory at the peak in all processes."""
+    """What filling a kernel takes from here on: seconds of computing on this machine as it is (a disk that is slow to confirm what is written comes on top), bytes on disk in all, bytes of memory at the peak in all processes."""
 
     tiles: int
     left: int

@@ -41,7 +41,7 @@ def gradient_flow(
     test data.  `kind` "nngp" trains the last layer's weights alone, T = K.  `jitter` on T's diagonal is a ridge: training with the penalty jitter |w - w_0|^2 / 2.  An ensemble of M networks has the same
     mean and covariance / M.
     Where kernels and an eigendecomposition do not fit in `memory`, the kernels are kept in `folder` (see `on_disk`), A is applied by Lanczos (at infinite time by conjugate gradients), and test
-    examples are taken some at a time.
+    examples are taken some at a time.  What test and training examples make together is in `tests-<digest>` inside it: the next call with the same ones takes it up; it may be deleted.
 
     Shapes: y_train (n,) or (n, outputs); x_test None is x_train.
     Units: `time` in learning rate x steps for the loss sum |f - y|^2 / 2 (for a mean over n examples divide by n; for |f - y|^2 without the half multiply by 2).
@@ -81,7 +81,7 @@ def posterior(
 
     mean = K_* (K + s^2 I)^{-1} y,   covariance = K_** - K_* (K + s^2 I)^{-1} K_*^T, s^2 the variance of the `noise` on the targets.
     Where the kernels and a factor do not fit in `memory`, they are kept in `folder` (see `on_disk`), conjugate gradients take the place of Cholesky (see `solve`), and test examples are taken some
-    at a time.
+    at a time; what they make with the training ones is kept in `tests-<digest>` inside the folder, for the next call with the same ones, and may be deleted.
 
     Shapes: y_train (n,) or (n, outputs).   Units: `noise` that of the squared targets.   Error: rounding, in float64; 1e-8 of the targets for conjugate gradients.
     Assumes: Gaussian noise.   Cost: the kernels, and n^3 / 3, or a reading of the kernel a step.
@@ -139,6 +139,8 @@ def _checked(jitter: float) -> float:
 
 def targets_of(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
     """The targets in float64, checked, one row an example."""
+    if not isinstance(y, Tensor) or y.is_complex():
+        raise InvalidInput(f"y_train must be a tensor of real numbers, not {y.dtype if isinstance(y, Tensor) else type(y).__name__}; torch.as_tensor makes one.")
     if y.ndim not in (1, 2) or len(y) != len(x):
         raise InvalidInput(f"y_train must have one row for each of the {len(x)} training examples, shape (n,) or (n, outputs); it has shape {tuple(y.shape)}.")
     targets = y.reshape(len(y), -1).double()
@@ -154,6 +156,8 @@ def _pair(kernel: KernelFunction, a: Tensor, b: Tensor | None) -> tuple[Tensor, 
 
 def matrix_of(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tensor:
     """A kernel matrix in float64.  Raises: InvalidInput where the output has positions."""
+    if not isinstance(kind, str):
+        raise InvalidInput(f"kind is one kind of kernel here, 'nngp' or 'ntk', not {kind!r}.")
     made = kernel(a, b, kind)
     assert isinstance(made, Tensor)
     return _matrix(made)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
-import operator
 import traceback
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gnomon.core import architecture
-from gnomon.core.errors import InvalidInput, unknown
+from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import Scheme
-from gnomon.theory.infinite.plan import INSTEAD, PARTS, Reader
+from gnomon.theory.infinite.plan import INSTEAD, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
+from gnomon.theory.infinite.rewrite import functional, with_examples
 from gnomon.theory.infinite.tiles import Tiles
 
 Kind = Literal["nngp", "ntk"]
@@ -29,7 +31,7 @@ class Kernel:
     """
 
     def __init__(self, model: nn.Module, options: Options) -> None:
-        self._module = model if any(True for _ in model.children()) else nn.Sequential(model)
+        self._module = model if not isinstance(model, nn.Module) or any(True for _ in model.children()) else nn.Sequential(model)
         self._options = options
         self._graph = _traced(self._module)
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -87,15 +89,18 @@ class Kernel:
         key = (tuple(x.shape[1:]), x.is_floating_point())
         if key not in self._plans:
             own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
-            example = x[:1].detach()
+            example = torch.cat([x[:1], x[:1]]).detach()  # two, so that a squeeze() does not take the examples' dimension
             if own is not None:
                 example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
             try:
+                with architecture.quiet(self._module):
+                    with_examples(self._graph, example)
                 self._plans[key] = Reader(self._module, self._graph, example, self._options).plan()
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 if isinstance(error, InvalidInput):
                     raise
-                raise InvalidInput(f"The network does not take data of shape {tuple(x.shape)}: {str(error).strip().splitlines()[0]}") from error
+                hint = "" if x.is_floating_point() else f" (the data are {x.dtype}; for a layer that reads numbers convert them with .float())"
+                raise InvalidInput(f"The network does not take data of shape {tuple(x.shape)}: {str(error).strip().splitlines()[0]}{hint}") from error
         return self._plans[key]
 
 
@@ -118,10 +123,13 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out (one with kinks has them taken out first, and 1e-10 where the variance allows it), `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, products and concatenations of branches, parts of the channels (chunk, split, GLU),
-    linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm of pre-activations, dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums,
+    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations,
+    dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
+    Weights that require no gradient are random and have no part in Theta (where none does, all are taken as trained).
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
-    Assumes: independent Gaussian weights (uniform ones have the same limit), widths to infinity; at inputs of exactly 0 derivatives are autograd's.
+    Assumes: independent Gaussian weights, widths to infinity (uniform weights, torch's default, have the same limit, but for a first layer of few inputs: off by a part of about
+    1 / inputs); at inputs of exactly 0 derivatives are autograd's.
     Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
     NotEnoughMemory before anything is computed, with what it would take.
     Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels); Hron et al. 2020 (attention);
@@ -142,33 +150,32 @@ def infinite_width(
 
 
 def _traced(module: nn.Module) -> torch.fx.GraphModule:
-    try:
-        return _read_once(architecture.trace(module))
-    except Exception as error:  # fx raises whatever the traced code raises on a proxy
-        own = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(torch.__file__).parent not in Path(frame.filename).parents and "gnomon" not in Path(frame.filename).parts
-        ]
-        where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(
-            f"The network cannot be traced{where}: {first}. Its forward must not branch or loop on the values of tensors; choose the branch in __init__, or trace the part that does not"
-            f"{INSTEAD}."
-        ) from error
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"A network is an nn.Module; got {type(module).__name__}.")
+    first, *others = inspect.signature(module.forward).parameters.values()
+    absent = {one.name: one.default for one in others if one.default is not inspect.Parameter.empty}
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        raise InvalidInput(f"The network's forward takes *{first.name}; the kernel is that of one tensor: wrap the network so that it reads one.")
+    with architecture.quiet(module):  # `self.training`, read by the forward, is that of eval mode
+        try:
+            return functional(architecture.trace(module, absent, in_place=True))
+        except OutOfScope:
+            raise
+        except Exception as error:  # fx raises whatever the traced code raises on a proxy
+            with contextlib.suppress(Exception):  # an operation on a buffer alone that takes a size from the data
+                return functional(architecture.trace(module, absent, in_place=True, buffers=True))
+            raise _untraced(error) from error
 
 
-def _read_once(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same with each part of channels taken once: `x.chunk(2)[0] * x.chunk(2)[1]` reads the parts of one x."""
-    seen: dict[tuple[object, ...], torch.fx.Node] = {}
-    for node in list(graph_module.graph.nodes):
-        if node.op in ("call_function", "call_method") and (node.target is operator.getitem or getattr(node.target, "__name__", node.target) in PARTS):
-            first = seen.setdefault((getattr(node.target, "__name__", node.target), str(node.args), str(node.kwargs)), node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph_module.graph.erase_node(node)
-    graph_module.recompile()
-    return graph_module
+def _untraced(error: Exception) -> InvalidInput:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gnomon" not in Path(frame.filename).parts]
+    home = Path(torch.__file__).parent
+    own = [frame for frame in frames if home not in Path(frame.filename).parents] or [frame for frame in frames if home / "nn" in Path(frame.filename).parents]
+    where = f" at {Path(own[-1].filename).name}, line {own[-1].lineno} (`{own[-1].line}`)" if own else ""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InvalidInput(
+        f"The network cannot be traced{where}: {first}. Its forward must not branch, loop or assert on tensors and their sizes; choose the branch in __init__, or trace the part that does not{INSTEAD}."
+    )
 
 
 def _check(name: str, x: Tensor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,22 +14,19 @@ from torch import Tensor, fx, nn
 from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import PARAMETRISED, Layer
-from gnomon.theory.infinite import elementwise
+from gnomon.theory.activations import compose
+from gnomon.theory.infinite import elementwise, rules
 from gnomon.theory.infinite import pair as pairs
-from gnomon.theory.infinite.duals import Arguments, Dual
+from gnomon.theory.infinite.duals import Dual
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance
+from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance, layouts
 from gnomon.theory.infinite.recognise import dual, factor
+from gnomon.theory.infinite.rewrite import PARTS
+from gnomon.theory.infinite.shapes import permutation, pooling, repeats, taken
 from gnomon.theory.infinite.window import Window
 
-INSTEAD = "; what can be done: average the kernel of finite networks, gnomon.instruments.kernels.dense_kernel, over an ensemble of wide ones"
-PARTS = ("chunk", "split", "tensor_split")
+INSTEAD = "; what can be done: average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
 MATMUL, TURN = ("matmul", "bmm"), ("transpose", "swapaxes", "swapdims", "mT", "permute")
-PART = ", part "
-SOFTMAX = (
-    "attention other than linear, (Q K^T) V with queries, keys and values of layers with weights of their own: softmax and other functions of the scores have no kernel in closed form "
-    "(Hron et al. 2020)"
-)
 
 
 class Reader:
@@ -44,13 +42,16 @@ class Reader:
         self.variances: dict[str, tuple[float, float, str]] = {}
         self.data: dict[fx.Node, Layer | None] = {}
         self.expressions: dict[fx.Node, elementwise.Expression] = {}
+        self.owners: dict[int, str] = {}
+        self.slices: dict[str, list[tuple[int, int]]] = {}
+        self.some = any(part.requires_grad for part in module.parameters())
         self._check_names()
 
     def plan(self) -> Plan:
         """Read every node that the output needs.  Raises: OutOfScope naming what is not covered."""
         output = next(node for node in self.graph_module.graph.nodes if node.op == "output").args[0]
         if not isinstance(output, fx.Node):
-            raise OutOfScope(f"the network returns a {type(output).__name__}; the kernel is that of one tensor: wrap the network so that it returns one")
+            raise OutOfScope(f"the network returns a {type(output).__name__.removeprefix('immutable_')}; the kernel is that of one tensor: wrap the network so that it returns one")
         needed, stack, constants = set(), [output], elementwise.buffers(self.graph_module)
         order = {node: place for place, node in enumerate(self.graph_module.graph.nodes)}
         fed = self._fed_by_weights()
@@ -70,7 +71,7 @@ class Reader:
         name, known = self.names[output], self._of(output)
         if known.scores:
             self.refuse(self.layers[output], "the network returns attention's scores")
-        own = self._layouts(name)
+        own = layouts(self.steps, {layer.name: layer for layer in self.layers.values()})
         return Plan(self.entries, self.steps, name, self.variances, own, math.prod(known.positions), self._readout(known), self.graph_module, self.data)
 
     def _fed_by_weights(self) -> set[fx.Node]:
@@ -93,7 +94,7 @@ class Reader:
                 f"in the parametrisation 'mean_field' every layer is a mean over its inputs, so that behind a second hidden layer all pre-activations are 0 at initialisation in the limit "
                 f"({len(self.variances)} layers with weights: {', '.join(self.variances)}); use 'mup', which is the same for one hidden layer (Yang & Hu 2021)"
             )
-        return self.variances[next(iter(known.roots)).partition(PART)[0]][1]
+        return self.variances[next(iter(known.roots)).partition(rules.PART)[0]][1]
 
     def _check_names(self) -> None:
         names = [layer.name for layer in self.layers.values() if layer.kind in PARAMETRISED]
@@ -128,7 +129,10 @@ class Reader:
         if node.op == "get_attr":
             value = self.graph_module.get_parameter(str(node.target)) if str(node.target) in dict(self.graph_module.named_parameters()) else None
             if value is not None:
-                self.refuse(layer, "a parameter that is no layer's weight: its distribution is not declared")
+                self.refuse(
+                    layer,
+                    "a parameter that is not read by a layer of its own, whose class declares its distribution; call the layer (self.fc(x), not F.linear(x, self.fc.weight)), or make it a buffer",
+                )
         if all(source in self.data for source in sources):
             if module is not None and any(True for _ in module.parameters()) and layer.kind != "activation":
                 self.refuse(layer, "it has weights of its own and reads the data directly")
@@ -145,6 +149,10 @@ class Reader:
             self._attend(layer, sources, str(called))
         elif called in PARTS or (called == "getitem" and getattr(sources[0].target, "__name__", sources[0].target) in PARTS):
             self._part(node, layer, sources[0], str(called))
+        elif called in ("interpolate", "Upsample", "UpsamplingNearest2d"):
+            self._repeat(node, layer, sources[0], module)
+        elif called == "getitem":
+            self._take(node, layer, sources[0])
         elif called in ("GLU", "glu"):
             self._glu(node, layer, sources[0], module)
         elif called in TURN:
@@ -161,12 +169,12 @@ class Reader:
             self._sum(node, layer, sources)
         elif called in ("cat", "concat", "concatenate"):
             self._concatenate(node, layer, sources)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             self._layer_norm(layer, sources[0], module)
         elif layer.kind == "pool":
             self._pool(node, layer, sources[0], module, str(called))
         else:
-            self.refuse(layer, SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
+            self.refuse(layer, rules.SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
 
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
@@ -190,6 +198,7 @@ class Reader:
     def _weights(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         child = architecture.child_of(self.module, layer)
         source = sources[0]
+        self._check_own(layer, child)
         weight, bias, how = self._variances(layer, child)
         self.variances[layer.name] = (weight, bias, how)
         last = layer.kind != "conv"
@@ -207,13 +216,26 @@ class Reader:
                 )
         name = self._enter(source, layer.kind, last) if source in self.data else self.names[source]
         standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
-        of = {"weight": weight, "bias": bias, "ntk_weight": float(layer.fan_in) if standard else weight, "ntk_bias": float(has_bias) if standard else bias}
+        moves, shifts = self._trained(child)
+        tangent = (float(layer.fan_in), float(has_bias)) if standard else (weight, bias)
+        of = {"weight": weight, "bias": bias, "ntk_weight": tangent[0] * moves, "ntk_bias": tangent[1] * shifts}
         if isinstance(child, nn.Embedding) and (child.padding_idx is not None or child.max_norm is not None):
             self.refuse(layer, "an embedding with a padding row or a bounded norm: its rows are not identically distributed")
         windows = [
             Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]  # fmt: skip
         self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
+
+    def _trained(self, child: nn.Module) -> list[bool]:
+        """Whether weight and bias are; where nothing requires a gradient, all is taken as trained."""
+        return [isinstance(part, Tensor) and (part.requires_grad or not self.some) for part in (child.weight, getattr(child, "bias", None))]
+
+    def _check_own(self, layer: Layer, child: nn.Module) -> None:
+        """The weights must be the layer's alone."""
+        for part in child.parameters():
+            owner = self.owners.setdefault(id(part), layer.name)
+            if owner != layer.name:
+                self.refuse(layer, f"it shares weights with {owner!r}, and those of every layer are taken to be independent; give each its own")
 
     def _check_groups(self, layer: Layer, source: fx.Node) -> None:
         """Groups of many channels have the kernel of one group: each reads channels that are distributed as all are."""
@@ -241,6 +263,8 @@ class Reader:
 
     def _activation(self, layer: Layer, source: fx.Node) -> None:
         before, by = self._of(source), factor(layer)
+        if layer.activation == "prelu" and self.options.parametrization != "standard":
+            self.refuse(layer, "a PReLU, whose trained slope has in this parametrisation a part of leading order in the tangent kernel that is not covered; use a LeakyReLU")
         if layer.activation == "reciprocal":
             self.refuse(layer, "a constant divided by random features, whose variance is infinite")
         if by is not None:
@@ -260,9 +284,22 @@ class Reader:
                 layer,
                 "an activation of features that are not identically distributed Gaussians (after a concatenation, a product or a flatten): put a layer with weights, or the activation, before it",
             )
+        applied, rule = self._applied(layer, chain, self.known[base])
+        known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base, gain="")
+        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, nonlinear=applied)
+
+    def _applied(self, layer: Layer, chain: tuple[Layer, ...], base: Known) -> tuple[Dual, Callable[[Pair, Asked], Pair]]:
+        """The dual of activations and their rule; a trained gain right before them is no mean over channels."""
         applied = dual(chain, self.options.tolerance)
-        known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base)
-        self._emit(layer, (base,), lambda given, asked: _apply(applied, given[0], asked), known, nonlinear=applied)
+        if base.gain == "mixed" and self.options.parametrization != "standard":
+            self.refuse(
+                layer,
+                "an activation of a sum with features whose gain is trained: in this parametrisation the gain's part of the tangent kernel is of leading order, and no factor of the activation's; "
+                "put a layer with weights between, or give the normalisation elementwise_affine=False",
+            )
+        if base.gain != "own":
+            return applied, functools.partial(rules.apply, applied)
+        return applied, rules.gained(applied, compose([one.function for one in chain if one.function is not None]), self.options.tolerance)
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)
@@ -287,12 +324,13 @@ class Reader:
         positions = {known.positions for known in knowns}
         if len(positions) > 1:
             self.refuse(layer, "a sum of branches of different shapes")
-        shared = _shared(knowns)
+        shared = rules.shared(knowns)
         if shared:
             self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
         if not any(known.centred for known in knowns):
             self.refuse(layer, "neither branch ends in a layer with weights, so that the product of their means enters")
         known = Known(all(k.gaussian for k in knowns), all(k.centred for k in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions)
+        known = dataclasses.replace(known, gain="mixed" if any(k.gain for k in knowns) else "")
         self._emit(layer, names, lambda given, _: pairs.add(*given), known)
 
     def _branches(self, layer: Layer, sources: list[fx.Node]) -> tuple[tuple[str, ...], list[Known]]:
@@ -317,7 +355,7 @@ class Reader:
             self.refuse(layer, "a product of data and random features")
         if knowns[0].positions != knowns[1].positions:
             self.refuse(layer, "a product of branches of different shapes")
-        shared = _shared(knowns)
+        shared = rules.shared(knowns)
         if shared:
             self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
         alike = all(known.alike for known in knowns)
@@ -333,9 +371,36 @@ class Reader:
             self.known[layer.name] = before
             return
         of = self.names[source]
-        roots = frozenset(f"{root}{PART}{node.args[1]} of {of!r}" if PART not in root else f"{root}, {node.args[1]} of {of!r}" for root in before.roots)
+        roots = frozenset(f"{root}{rules.PART}{node.args[1]} of {of!r}" if rules.PART not in root else f"{root}, {node.args[1]} of {of!r}" for root in before.roots)
         name = self.names[next(one for one in source.all_input_nodes if one in self.layers)]
         self._emit(layer, (name,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
+
+    def _take(self, node: fx.Node, layer: Layer, source: fx.Node) -> None:
+        """Slices: of the channels, which is a part of them, or of positions."""
+        before, of, shape = self._of(source), self.names[source], self.layers[source].output_shape
+        places = taken(node.args[1], shape, last=before.last)
+        if isinstance(places, str):
+            self.refuse(layer, places)
+        channels, positions, gone = places
+        if channels is None:
+            sizes = [len(range(*part.indices(n))) for part, n in zip(positions, before.positions, strict=True)]
+            known = dataclasses.replace(before, positions=tuple(n for axis, n in enumerate(sizes) if axis not in gone), chain=(), base="")
+            self._emit(layer, (of,), lambda given, _: rules.selected(given[0], positions, gone), known, reads="all")
+            return
+        start, stop = channels
+        if not before.alike or any((start, stop) != other and start < other[1] and other[0] < stop for other in self.slices.setdefault(of, [])):
+            self.refuse(layer, "slices of the channels that overlap, or of channels of different branches")
+        self.slices[of].append((start, stop))
+        roots = frozenset(f"{root}{rules.PART if rules.PART not in root else ', '}{start}:{stop} of slices of {of!r}" for root in before.roots)
+        self._emit(layer, (of,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
+
+    def _repeat(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
+        before = self._of(source)
+        times = repeats(node, layer, before, module)
+        if isinstance(times, str):
+            self.refuse(layer, times)
+        known = dataclasses.replace(before, positions=layer.output_shape[1:], chain=(), base="")
+        self._emit(layer, (self.names[source],), lambda given, _: rules.repeated(given[0], times), known, reads="all")
 
     def _along_channels(self, dim: object, before: Known) -> bool:
         return isinstance(dim, int) and dim % (len(before.positions) + 2) == (len(before.positions) + 1 if before.last else 1)
@@ -346,24 +411,13 @@ class Reader:
         dim = module.dim if isinstance(module, nn.GLU) else node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
         if not self._along_channels(dim, before) or not (before.gaussian and before.alike):
             self.refuse(layer, "a gated linear unit of other than the channels of Gaussian pre-activations; give it dim, and a layer with weights directly before it")
-        gate = dual((Layer(layer.name, "activation", activation="sigmoid", function=torch.sigmoid),), self.options.tolerance)
-
-        def rule(given: list[Pair], asked: Asked) -> Pair:
-            return pairs.multiply(given[0], _apply(gate, given[0], asked._replace(gap=given[0].gap is not None)).resolved())
-
-        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, gaussian=False, chain=(), base=""), nonlinear=gate)
+        gate, applied = self._applied(layer, (Layer(layer.name, "activation", activation="sigmoid", function=torch.sigmoid),), before)
+        self._emit(layer, (self.names[source],), rules.gate(applied), dataclasses.replace(before, gaussian=False, chain=(), base="", gain=""), nonlinear=gate)
 
     def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
         """A permutation that moves the channels to the end or to the front."""
         before, rank = self._of(source), len(layer.output_shape) + 1
-        order = list(range(rank))
-        dims: list[Any] = [dim for arg in node.args[1:] for dim in (arg if isinstance(arg, (tuple, list)) else (arg,))]
-        if called == "permute" and all(isinstance(dim, int) for dim in dims):
-            order = [dim % rank for dim in dims]
-        elif called == "mT" or len(dims) == 2:
-            a, b = (-2, -1) if called == "mT" else dims
-            order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
-        if order != ([0, rank - 1, *range(1, rank - 1)] if before.last else [0, *range(2, rank), 1]):
+        if permutation(node, called, rank) != ([0, rank - 1, *range(1, rank - 1)] if before.last else [0, *range(2, rank), 1]):
             self.refuse(layer, "a permutation other than one that moves the channels to the end or to the front")
         self._emit(layer, (self.names[source],), lambda given, _: given[0], dataclasses.replace(before, last=not before.last), folds=True)
 
@@ -389,10 +443,10 @@ class Reader:
             names = query, key, self.names[sources[1]]
             self._emit(layer, names, lambda given, asked: pairs.attended(given[0], given[1], given[2], size, asked), known, reads="all", pools=True)
         else:
-            self.refuse(layer, SOFTMAX)
+            self.refuse(layer, rules.SOFTMAX)
 
     def _check_attention(self, layer: Layer, knowns: list[Known]) -> None:
-        if not all(known.centred for known in knowns) or _shared(knowns):
+        if not all(known.centred for known in knowns) or rules.shared(knowns):
             self.refuse(layer, "attention whose queries, keys and values are not those of layers with weights of their own")
 
     def _concatenate(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
@@ -408,19 +462,22 @@ class Reader:
         known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions, alike=False)
         self._emit(layer, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True))), known)
 
-    def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm) -> None:
+    def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm | nn.RMSNorm) -> None:
         before = self._of(source)
         if not before.gaussian or (before.positions and not before.last) or len(module.normalized_shape) != 1:
             self.refuse(
                 layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights"
             )
-        scale, shift = module.weight is not None, module.bias is not None
-        eps = module.eps
-        self._emit(layer, (self.names[source],), lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), before)
+        scale, shift = self._trained(module)
+        eps = module.eps if module.eps is not None else torch.finfo(torch.get_default_dtype()).eps
+        known = dataclasses.replace(before, gain=("mixed" if before.gain else "own") if scale else before.gain)
+        self._emit(layer, (self.names[source],), lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), known)
 
     def _pool(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None, called: str) -> None:
         before = self._of(source)
-        windows = self._windows(node, layer, before, module, called)
+        windows = pooling(node, layer, before, module, called)
+        if isinstance(windows, str):
+            self.refuse(layer, windows)
         kept = before.positions if len(layer.output_shape) - 1 == len(before.positions) else tuple(n for n, w in zip(before.positions, windows, strict=True) if w is None)
         positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
         squeeze = len(positions) != len(before.positions)
@@ -432,68 +489,3 @@ class Reader:
 
         assert squeeze is False or positions == kept
         self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
-
-    def _windows(self, node: fx.Node, layer: Layer, before: Known, module: nn.Module | None, called: str) -> list[Window | None]:
-        d = len(before.positions)
-        if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)) and not before.last:
-            if module.ceil_mode or not module.count_include_pad or getattr(module, "divisor_override", None):
-                self.refuse(layer, "an average pooling with ceil_mode, count_include_pad=False or divisor_override")
-            size, stride, padding = ((v,) * d if isinstance(v, int) else tuple(v) for v in (module.kernel_size, module.stride, module.padding))
-            return [Window(k, s, p, p) for k, s, p in zip(size, stride, padding, strict=True)]
-        if module is None and called in ("avg_pool1d", "avg_pool2d", "avg_pool3d") and not before.last:
-            said: dict[str, Any] = dict(zip(("kernel_size", "stride", "padding"), node.args[1:4], strict=False)) | dict(node.kwargs)
-            if len(node.args) > 4 or said.keys() - {"kernel_size", "stride", "padding"}:
-                self.refuse(layer, "an average pooling with ceil_mode, count_include_pad or divisor_override")
-            numbers = (said["kernel_size"], said.get("stride") or said["kernel_size"], said.get("padding", 0))
-            size, stride, padding = ((v,) * d if isinstance(v, int) else tuple(v) * (d // len(v)) for v in numbers)
-            return [Window(k, s, p, p) for k, s, p in zip(size, stride, padding, strict=True)]
-        if (isinstance(module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)) or "adaptive_avg_pool" in called) and not before.last:
-            out = layer.output_shape[1:]
-            if all(n % m == 0 for n, m in zip(before.positions, out, strict=True)):
-                return [Window(n // m, n // m) for n, m in zip(before.positions, out, strict=True)]
-        if called == "mean":
-            dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
-            dims = (dims,) if isinstance(dims, int) else tuple(dims)
-            axes = {dim % (d + 2) - (1 if before.last else 2) for dim in dims}
-            if axes and axes <= set(range(d)):
-                return [Window(n) if axis in axes else None for axis, n in enumerate(before.positions)]
-        self.refuse(layer, f"{layer.why}; covered are average pooling, adaptive average pooling to a divisor of the size, and .mean over positions")
-
-    def _layouts(self, output: str) -> bool:
-        """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""
-        by_name = {step.name: step for step in self.steps}
-        for step in reversed(self.steps):
-            step.source_full = step.pools or (step.full and step.keeps)
-            for name in step.sources:
-                by_name[name].full = by_name[name].full or step.source_full
-                by_name[name].gap = by_name[name].gap or ((step.gap or step.kinked) and not step.pools)
-                by_name[name].readers += 1
-        after = {step.name for step in self.steps if step.pools}
-        nonlinear = False
-        for step in self.steps:
-            if any(name in after for name in step.sources):
-                after.add(step.name)
-                layer = next((layer for layer in self.layers.values() if layer.name == step.name), None)
-                nonlinear = nonlinear or (layer is not None and layer.kind in ("activation", "norm") and factor(layer) is None)
-        return nonlinear
-
-
-def _shared(knowns: list[Known]) -> set[str]:
-    """What two branches both are made of: the same layer, the same part of it, or a part and the whole."""
-    one, two = (known.roots for known in knowns)
-    return {
-        a
-        for a in one
-        for b in two
-        if a == b or (a.partition(PART)[0] == b.partition(PART)[0] and (PART not in a or PART not in b or a.partition(" of ")[2] != b.partition(" of ")[2]))
-    }
-
-
-def _apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
-    first, second = x.spread(x.first, x.second)
-    image = applied.image(Arguments(first, second, x.cov, x.gap, x.total, x.ntk, asked.gap, asked.once, asked.into))
-    first, second = x.first, x.second
-    if image.factor == 1:
-        (first,) = asked.once(0, "variance", lambda: (applied.variance(x.first),))
-        (second,) = asked.once(1, "variance", lambda: (applied.variance(x.second),))
-    return Pair(first, second, image.cov, image.gap, image.total, image.tangent, x.full, image.factor, None if first is not x.first else x.between)

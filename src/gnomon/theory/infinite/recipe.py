@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from gnomon.core.layers import Layer, Scheme
 from gnomon.theory.infinite.pair import Asked, Pair
+from gnomon.theory.infinite.recognise import factor
 
 Parametrization = Literal["standard", "ntk", "mup", "mean_field"]
 Variance = float | Mapping[str, float] | None
@@ -34,7 +35,8 @@ class Known:
 
     `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
     `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels; `alike`: its channels
-    are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have.
+    are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have;
+    `gain`: whether each channel is times a trained gain of its own, or a sum with such.
     """
 
     gaussian: bool
@@ -46,6 +48,7 @@ class Known:
     chain: tuple[Layer, ...] = ()
     alike: bool = True
     scores: tuple[str, str, float] | None = None
+    gain: Literal["", "own", "mixed"] = ""
 
 
 Rule = Callable[[list[Pair], Asked], Pair]
@@ -124,4 +127,24 @@ class Plan:
                     env[node] = layer.function(env[node.all_input_nodes[0]])
                 else:
                     env[node] = interpreter.run_node(node)
-        return {name: env[entry.node] for name, entry in self.entries.items()}
+        found = {name: env[entry.node] for name, entry in self.entries.items()}  # what depends on no example is there once
+        return {name: part if len(part) == len(x) else part.expand(len(x), *part.shape[1:]) for name, part in found.items()}
+
+
+def layouts(steps: list[Step], layers: Mapping[str, Layer]) -> bool:
+    """Mark where covariances between all positions are needed (before poolings only), and n - k (before kinks).  Whether poolings' own variances are needed downstream."""
+    by_name = {step.name: step for step in steps}
+    for step in reversed(steps):
+        step.source_full = step.pools or (step.full and step.keeps)
+        for name in step.sources:
+            by_name[name].full = by_name[name].full or step.source_full
+            by_name[name].gap = by_name[name].gap or ((step.gap or step.kinked) and not step.pools)
+            by_name[name].readers += 1
+    after = {step.name for step in steps if step.pools}
+    nonlinear = False
+    for step in steps:
+        if any(name in after for name in step.sources):
+            after.add(step.name)
+            layer = layers.get(step.name)
+            nonlinear = nonlinear or (layer is not None and layer.kind in ("activation", "norm") and factor(layer) is None)
+    return nonlinear
