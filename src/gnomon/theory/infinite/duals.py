@@ -147,16 +147,19 @@ class PiecewiseLinear:
         gap, total = at.sides()
         k = torch.sub(total, gap).mul_(0.5) if at.cov is None else at.cov
         sure = at.total is None and at.alive  # then n + k is not 0
-        root = torch.div(gap, total if sure else total.clamp_min(torch.finfo(gap.dtype).tiny)).sqrt_()
-        sine = total.mul_(root) if sure else torch.mul(gap, total).sqrt_()
-        half, rate = root.atan_(), bend / mean
-        turn = sine.addcmul_(half, k, value=-2)
-        both = None if at.total is None or self.low * self.high <= 0 else torch.add(at.total, turn, alpha=rate)
-        last = not at.wanted or at.gap is None  # what a kink reads is not sensitive to the digits of what is nearly 0
+        root = torch.div(gap, total if sure else total.clamp_min(torch.finfo(gap.dtype).tiny)).clamp_min_(0).sqrt_()
+        sine = None if sure else torch.mul(gap, total).clamp_min_(0).sqrt_()
+        rate, last = bend / mean, not at.wanted or at.gap is None  # what a kink reads is not sensitive to the digits of what is nearly 0
+        base, sign = (k, rate) if last else (gap, -rate)
+        made = torch.addcmul(base, total, root, value=sign, out=total) if sine is None else torch.add(base, sine, alpha=sign, out=sine)
+        half = root.atan_()
+        made = torch.addcmul(made, half, k, value=-2 * sign, out=made if last or at.into[0] is None else at.into[0])
+        image, near = (made, None) if last else (None, made)
+        both = None
+        if at.total is not None and self.low * self.high > 0:
+            both = torch.add(at.total, gap).sub_(made) if image is None else torch.add(at.total, made).sub_(k)
         far = last and at.total is not None and self.low * self.high == 0 and float(half.max()) > (math.pi - SMALL) / 2
         far_half = half.clone() if far else half
-        image = torch.add(k, turn, alpha=rate, out=turn) if last else None
-        near = torch.clamp_min(torch.sub(gap, turn, alpha=rate, out=turn), 0, out=turn if at.into[0] is None else at.into[0]) if image is None else None
         tangent: Tensor | None = None
         if at.tangent is not None and (sure or at.alive) and at.tangent.shape == half.shape:
             tangent = torch.addcmul(at.tangent, half, at.tangent, value=-2 * rate, out=half if at.into[1] is None else at.into[1])
