@@ -257,7 +257,9 @@ def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, b
 
     def own(side: int, q: Tensor) -> Side:
         (made,) = asked.once(side, "side", lambda: (_side(q, windows, each, bias),), 1)
-        return Side(*(made if asked.rows is None or side == 1 else made[:, :, asked.rows]).unbind())
+        made = made if asked.rows is None or side == 1 else made[:, :, asked.rows]
+        variance, deviation, lesser = made[:3].unbind()
+        return Side(variance, deviation, lesser, made[3:])
 
     sides = own(0, x.first), own(1, x.second)
     if x.gap is None:
@@ -286,16 +288,16 @@ def _scaled(x: Tensor, by: float, own: bool) -> Tensor:
 
 
 class Side(NamedTuple):
-    """What one side alone gives a linear layer: variances, standard deviations, their halves' roots, and sine and cosine of half the angle whose tangent is the ratio of the bias's deviation to the rest's.
+    """What one side alone gives a linear layer: variances, standard deviations, the latter over sqrt(2), and sine, cosine and -sine of half the angle whose tangent is the ratio of the bias's deviation
+    to the rest's.
 
-    Shapes: (n, *S) each.
+    Shapes: (n, *S), and (3, n, *S) for the last.
     """
 
     variance: Tensor
     deviation: Tensor
     lesser: Tensor
-    sine: Tensor
-    cosine: Tensor
+    turn: Tensor
 
 
 def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Tensor:
@@ -304,7 +306,8 @@ def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Ten
     rest = each * q
     variance = rest + bias
     deviation = variance.sqrt()
-    return torch.stack([variance, deviation, math.sqrt(0.5) * deviation, *_half(rest.sqrt_(), math.sqrt(bias), deviation)])
+    sine, cosine = _half(rest.sqrt_(), math.sqrt(bias), deviation)
+    return torch.stack([variance, deviation, math.sqrt(0.5) * deviation, sine, cosine, -sine])
 
 
 def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
@@ -323,7 +326,7 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
         a = a if asked.rows is None else a[:, :, asked.rows]
         more = apart(a.flatten(2), b.flatten(2), full=True, mend=False)[0].to(x.first).reshape(n.shape).mul_(n)
     elif bias:
-        more = torch.mul(*x.spread(u.sine, v.cosine)).addcmul_(*x.spread(u.cosine, v.sine), value=-1).square_()
+        more = _turned(x, u.turn, v.turn).square_()
     else:
         more = None
     means = [total(part) for part in (x.gap, x.total) if part is not None]
@@ -332,6 +335,13 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     if len(made) > 1 and bias:
         made[1].add_(2 * bias)
     return Pair(u.variance, v.variance, n.sub_(made[0]), made[0], made[1] if len(made) > 1 else None, None, x.full)
+
+
+def _turned(x: Pair, u: Tensor, v: Tensor) -> Tensor:
+    """The sine of half the angle on one side times the cosine on the other, less the same the other way round.  Shapes: (3, n1, *S), (3, n2, *S)."""
+    if not x.dimensions and u.device.type == "cpu" and (u.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"):
+        return torch.mm(u[:2].T, v[1:])
+    return torch.mul(*x.spread(u[0], v[1])).addcmul_(*x.spread(u[1], v[2]))
 
 
 def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
