@@ -60,7 +60,7 @@ def four_point_vertex(preactivations: Float[Tensor, "layers members width"]) -> 
 
     Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.
     Assumes: the units of a layer are exchangeable.   Cost: none.   Raises: InvalidInput for fewer than FEWEST networks, or layers of one unit.
-    Source: Quenouille 1956 (jackknife).
+    Source: Roberts, Yaida & Hanin 2022, eq. (4.43) (arXiv v2) (V, in the second layer); Quenouille 1956 (jackknife).
     """
     width = preactivations.shape[-1]
     if width < 2:

@@ -80,7 +80,7 @@ def critical_point(activation: Function, *, near: float = 1.0) -> CriticalPoint:
     Error: `error` of the result.   Assumes: fully connected layers, independent weights of variance C_W / fan_in, many units.   Cost: about 100 quadratures.
     Raises: OutOfScope where there is none, with the reason; where the activation grows faster than a polynomial; where g''(K*) vanishes and the class is none of these.
     InvalidInput where the activation does not act on each number by itself or is not finite.
-    Source: Roberts, Yaida & Hanin 2022, sections 5.1 to 5.3 (classes); conditions and exponents derived above.
+    Source: Roberts, Yaida & Hanin 2022, sections 5.1 to 5.3 (classes), eq. (5.73) (arXiv v2) (where the two meet); conditions and exponents derived above.
     """
     check_growth(activation)
     slopes = scale_invariant(activation)

@@ -86,7 +86,7 @@ def forward(architecture: Architecture, *, maps: Mapping[str, Array], squares: M
     reads.  A first layer without a map has its mean from `squares` alone, and then no layer may follow it.
     Units: those of the pre-activations, squared.   Error: 1/width, see `preactivation_variance`.
     Assumes: independent weights and biases of mean 0 with the declared variances; many units.   Cost: one quadrature a layer and distinct variance.
-    Raises: InvalidInput where a first layer has neither.   Source: Roberts, Yaida & Hanin 2022, chapter 4; Poole et al. 2016, section 2.
+    Raises: InvalidInput where a first layer has neither.   Source: Roberts, Yaida & Hanin 2022, eqs. (4.8) and (5.4) (arXiv v2); Poole et al. 2016, section 2.
     """
     done: dict[str, Signal] = {}
     for name, step in steps(architecture).items():
@@ -168,7 +168,7 @@ def preactivation_variance(architecture: Architecture, names: Sequence[str], sig
     `forward`, `squares` as there.
     Units: none.   Error: truncation, the standard deviation of one network of this width about the limit.
     Assumes: as `forward`; where a chain starts anew, that layer's own input, measured.   Cost: none.
-    Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
+    Raises: InvalidInput for a layer that theory does not cover.   Source: Roberts, Yaida & Hanin 2022, eq. (5.4) (arXiv v2), chapter 4 (fluctuations).
     """
     reached = steps(architecture)
     draws = max((np.size(s) for s in squares.values()), default=0)
@@ -436,7 +436,7 @@ def expansion(activation: Function, *, depth: int, weight_variance: float, bias_
     Shapes: (depth,), the pre-activations of layers 1 .. depth; `kernel` is K of the first, `weight_variance` C_W, times 1/n that of a weight.
     Units: those of the pre-activations, squared (`kernel`, `correction`) and to the fourth (`vertex`).   Error: that of the quadrature.
     Assumes: fully connected, equal widths, Gaussian weights and biases, one input.   Cost: a few quadratures a layer.
-    Raises: InvalidInput where a moment of the activation is not finite.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived above.
+    Raises: InvalidInput where a moment of the activation is not finite.   Source: Roberts, Yaida & Hanin 2022, eqs. (5.108) to (5.110) (arXiv v2); derived above.
     """
     rows = [(kernel, 0.0, 0.0)]
     for _ in range(depth - 1):
@@ -457,7 +457,8 @@ def mean_field_variance(activation: Function, *, depth: int, width: int, weight_
     """The second moment of the pre-activations in the limit of many units, K^(l+1) = C_b + C_W <s^2>_{K^l}.
 
     Shapes: value (depth - first + 1,), layers `first` .. `depth`.   Units: none.   Error: truncation, the next order |D|/n of `expansion`; 0 in the first two layers, which are exact.
-    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.   Source: Poole et al. 2016, section 2 (K); `expansion` (D).
+    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.
+    Source: Roberts, Yaida & Hanin 2022, eq. (5.4) (arXiv v2) (K); Poole et al. 2016, section 2 (K); `expansion` (D).
     """
     found = expansion(activation, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, kernel=kernel)
     return Reading.predicted(
@@ -472,7 +473,8 @@ def four_point_vertex(activation: Function, *, depth: int, width: int, weight_va
     V^(l+1) = chi_par^2 V^(l) + C_W^2 (<s^4>_K - <s^2>_K^2), to leading order in 1/n.
 
     Shapes: value (depth - first + 1,), layers `first` .. `depth`.   Units: none.   Error: truncation, half its square: what follows where layers multiply, (1 + r/l)^l - 1 = r + r^2/2.
-    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.   Source: Roberts, Yaida & Hanin 2022, chapter 4; derived at `expansion`.
+    Assumes: as `expansion`.   Cost: as `expansion`.   Raises: as `expansion`.
+    Source: Roberts, Yaida & Hanin 2022, eqs. (5.108) to (5.110) (arXiv v2) (of K, V and G1); derived at `expansion`.
     """
     found = expansion(activation, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, kernel=kernel)
     value = (found.vertex / (width * found.kernel**2))[first - 1 :]
@@ -488,7 +490,7 @@ def linear_norm_fluctuation(*, depth: int, width: int) -> Reading:
     |z'|^2 / |z|^2 is a chi-square of n degrees over n, whatever z, so E |z|^4 / (E |z|^2)^2 - 1 = (1 + 2/n)^l - 1 at layer l.
 
     Shapes: value (depth,).   Units: none.   Error: exact.   Assumes: linear layers of n units without biases, independent normal weights of variance C_W / n.
-    Cost: none.   Source: Roberts, Yaida & Hanin 2022, chapter 3; derived here.
+    Cost: none.   Source: Roberts, Yaida & Hanin 2022, eqs. (3.21) to (3.25) (arXiv v2); derived here.
     """
     layer = np.arange(1, depth + 1)
     return Reading.predicted("norm_fluctuation", (1 + 2 / width) ** layer - 1, unit="", axes=_layers(1, depth), source=PRINCIPLES.at("chapter 3"))

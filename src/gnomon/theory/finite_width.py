@@ -36,7 +36,7 @@ def kernel_matrix(activation: Function, *, kernel: Float64[Array, "n n"], depth:
     Shapes: `kernel` (inputs, inputs), that of the first layer -> value (depth, inputs, inputs).   Units: none.   Error: bound, that of the quadrature, carried through the layers.
     Assumes: fully connected, many units.   Cost: 10^6 evaluations of s a layer and pair, none where s is scale invariant.
     Raises: InvalidInput as `tensors`; OutOfScope where the activation grows faster than a polynomial.
-    Source: Roberts, Yaida & Hanin 2022, section 4.3; Poole et al. 2016, section 2 (correlations).
+    Source: Roberts, Yaida & Hanin 2022, eq. (4.41) (arXiv v2) (the second layer), section 4.3 (deeper ones); Poole et al. 2016, section 2 (correlations).
     """
     check_growth(activation)
     k = checked_kernel(kernel)
@@ -77,7 +77,7 @@ def four_point_vertices(activation: Function, *, kernel: Float64[Array, "n n"], 
 
     Shapes: value (depth, inputs, inputs, inputs, inputs); the rest as `tensors`.   Units: those of pre-activations to the fourth.
     Error: truncation, r/2 of the layer's largest element with r its largest V/(n K^2): what follows where layers multiply, (1 + r/l)^l - 1 = r + r^2/2; and the integration's.
-    Assumes, Cost, Raises: as `tensors`.   Source: Roberts, Yaida & Hanin 2022, sections 4.2 and 4.3.
+    Assumes, Cost, Raises: as `tensors`.   Source: Roberts, Yaida & Hanin 2022, eqs. (4.43) (the second layer), (4.76) and (4.90) (deeper ones) (arXiv v2).
     """
     found = tensors(activation, kernel=kernel, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, through="kernel")
     return found.reading("V", width=width).replace(name="four_point_vertices", source=PRINCIPLES)
@@ -88,7 +88,7 @@ def next_to_leading_kernel(activation: Function, *, kernel: Float64[Array, "n n"
 
     Shapes: value (depth, inputs, inputs); the rest as `tensors`.   Units: those of pre-activations, squared.
     Error: truncation, the next order r^2 times the largest K of the layer, with r its largest V/(n K^2); and the integration's.
-    Assumes, Cost, Raises: as `tensors`.   Source: Roberts, Yaida & Hanin 2022, section 4.5.
+    Assumes, Cost, Raises: as `tensors`.   Source: Roberts, Yaida & Hanin 2022, eq. (4.115) (arXiv v2).
     """
     found = tensors(activation, kernel=kernel, depth=depth, weight_variance=weight_variance, bias_variance=bias_variance, through="kernel")
     return found.reading("G1", width=width).replace(name="preactivation_covariance", source=PRINCIPLES.at("section 4.5"))
@@ -101,7 +101,8 @@ def exact_four_point_vertex(activation: Function, *, depth: int, width: int, fir
     (2 for linear layers, 5 for ReLU).
 
     Shapes: value (depth - first + 1,).   Units: none.   Error: exact.   Assumes: no biases, independent normal weights of one variance, one input.   Cost: none.
-    Raises: OutOfScope where the activation is not scale invariant, or 0.   Source: derived here; Roberts, Yaida & Hanin 2022, section 3.3 (linear).
+    Raises: OutOfScope where the activation is not scale invariant, or 0.
+    Source: derived here; Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (3.25) and (3.30) (linear), (5.113) to (5.120) (its first order).
     """
     slopes = scale_invariant(activation)
     if slopes is None or not any(slopes):
@@ -118,7 +119,7 @@ def excess_kurtosis(vertex: Reading) -> Reading:
     """By how much one pre-activation departs from a Gaussian: E z^4 / (E z^2)^2 - 3 = 3 V/(n K^2), since given k it is one.
 
     Shapes: those of `vertex`, a reading of V/(n K^2) with K at width n.   Units: none.   Error: three times that of `vertex`.   Assumes: as `vertex`.   Cost: none.
-    Source: Roberts, Yaida & Hanin 2022, section 4.2 (a layer's distribution given the one before); derived here.
+    Source: Roberts, Yaida & Hanin 2022, eq. (4.43) (arXiv v2) (the second layer), section 4.2 (a layer's distribution given the one before); derived here.
     """
     return vertex.replace(name="excess_kurtosis", value=3 * vertex.value, error=3 * vertex.error, samples=None)
 
@@ -128,7 +129,8 @@ def square_correlation(vertex: Reading) -> Reading:
 
     Cov(z_i^2, z_j^2) = r K^2 and Var(z_i^2) = 3 (1 + r) K^2 - K^2.
 
-    Shapes: those of `vertex`.   Units: none.   Error: that of `vertex` times the slope 2/(2 + 3r)^2.   Assumes: as `vertex`.   Cost: none.   Source: derived here.
+    Shapes: those of `vertex`.   Units: none.   Error: that of `vertex` times the slope 2/(2 + 3r)^2.   Assumes: as `vertex`.   Cost: none.
+    Source: derived here; Roberts, Yaida & Hanin 2022, eq. (6.78) (arXiv v2) (to leading order).
     """
     r = vertex.value
     return vertex.replace(name="square_correlation", value=r / (2 + 3 * r), error=2 * vertex.error / (2 + 3 * r) ** 2, samples=None)
@@ -143,7 +145,7 @@ def layer_by_layer(activation: Function, *, depth: int, width: int, weight_varia
     Error: truncation: of K the next order |D|/n; of V/(n K^2) half its square; of a susceptibility its change over the error of K.
     Assumes: fully connected, equal widths, Gaussian weights and biases.   Cost: about ten quadratures a layer.
     Raises: InvalidInput for sizes below 1, a kernel or a weight variance that is not positive, a negative bias variance; OutOfScope as `check_growth`.
-    Source: Roberts, Yaida & Hanin 2022, chapters 4 and 5.
+    Source: Roberts, Yaida & Hanin 2022, chapter 5, eqs. (5.4), (5.53) and (5.108) to (5.110) (arXiv v2).
     """
     if min(depth, width) < 1 or not (kernel > 0 and weight_variance > 0 and bias_variance >= 0) or not math.isfinite(kernel + weight_variance + bias_variance):
         raise InvalidInput(

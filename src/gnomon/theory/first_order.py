@@ -30,6 +30,8 @@ and [f]_ef X_ef = <d_e d_f f> X_ef / 2, [f]_e X_e = <d_e f> X_e for derivatives 
     U'_adbc = C^2 (<q_a q_b p_c p_d> Theta_ab Theta_ac Theta_bd + <p_a p_d> <p_b p_c> U_adbc).
 
 The first layer is Gaussian and its H is fixed: all tensors are 0 there.
+
+Source: Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (4.8) (the first K), (4.90) (V') and (4.115) (G1'), chapters 8 and 11 and the epilogue (definitions); derived above.
 """
 
 from __future__ import annotations

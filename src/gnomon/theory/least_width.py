@@ -31,7 +31,7 @@ def least_width(
     Error: truncation, half: the next order is known by its size only.   Assumes: equal widths, one input, Gaussian weights and biases; learning rates 1/fan_in and 1.
     `weight_variance` and `bias_variance` are the critical ones where none are given, `kernel` (of the first layer) is K*, or 1.   Cost: that of `tensors` for one input.
     Raises: OutOfScope as `critical_point` (where no C_W is given) and `tensors`; InvalidInput for a depth below 1 or a tolerance that is not in (0, 1].
-    Source: Roberts, Yaida & Hanin 2022, chapters 4 and 8 (V and A); the size of the next order as in `effective.four_point_vertex` and `tensors`.
+    Source: Roberts, Yaida & Hanin 2022, eq. (4.90) (arXiv v2) (V), chapter 8 (A); the size of the next order as in `effective.four_point_vertex` and `tensors`.
     """
     if not 0 < tolerance <= 1:
         raise InvalidInput(f"The tolerance is a part of the correction, above 0 and at most 1, not {tolerance:g}.")

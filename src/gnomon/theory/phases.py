@@ -39,7 +39,7 @@ def susceptibilities(activation: Function, *, kernel: float, weight_variance: fl
 
     Shapes: value (2,).   Units: none.   Error: bound, that of the quadrature.   Assumes: many units.   Cost: a few quadratures.
     Raises: InvalidInput for a kernel that is not positive; OutOfScope where the activation grows faster than a polynomial.
-    Source: Roberts, Yaida & Hanin 2022, section 5.1; Poole et al. 2016, section 2.
+    Source: Roberts, Yaida & Hanin 2022, section 5.1, eq. (5.53) (arXiv v2) (the second form of chi_parallel); Poole et al. 2016, section 2.
     """
     if not (kernel > 0 and math.isfinite(kernel)):
         raise InvalidInput(f"The kernel must be a positive number, not {kernel:g}; at K* = 0 susceptibilities are limits, which `critical_point` takes.")

@@ -148,7 +148,8 @@ def tensors(
     inputs; else a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
-    Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11 and the epilogue (definitions); Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
+    Source: Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (4.8) (the first layer), (4.90) (V) and (4.115) (G1), chapters 8 and 11 and the epilogue (definitions of the others);
+    Guillen, Misof & Gerken 2026 (several inputs); recursions derived in `first_order`.
     """
     check_growth(activation)
     _check_settings(depth, through, tolerance, points, scrambles)

@@ -59,7 +59,8 @@ def width_effects(architecture: Architecture, *, square: float, biases: Sequence
     weights are not normal is not Gaussian, and, for the kernel and the step, any layer of which uniform biases are a part C_b/K: 0.6 of its square (`details`: the largest, `biases`).
     Exact for signals that are known at every width.
     Assumes: independent weights and biases of mean 0 and of the declared variances.   Cost: that of `tensors` for one input.
-    Raises: OutOfScope as `fully_connected` and `tensors`; InvalidInput for inputs of 0.   Source: Roberts, Yaida & Hanin 2022, chapters 4, 8 and 11; unequal widths and other weights derived here.
+    Raises: OutOfScope as `fully_connected` and `tensors`; InvalidInput for inputs of 0.
+    Source: Roberts, Yaida & Hanin 2022, eq. (4.90) (arXiv v2) (V), chapters 8 and 11 (the others); unequal widths and other weights derived here.
     """
     layers, function = fully_connected(architecture)
     if not (square > 0 and math.isfinite(square)):
