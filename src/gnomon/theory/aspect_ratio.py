@@ -58,8 +58,7 @@ def vertex_slope(activation: Function, *, residual: float = 0.0) -> float:
     (1 - gamma^2)^2 sum_q c_q (1 + gamma^q)/(1 - gamma^q), gamma = `residual`; a third of it where K* = 0.
 
     Shapes: ().   Units: none.   Error: that of `critical_point`, and 1e-6 of the Hermite series.   Assumes: fully connected, equal widths.   Cost: that of `critical_point`.
-    Raises: OutOfScope as `critical_point`; InvalidInput for a residual outside [0, 1].   Source: derived above (residual = 0:
-    Roberts, Yaida & Hanin 2022, chapter 5; for ReLU eqs. (5.113) to (5.120), arXiv v2).
+    Raises: OutOfScope as `critical_point`; InvalidInput for a residual outside [0, 1].   Source: derived above (residual = 0: Roberts, Yaida & Hanin 2022, chapter 5).
     """
     point = critical_point(activation)
     return _slope(point, _chaos(activation, point), residual)

@@ -102,7 +102,7 @@ def exact_four_point_vertex(activation: Function, *, depth: int, width: int, fir
 
     Shapes: value (depth - first + 1,).   Units: none.   Error: exact.   Assumes: no biases, independent normal weights of one variance, one input.   Cost: none.
     Raises: OutOfScope where the activation is not scale invariant, or 0.
-    Source: derived here; Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (3.25) and (3.30) (linear), (5.113) to (5.120) (its first order).
+    Source: derived here; Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (3.25) and (3.30) (linear).
     """
     slopes = scale_invariant(activation)
     if slopes is None or not any(slopes):

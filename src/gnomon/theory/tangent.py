@@ -71,7 +71,7 @@ def equivalent_learning_rates(activation: Function, *, depth: int) -> Reading:
 
     Shapes: value (2, depth), weights and biases.   Units: those of the global rate.   Error: exact as a definition; the parts that it makes equal are so to order log(l)/l.
     Assumes: a network at its critical point.   Cost: that of `critical_point`.   Raises: OutOfScope as `critical_point`, and where K falls as a logarithm; InvalidInput for a depth below 1.
-    Source: Roberts, Yaida & Hanin 2022, chapter 9 (the equivalence of layers; what each adds at criticality: eqs. (9.43) and (9.69), arXiv v2); derived above.
+    Source: Roberts, Yaida & Hanin 2022, chapter 9 (the equivalence of layers); derived above.
     """
     if depth < 1:
         raise InvalidInput(f"The depth must be at least 1, not {depth}.")

@@ -209,8 +209,12 @@ def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> P
     out = Pair(first, second, None, None, None, nothing, full)
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if asked.gap:
-        (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
         some, (one, two) = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b))), out.deviations
+        if channels == 1:  # products of numbers and of their sizes round alike
+            x, y = a[..., 0], b[..., 0]
+            n, cov = torch.mul(*out.spread(x.abs(), y.abs())), torch.mul(*out.spread(x, y))
+            return dataclasses.replace(out, gap=torch.sub(n, cov), total=n.add_(cov) if some else None)
+        (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
         near, far = (
             None if part is None else part.to(first).reshape(doubled).mul_(one).mul_(two)
             for part in apart(u, v, full=full, mend=not full and first.dtype == torch.float64, total=some)
