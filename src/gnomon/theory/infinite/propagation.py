@@ -62,9 +62,8 @@ class Propagation:
                 if not left[name]:
                     del made[name]
             result = self._slabs(group, given, asked) if head.reads != "all" and head.full else self._run(group, given, [asked(step) for step in group])
-            if last.nonlinear:
-                once = asked(last).once
-                finite(last.name, *(once(side, "sum", lambda q=q: (q.sum(),), None)[0] for side, q in enumerate((result.first, result.second))))
+            if last.nonlinear and within is None:  # else seen to when it was prepared
+                finite(last.name, result.first.sum(), result.second.sum())
             if head.pools and found is not None:
                 result = _with_itself(result, gap=head.gap)
                 found[head.name] = result.first

@@ -19,6 +19,8 @@ HELD = 16
 
 STRIPS = 2
 """Strips in a tile's side where a symmetric kernel is filled."""
+ROWS = 256
+"""Rows that are mirrored at a time."""
 MANY = 8
 """Tiles, and pairs in one, from which on what one side alone gives is made beforehand."""
 NUMBERS = 16
@@ -102,7 +104,9 @@ class Tiles:
                     continue
                 if name not in out:
                     out[name] = part.new_empty(bottom - top, right - left, *part.shape[2:])
-                _place(out[name], part, here.start - top, there.start - left, mirrored=halved)
+                out[name][here.start - top : here.stop - top, there.start - left : there.stop - left] = part
+        for values in out.values() if halved else ():
+            _mirror(values)
         for name, values in known.items():
             if name in out:
                 same = torch.arange(max(top, left), min(bottom, right), device=values.device)
@@ -148,16 +152,11 @@ def _pieces(rows: range, columns: range, count: int, *, halved: bool) -> Iterato
             j = end
 
 
-def _place(out: Tensor, part: Tensor, i: int, j: int, *, mirrored: bool) -> None:
-    """Write a tile into a block, and where the block is symmetric its mirror image, the upper half standing for both."""
-    rows, columns = part.shape[:2]
-    out[i : i + rows, j : j + columns] = part
-    if not mirrored:
-        return
-    if i == j:
-        square = part[:, :rows]
-        upper = torch.ones(rows, rows, dtype=torch.bool, device=part.device).triu_().reshape(rows, rows, *(1,) * (part.ndim - 2))
-        out[i : i + rows, i : i + rows] = torch.where(upper, square, square.transpose(0, 1))
-        part, j = part[:, rows:], j + rows
-    if part.shape[1]:
-        out[j : j + part.shape[1], i : i + rows] = part.transpose(0, 1)
+def _mirror(out: Tensor) -> None:
+    """Fill a symmetric block from what is above its diagonal, some rows at a time, so that the memory's pages are each turned to once."""
+    for i in range(0, len(out), ROWS):
+        rows, below = slice(i, i + ROWS), slice(i + ROWS, None)
+        square = out[rows, rows]
+        upper = torch.ones(square.shape[:2], dtype=torch.bool, device=out.device).triu_().reshape(*square.shape[:2], *(1,) * (out.ndim - 2))
+        out[rows, rows] = torch.where(upper, square, square.transpose(0, 1))
+        out[below, rows] = out[rows, below].transpose(0, 1)
