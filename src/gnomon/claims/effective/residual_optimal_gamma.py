@@ -1,4 +1,4 @@
-r"""Networks too deep for their width do not learn best with the residual connections that bring them to the ratio at which their outputs share most information.
+r"""Networks too deep for their width learn best with the residual connections that bring them to the ratio at which their outputs share most information.
 
 $\frac{L}{n} \frac{\nu(\gamma)}{\nu(0)} = r^*, \quad z' = \gamma z + W \tanh(z), \quad C_W = 1 - \gamma^2$
 
@@ -53,7 +53,7 @@ def measure(s: Settings, *, rng: Generator) -> float:
 
 CLAIM = Claim(
     version=1, entry="B1", source=Source("roberts2022", "appendix B"), relation="equal", predict=predict, measure=measure, smoke="inconclusive", expected="fails",
-    because="deciding takes a minute; trained networks are best with weaker connections (gamma some 0.76 where 0.97 is predicted): depth that r* calls too much still helps",
+    because="trained networks are best with weaker connections (gamma some 0.76 where 0.97 is predicted): depth that r* calls too much still helps; deciding takes a minute",
     tolerance=Tolerance(lambda s: np.log(2.0), because="a factor of two, as for r* itself: the two terms that its expansion keeps are of one size"),
     scales={"smoke": Settings(12, 40, 2, 2), "standard": Settings(12, 400, 8, 8), "paper": Settings(40, 1_500, 20, 40)},
     sabotage=Sabotage("the information itself, before training: the control, where the prediction must hold", at="information", members=1_000),
