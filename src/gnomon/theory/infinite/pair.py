@@ -366,10 +366,8 @@ def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total
         minus = minus.sub_(constant) if constant else minus
         lost = torch.add(minus, after, alpha=2 * KEPT)
         if float(lost.max()) > 0:
-            exact, (a, b) = (
-                total(part),
-                (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second))),
-            )
+            exact = total(part)
+            a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second)))
             for at in (lost > 0).nonzero().split(max(1, GATHERED // len(a))):
                 i, j, *p = at.unbind(1)
                 missing = (a[:, i, *p] - b[:, j, *p]).square().sum(0) / 2

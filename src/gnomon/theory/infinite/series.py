@@ -96,7 +96,7 @@ def too_short(name: str, terms: int, left: float, tolerance: float, *, derivativ
     """What is raised where a series does not hold its tolerance."""
     return OutOfScope(
         f"the activation {name!r} has no closed dual, and its Hermite series of {terms} terms leaves {left:.2g} of {'its derivative' if derivative else 'it'}, more than "
-        f"the {tolerance:g} allowed; give infinite_width a larger `tolerance`, or take the mean of `linearisation.ntk` over an ensemble of wide networks"
+        f"the {tolerance:g} allowed; give infinite_width a larger `tolerance`, or average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
     )
 
 
