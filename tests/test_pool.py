@@ -1,5 +1,6 @@
 """Pools: the same bits from this process, from processes and from Ray; workers that die; clusters that do not answer."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -62,9 +63,6 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_processes_and_ray_give_the_bits_of_this_process(plugin, tmp_path):
-    """One test for all that needs Ray, which is started once."""
-    import ray
-
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     here, verdicts = dict(LocalPool().run(HEAVY)), claims_on(LocalPool(), tmp_path / "here")
@@ -74,19 +72,34 @@ def test_processes_and_ray_give_the_bits_of_this_process(plugin, tmp_path):
     assert here == dict(ProcessPool(1).run(HEAVY)) == dict(ProcessPool(2).run(HEAVY))
     assert claims_on(ProcessPool(2), tmp_path / "processes") == verdicts
     pool = RayPool(jobs=2, retries=1)
-    try:
-        assert dict(pool.run(HEAVY)) == here
-        assert claims_on(pool, tmp_path / "ray") == verdicts
-        assert dict(pool.run([Task(f"{__name__}:dies_once", {"marker": str(tmp_path / "ray-marker")})])) == {0: "alive"}
-        kernel, x = infinite_width(torch.nn.Linear(3, 2), bias_variance=0.1), torch.arange(30.0).reshape(10, 3)
-        made = [on_disk(kernel, x, folder=tmp_path / name, tile=4, pool=given).run() for name, given in (("tiles-here", LocalPool()), ("tiles-ray", pool))]
-        assert torch.equal(made[0].dense(), made[1].dense())
-        with pytest.raises(GnomonError, match=r"died 2 times .* 1 of 1 tasks are undone"):
-            list(pool.run([Task(f"{__name__}:dies")]))
-        with pytest.raises(InvalidInput, match="not like this"):
-            list(pool.run([Task(f"{__name__}:raises")]))
-    finally:
-        ray.shutdown()
+    assert dict(pool.run(HEAVY)) == here
+    assert claims_on(pool, tmp_path / "ray") == verdicts
+    assert dict(pool.run([Task(f"{__name__}:dies_once", {"marker": str(tmp_path / "ray-marker")})])) == {0: "alive"}
+    kernel, x = infinite_width(torch.nn.Linear(3, 2), bias_variance=0.1), torch.arange(30.0).reshape(10, 3)
+    made = [on_disk(kernel, x, folder=tmp_path / name, tile=4, pool=given).run() for name, given in (("tiles-here", LocalPool()), ("tiles-ray", pool))]
+    assert torch.equal(made[0].dense(), made[1].dense())
+    with pytest.raises(GnomonError, match=r"died 2 times .* 1 of 1 tasks are undone"):
+        list(pool.run([Task(f"{__name__}:dies")]))
+    with pytest.raises(InvalidInput, match="not like this"):
+        list(pool.run([Task(f"{__name__}:raises")]))
+
+
+def test_a_client_of_ray_that_dies_is_begun_again():
+    tasks = [Task(f"{__name__}:naps", {"seconds": seconds}) for seconds in (0, 0.5)]
+    running = RayPool(retries=1).run(tasks)
+    found = [next(running)]
+    kill_the_client()
+    assert [*found, *running] == [(0, 0), (1, 0.5)]
+    running = RayPool(retries=0).run(tasks)
+    next(running)
+    kill_the_client()
+    with pytest.raises(GnomonError, match=r"client died 1 times; 1 of 2 tasks are undone"):
+        list(running)
+
+
+def kill_the_client():
+    (client,) = multiprocessing.active_children()
+    client.kill()
 
 
 def test_the_tasks_of_a_killed_process_run_again(tmp_path):
@@ -111,7 +124,7 @@ def test_an_address_where_no_cluster_answers_is_refused_soon(address, says):
         where = address.format(silent=listening.getsockname()[1], closed=closed.getsockname()[1])
         started = time.monotonic()
         with pytest.raises(InvalidInput, match=says):
-            RayPool(where, patience=4).connect()
+            list(RayPool(where, patience=4).run(HEAVY))
         assert time.monotonic() - started < 10, "no hang"
 
 

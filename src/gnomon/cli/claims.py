@@ -153,9 +153,7 @@ def make_pool(name: str, address: str | None, jobs: int) -> Any:
     if name == "ray":
         from gnomon.run.ray_pool import RayPool
 
-        pool = RayPool(address, jobs)
-        pool.connect()
-        return pool
+        return RayPool(address, jobs)
     if name != "process":
         raise unknown("pool", name, ("process", "ray"))
     if address is not None:

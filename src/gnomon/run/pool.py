@@ -59,7 +59,7 @@ class ProcessPool:
 
     def _attempt(self, left: dict[int, Task]) -> Iterator[tuple[int, Any]]:
         context = multiprocessing.get_context("spawn")
-        executor = concurrent.futures.ProcessPoolExecutor(min(self.jobs, len(left)), mp_context=context, initializer=_ignore_interrupt)
+        executor = concurrent.futures.ProcessPoolExecutor(min(self.jobs, len(left)), mp_context=context, initializer=ignore_interrupt)
         futures = {executor.submit(execute, task, self.threads): position for position, task in left.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -75,6 +75,6 @@ class ProcessPool:
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def ignore_interrupt() -> None:
     """Leave Ctrl-C to the parent process, which stores what is done and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
