@@ -46,6 +46,11 @@ def _identity(value: Tensor) -> Tensor:
     return value
 
 
+def stops(node: fx.Node) -> bool:
+    """Whether no gradient goes through a node: detach(), or under torch.no_grad()."""
+    return bool(node.meta.get("no_grad")) or (node.op == "call_method" and node.target in ("detach", "detach_"))
+
+
 def expression(node: fx.Node, layers: Mapping[fx.Node, Layer], order: Mapping[fx.Node, int], constants: Mapping[fx.Node, float]) -> Expression | None:
     """The expression that a node is the end of, of the nearest one layer that it depends on alone, or None where it is no such thing or a single known activation, factor or sum.
 
@@ -70,7 +75,7 @@ def expression(node: fx.Node, layers: Mapping[fx.Node, Layer], order: Mapping[fx
     if len(frontier) != 1:
         return None
     base = frontier.pop()
-    if base not in layers or layers[base].output_shape != layer.output_shape:
+    if base not in layers or layers[base].output_shape != layer.output_shape or any(map(stops, found)):
         return None
     return Expression(base, tuple(sorted(found, key=lambda one: order[one])), functions, constants)
 

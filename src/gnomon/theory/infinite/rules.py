@@ -101,15 +101,3 @@ def selected(x: Pair, chosen: list[slice], gone: list[int]) -> Pair:
     index = (slice(None), slice(None), *chosen, *(chosen if x.full else ()))
     one, two = x.first[(slice(None), *chosen)], x.second[(slice(None), *chosen)]
     return pairs.squeezed(Pair(one, two, *x.each(lambda part: part[index]), x.full), gone)
-
-
-def repeated(x: Pair, times: list[int]) -> Pair:
-    """Each position several times in a row."""
-    x = x.resolved()
-
-    def spread(part: Tensor, first: int) -> Tensor:
-        for axis in range(first, part.ndim):
-            part = part.repeat_interleave(times[(axis - first) % len(times)], axis)
-        return part
-
-    return Pair(spread(x.first, 1), spread(x.second, 1), *x.each(lambda part: spread(part, 2)), x.full)
