@@ -240,15 +240,15 @@ class Tied(nn.Module):
     ("network", "options", "message"),
     [
         (halves(read(lambda m, z: m.h(z.chunk(2, 1)[0].tanh_() * z[:, W:])))(), {}, "changes in place a part or a view of 'a'"),
-        (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten(), nn.Linear(48, 1)), {}, "nearest position by whole factors"),
+        (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten(), nn.Linear(48, 1)), {}, "other than to the nearest position"),
         (Tied(), {}, "'b': it shares weights with 'a'"),
         (nn.Sequential(nn.Linear(6, 4), nn.PReLU(), nn.Linear(4, 1)), {"parametrization": "ntk"}, "'1': a PReLU.*LeakyReLU"),
         (halves(read(lambda m, z: m.h(z[:, :W] + torch.tanh(z[:, W - 1 : 2 * W - 1]))))(), {}, "overlap"),
-        (halves(lambda m, x: m.h(F.linear(x, m.a.weight)[:, :W]))(), {}, r"call the layer \(self.fc"),
+        (halves(lambda m, x: m.h(F.linear(x, 2 * m.a.weight)[:, :W]))(), {}, "through such a layer"),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:2]), nn.Linear(4, 1)), {}, "some of the examples"),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:, 0:1])), {}, None),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:, 0, None])), {}, "an index other than|single channels"),
-        (residual(read(lambda m, z: m.h(torch.tanh(z + F.layer_norm(m.b(z), (W,))))))(), {}, "layer_norm"),
+        (residual(read(lambda m, z: m.h(torch.tanh(z + F.layer_norm(m.b(z), (W,))))))(), {}, None),
         (Written(lambda m, x: m.h(torch.tanh(m.a(x) + m.n(m.b(x)))), a=nn.Linear(6, W), b=nn.Linear(6, W), n=nn.LayerNorm(W), h=nn.Linear(W, 1)), {"parametrization": "ntk"}, "whose gain is trained"),
     ],
 )  # fmt: skip

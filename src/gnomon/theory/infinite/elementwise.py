@@ -33,13 +33,17 @@ class Expression:
         for node in self.nodes:
             args, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
             if node in self.functions:
-                env[node] = self.functions[node](env[node.all_input_nodes[0]])
+                env[node] = self.functions[node](_number(env[node.all_input_nodes[0]], value))
             elif node.op == "call_method":
                 env[node] = getattr(args[0], str(node.target))(*args[1:], **keywords)
             else:
                 env[node] = node.target(*args, **keywords)  # type: ignore[operator]
-        made: Tensor = env[self.nodes[-1]]
-        return made
+        return _number(env[self.nodes[-1]], value)
+
+
+def _number(made: Tensor, like: Tensor) -> Tensor:
+    """1 and 0 for what is true and false."""
+    return made if made.is_floating_point() else made.to(like.dtype)
 
 
 def _identity(value: Tensor) -> Tensor:

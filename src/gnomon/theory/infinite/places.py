@@ -19,7 +19,7 @@ NAMES = ("pad", "interpolate", "Upsample", "UpsamplingNearest2d", "roll", "flip"
 
 def covers(called: str) -> bool:
     """Whether an operation or a module's class, by its name, is one of these."""
-    return called in NAMES or (called.rstrip("123d").endswith("Pad") and called[-1] == "d")
+    return called in NAMES or called[:-2].endswith("Pad")
 
 
 def moved(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None) -> tuple[Rule, Known] | str:
@@ -47,7 +47,7 @@ def moved(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None) 
     other = torch.linspace(0.5, 2.5, count, dtype=torch.float64).sqrt()
     padded = torch.cat([other.new_zeros(1), other])
     if int(index.min()) < 0 or int(index.max()) > count or not torch.equal(applied(other).flatten(), padded[index]):
-        return "it makes positions that are no copies of others, and not 0 (an interpolation other than to the nearest, a padding by other numbers)"
+        return "it makes positions that are no copies of others, and not 0 (an interpolation other than to the nearest position, a padding by other numbers)"
     return lambda given, _: _placed(given[0], index - 1, positions), dataclasses.replace(before, positions=positions, chain=(), base="")
 
 

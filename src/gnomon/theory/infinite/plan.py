@@ -133,7 +133,7 @@ class Reader:
             if value is not None:
                 self.refuse(
                     layer,
-                    "a parameter that is not read by a layer of its own, whose class declares its distribution; call the layer (self.fc(x), not F.linear(x, self.fc.weight)), or make it a buffer",
+                    "a parameter that is not read by a layer whose class declares its distribution (nn.Linear, a convolution, nn.Embedding); read it through such a layer, or make it a buffer",
                 )
         if all(source in self.data for source in sources):
             if module is not None and any(True for _ in module.parameters()) and layer.kind != "activation":

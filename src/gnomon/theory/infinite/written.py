@@ -15,7 +15,7 @@ CONVOLUTIONS: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Co
 OWNERS: dict[str, type[nn.Module]] = {"linear": nn.Linear, "layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "group_norm": nn.GroupNorm, **CONVOLUTIONS}
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"), "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"), "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"), **{name: ("input", "weight", "bias", "stride", "padding", "dilation", "groups") for name in CONVOLUTIONS},
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"), **dict.fromkeys(CONVOLUTIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
 }  # fmt: skip
 TURNS, SCALES = ("transpose", "swapaxes", "swapdims", "permute"), ("mul", "imul", "truediv", "itruediv", "div")
 
@@ -48,7 +48,7 @@ def _sized(graph_module: fx.GraphModule, example: Tensor) -> None:
     for node in graph_module.graph.nodes:
         if node.target in weights or node.op == "get_attr" or any(source in fed for source in node.all_input_nodes):
             fed.add(node)
-    found = []
+    found, known = [], dict[fx.Node, Any]()
     for count in (2, 3):
         interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
         with torch.no_grad():
@@ -56,9 +56,11 @@ def _sized(graph_module: fx.GraphModule, example: Tensor) -> None:
         found.append(interpreter.env)
     for node in graph_module.graph.nodes:
         values = [env.get(node) for env in found]
-        if _numbers(values[0]) and _numbers(values[1]) and values[0] == values[1]:
-            for user in [user for user in node.users if user in fed and user.op != "output"]:
-                user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda one, node=node, value=values[0]: value if one is node else one)
+        if all(map(_numbers, values)) and values[0] == values[1]:
+            known[node] = values[0]
+    for node in fed:
+        if node.op != "output" and any(source in known for source in node.all_input_nodes):
+            node.args, node.kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: known.get(source, source))
 
 
 def _as_layers(graph_module: fx.GraphModule, root: nn.Module) -> None:
@@ -70,7 +72,8 @@ def _as_layers(graph_module: fx.GraphModule, root: nn.Module) -> None:
         said = dict(zip(ARGUMENTS[name], node.args, strict=False)) | dict(node.kwargs)
         weights = {key: said.pop(key) for key in ("weight", "bias") if isinstance(said.get(key), fx.Node)}
         source = said.pop("input", None)
-        owners = {str(value.target).rpartition(".")[0] if value.op == "get_attr" else None for value in weights.values()}
+        weights = {key: _direction(value, root) for key, value in weights.items()}
+        owners = {str(value.target).rpartition(".")[0].removesuffix(".parametrizations.weight") if value.op == "get_attr" else None for value in weights.values()}
         owner = next(iter(owners), None)
         if not isinstance(source, fx.Node) or len(owners) > 1 or (weights and owner is None):
             continue
@@ -79,11 +82,29 @@ def _as_layers(graph_module: fx.GraphModule, root: nn.Module) -> None:
             continue
         for key, value in weights.items():
             layer.register_parameter(key, root.get_parameter(str(value.target)))
-        target = owner if owner and not any(True for _ in root.get_submodule(owner).children()) else f"{node.name}_layer"
+        alone = owner and all(name == "parametrizations" for name, _ in root.get_submodule(owner).named_children())
+        target = owner if owner and alone else f"{node.name}_layer"
         graph_module.add_submodule(target, layer)
         with node.graph.inserting_before(node):
             node.replace_all_uses_with(node.graph.call_module(target, (source,)))
-        node.graph.erase_node(node)
+        _erase(node)
+
+
+def _erase(node: fx.Node) -> None:
+    """Take a node out of its graph, with what nothing else reads but the data."""
+    sources = node.all_input_nodes
+    node.graph.erase_node(node)
+    for source in sources:
+        if not source.users and source.op != "placeholder":
+            _erase(source)
+
+
+def _direction(weight: fx.Node, root: nn.Module) -> fx.Node:
+    """v of a weight norm, g v / |v|, both trained: at g = |v|, where it begins, its kernel is that of the weight itself, whose direction and length g and v move."""
+    if weight.op != "call_module" or type(root.get_submodule(str(weight.target))).__name__ != "_WeightNorm":
+        return weight
+    parts = weight.all_input_nodes
+    return parts[1] if len({root.get_parameter(str(one.target)).requires_grad for one in parts}) == 1 else weight
 
 
 def _layer(name: str, said: dict[str, Any], weights: Iterable[str], owner: nn.Module | None) -> nn.Module | None:
