@@ -47,6 +47,11 @@ class Dataset:
     def __len__(self) -> int:
         return sum(len(block) for block in self.blocks)
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether there are more examples than those at hand."""
+        return len(self) < self.population
+
     def chunks(self, size: int) -> Iterator[Block]:
         """The examples in order, at most `size` at a time; the last chunk of a block may be short.  Raises: InvalidInput for a size below 1."""
         if size < 1:

@@ -22,7 +22,7 @@ from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio, noise_ratio_of_examples
-from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient, loss_value
 from gnomon.numerics.statistics import student_quantile
 
 MCCANDLISH_2018 = Source("mccandlish2018")
@@ -40,8 +40,6 @@ EVALUATED = 256
 """Examples on which the loss is compared before and after a step: both sides of the comparison use the same ones."""
 COLUMNS = 2**18
 """Parameters at a time in products of the groups' gradients, in float64."""
-PRODUCT = 2.4
-"""What one Hessian product costs, in gradients."""
 
 
 def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
@@ -55,6 +53,16 @@ def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
 
 def _held(subject: Subject, count: int) -> int:
     return count * subject.dimension * subject.state[subject.trainable[0]].element_size()
+
+
+def groups_of(subject: Subject, groups: int) -> int:
+    """How many groups the training examples are dealt to.   Raises: InvalidInput for fewer than 4; OutOfScope for fewer than 8 examples."""
+    if groups < FEWEST_GROUPS:
+        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
+    n = len(subject.train)
+    if n < 2 * FEWEST_GROUPS:
+        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    return min(groups, n // 2)
 
 
 def _noise_cost(subject: Subject, groups: int) -> Cost:
@@ -135,14 +143,9 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
     Raises: OutOfScope for fewer than 8 examples or where every gradient is the same; InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_simple) and appendix A.1.
     """
-    if groups < FEWEST_GROUPS:
-        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
-    n, population = len(subject.train), subject.train.population
-    if n < 2 * FEWEST_GROUPS:
-        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    n, population, count = len(subject.train), subject.train.population, groups_of(subject, groups)
     if moments.cheap(subject):
         return noise_reading("gradient_noise_scale", subject, _by_examples(subject), exact=n == population)
-    count = min(groups, n // 2)
     order = chance.permutation(n, rng=rng)
     spread = _spread(subject, [subject.train.select(order[k::count]) for k in range(count)])
     fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)

@@ -173,7 +173,7 @@ def _skipped(known: Architecture) -> tuple[str, ...]:
     return tuple(f"{layer.name} ({layer.why})" for layer in known.layers if layer.kind in ("recurrent", "attention") or any(text in layer.why for text in shared))
 
 
-def _assumes(known: Architecture, module: nn.Module, count: int) -> tuple[str, ...]:
+def _assumes(module: nn.Module, count: int) -> tuple[str, ...]:
     told = [f"{count} training examples, the same for every network", "a layer that is called several times is read at its first call"]
     norms = [name for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     if norms:
@@ -228,7 +228,7 @@ def preactivation_variance(subject: Subject, *, rng: Generator, draws: int = 64)
                 maps[name] = maps.get(name, np.zeros(())) + found / draws
     return Reading.of_samples(
         "preactivation_variance", values, unit="", error_kind="seed", source=POOLE_2016, axes=(Axis("layer", tuple(layer.name for layer in known.parametrised)),),
-        assumes=_assumes(known, probe.module, len(block)), skipped=_skipped(known),
+        assumes=_assumes(probe.module, len(block)), skipped=_skipped(known),
         details={"examples": len(block), "squares": {name: np.array(entry) for name, entry in squares.items()}, "maps": {name: _six_digits(entry) for name, entry in maps.items()}},
     )  # fmt: skip
 
@@ -271,7 +271,7 @@ def gradient_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> R
     elements = {name: math.prod(known[name].output_shape) for name in wanted}
     skipped = (f"{draws - len(values)} of {draws} networks, in which no gradient reaches a layer",) if len(values) < draws else ()
     return Reading.of_samples(
-        "gradient_variance", values, unit="", error_kind="seed", source=HE_2015, axes=(Axis("layer", tuple(last)),), assumes=_assumes(known, probe.module, len(block)),
+        "gradient_variance", values, unit="", error_kind="seed", source=HE_2015, axes=(Axis("layer", tuple(last)),), assumes=_assumes(probe.module, len(block)),
         skipped=skipped + _skipped(known), details={"last": last, "elements": elements},
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_e
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
 from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, Product, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.operators import Hessian, loss_gradient
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient
 
 MEYER_2021 = Source("meyer2021")
 GOODFELLOW_2015 = Source("goodfellow2015")
@@ -41,8 +41,6 @@ PAPYAN_2020 = Source("papyan2020")
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
 
-PRODUCT = 2.4
-"""What one Hessian product costs, in gradients: 1.2 where the first layer is the largest, 2.4 for an LSTM or a transformer."""
 GROUPS = 16
 """Groups of examples whose spread gives the error of a subsample."""
 MOST_CLASSES = 20
@@ -111,10 +109,6 @@ def _followed(subject: Subject, product: Product, name: str, *, products: int, r
     return found
 
 
-def _is_subsample(subject: Subject) -> bool:
-    return len(subject.train) < subject.train.population
-
-
 def _sampling(subject: Subject, vector: Tensor, value: float, known: Tensor, scale: Tensor | None = None) -> tuple[float, float, int]:
     """What having seen n of N examples does to an eigenvalue: its bias and its standard error, and how many groups they come from.
 
@@ -146,7 +140,7 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
         () if all(converged) else (f"{converged.count(False)} of {k} had not converged when the products were used up; their bounds say how far",)
     )
     common: dict[str, Any] = {"unit": "loss / parameter²", "source": source, "axes": axes}
-    if not _is_subsample(subject):
+    if not subject.train.is_sample:
         return Reading(name, values, error=bounds, error_kind="bound", assumes=assumes, details={"converged": converged, "products": eigen.products}, **common)
     found = [_sampling(subject, eigen.vectors[:, i], float(values[i]), eigen.vectors) for i in range(k)]
     bias, error, groups = np.array([b for b, _, _ in found]), np.array([e for _, e, _ in found]), found[0][2]
@@ -240,7 +234,7 @@ def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -
     low, high = (eigen.values - eigen.bounds).tolist(), (eigen.values + eigen.bounds).tolist()
     surely, possibly = sum(value > top + slack for value in low), sum(value > top - slack for value in high)
     gap = abs(float(eigen.values[surely - 1]) - top) if surely else 0.0
-    seen = (f"counted on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    seen = (f"counted on {len(subject.train):,} of {subject.train.population:,} examples",) if subject.train.is_sample else ()
     return Reading(
         "hessian_outliers", (surely + possibly) / 2, "eigenvalues", error=(possibly - surely) / 2 or float(np.finfo(np.float64).eps), error_kind="bound", source=PAPYAN_2020, assumes=seen,
         details={"edge": top, "edge_bound": slack, "gap": gap, "classes": subject.classes, "above_edge_at_most": basis.shape[1]},
@@ -315,7 +309,7 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     )  # fmt: skip
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
-    if not _is_subsample(subject):
+    if not subject.train.is_sample:
         return Reading("preconditioned_sharpness", value, error=bound, error_kind="bound", **common)
     bias, error, groups = _sampling(subject, eigen.vectors[:, 0], value, eigen.vectors, scale)
     value, half = value - bias, stats.t.ppf(0.975, groups - 1) * error + bound
@@ -365,7 +359,7 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps
         Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(steps, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
         checkpoint=_checkpoint(subject, checkpoint, f"density/{steps}/{rng.initial_seed()}"),
     )  # fmt: skip
-    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if subject.train.is_sample else ()
     logarithmic = scale == "log"
     if logarithmic:
         found = found.logarithmic()

@@ -18,11 +18,11 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.subject import Subject
-from gnomon.instruments.dynamics import FEWEST_GROUPS, MCCANDLISH_2018, PRODUCT, noise_reading, summed_gradient
+from gnomon.instruments.dynamics import MCCANDLISH_2018, groups_of, noise_reading, summed_gradient
 from gnomon.numerics import dense
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio
-from gnomon.numerics.operators import Hessian
+from gnomon.numerics.operators import PRODUCT, Hessian
 from gnomon.numerics.statistics import student_quantile
 
 FEWEST_DRAWS = 8
@@ -57,12 +57,7 @@ def hessian_noise_scale(subject: Subject, *, rng: Generator, groups: int = 16) -
     InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_noise) and appendix A.1.
     """
-    if groups < FEWEST_GROUPS:
-        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
-    n, population = len(subject.train), subject.train.population
-    if n < 2 * FEWEST_GROUPS:
-        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
-    count = min(groups, n // 2)
+    n, population, count = len(subject.train), subject.train.population, groups_of(subject, groups)
     order = chance.permutation(n, rng=rng)
     parts = [subject.train.select(order[k::count]) for k in range(count)]
     sums = torch.stack([summed_gradient(subject, part) for part in parts])

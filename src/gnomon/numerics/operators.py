@@ -24,6 +24,9 @@ from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, 
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import KEEP, kept_bytes
 
+PRODUCT = 2.4
+"""What a product with the Hessian or the Gauss-Newton matrix costs, in gradients: 1.2 where the first layer is the largest, 2.4 for an LSTM or a transformer."""
+
 Batch = Float[Tensor, "N ..."]
 """Floating-point numbers of some shape for each example."""
 

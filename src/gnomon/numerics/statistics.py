@@ -198,6 +198,15 @@ def bootstrap(samples: Any, statistic: Callable[[Array], float], *, rng: Generat
     return Estimate(value, error, (end(0.5 - level / 2), end(0.5 + level / 2)))
 
 
+def effective_number(sizes: Float64[Array, "n"]) -> float:
+    """How many of some sizes count: the exponential of the entropy of their shares, exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j; 1 where all are 0.
+
+    Shapes: (n,), none below 0.   Units: none.   Error: rounding.   Cost: none.   Source: Roy & Vetterli 2007.
+    """
+    shares = sizes[sizes > 0] / sizes.sum() if sizes.sum() > 0 else np.ones(1)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
 def kendall_pseudo_values(x: Array | Sequence[float], y: Array | Sequence[float]) -> Float64[Array, "n"]:
     """Jackknife pseudo-values of Kendall's rank correlation: their mean is tau, their standard error that of tau over draws of the pairs.
 

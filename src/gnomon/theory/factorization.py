@@ -14,6 +14,7 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
+from gnomon.numerics.flow import moments_of
 
 ARORA_2019 = Source("arora2019")
 RAZIN_2020 = Source("razin2020")
@@ -101,9 +102,7 @@ def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tenso
     Source: Arora, Cohen & Hazan 2018, theorem 1, in the form of Arora, Cohen, Hu & Luo 2019.
     """
     _check_depth(depth)
-    t = np.asarray(times, dtype=np.float64)
-    if not t.size or (t < 0).any() or (np.diff(t) < 0).any():
-        raise InvalidInput(f"Times must not be negative and not fall, not {list(times)}.")
+    t = moments_of(times)
     first = start.detach().cpu().double()
 
     def velocity(_: float, flat: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
