@@ -19,7 +19,7 @@ from gnomon.core import loss as loss_module
 from gnomon.core import rng as chance
 from gnomon.core import weights
 from gnomon.core.dataset import Block, Dataset, Tree, leaves
-from gnomon.core.errors import InvalidInput, OutOfScope, suggest
+from gnomon.core.errors import InvalidInput, OutOfScope, suggest, unknown
 from gnomon.core.loss import Loss, LossFunction, Weight
 from gnomon.core.training import Training
 
@@ -214,11 +214,17 @@ class Subject:
         """The trainable parameters by name."""
         return {key: self.state[key] for key in self.trainable}
 
+    def examples(self, split: str) -> Dataset:
+        """The examples of `train` or `test`.   Raises: OutOfScope where there are no test data; InvalidInput for another split."""
+        if split not in ("train", "test"):
+            raise unknown("split", split, ("train", "test"))
+        if (data := self.train if split == "train" else self.test) is None:
+            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        return data
+
     def batches(self, split: str = "train", *, chunk: int | None = None) -> Iterator[Block]:
         """The examples of `train` or `test` on the subject's device, a chunk at a time."""
-        data = self.train if split == "train" else self.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = self.examples(split)
         for block in data.chunks(chunk or self.chunk):
             yield Block(self.to_device(block.inputs), self.to_device(block.targets))
 

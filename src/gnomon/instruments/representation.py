@@ -75,9 +75,7 @@ def features(subject: Subject, split: str = "train") -> Features:
     """What the layers read on at most EXAMPLES training examples, or TESTS test examples, made once.   Cost: a forward pass."""
 
     def build() -> Features:
-        data = subject.train if split == "train" else subject.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = subject.examples(split)
         return _read(subject, data.sample(EXAMPLES if split == "train" else TESTS, rng=chance.generator(0, f"representation/{split}")))
 
     return subject.once(f"representation/{split}", build)

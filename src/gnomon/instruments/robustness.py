@@ -73,9 +73,7 @@ def _cases(subject: Subject, examples: int) -> _Cases:
 def _chosen(subject: Subject, examples: int) -> Dataset:
     if examples < 2:
         raise InvalidInput(f"examples must be at least 2, not {examples}.")
-    if subject.test is None:
-        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
-    return subject.test.sample(examples, rng=chance.generator(0, "robustness/examples"))
+    return subject.examples("test").sample(examples, rng=chance.generator(0, "robustness/examples"))
 
 
 def _moved(subject: Subject, block: Block) -> Block:

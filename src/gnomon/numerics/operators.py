@@ -165,9 +165,7 @@ class _Curvature(Operator):
         """
         if groups < 1:
             raise InvalidInput(f"groups must be at least 1, not {groups}.")
-        data = self.subject.train if self.split == "train" else self.subject.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = self.subject.examples(self.split)
         count = min(groups, len(data))
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
         route = chain.route_of(self.subject)
