@@ -150,7 +150,7 @@ def _as_batch(batch: Any, what: str) -> tuple[Tree, Tree]:
         raise InvalidInput(f"A batch of {what} data must be (inputs, targets), or a dict with `labels`; a {type(batch).__name__} came. Wrap the loader so that it yields pairs.")
     inputs, targets = (_as_tensors(part) for part in batch)
     if length(inputs) != length(targets):
-        raise InvalidInput(f"A batch of {what} data has {length(inputs)} inputs and {length(targets)} targets.")
+        raise InvalidInput(f"A batch of {what} data has {length(inputs)} inputs and {length(targets)} targets; give one target for each input.")
     return inputs, targets
 
 

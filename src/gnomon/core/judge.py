@@ -113,7 +113,9 @@ def _reduce(predicted: Reading, measured: Reading, relation: Relation) -> tuple[
     except ValueError:
         shape = None
     if shape != measured.value.shape:
-        raise InvalidInput(f"A prediction of shape {predicted.value.shape} does not fit a measurement of shape {measured.value.shape}.")
+        raise InvalidInput(
+            f"A prediction of shape {predicted.value.shape} does not fit a measurement of shape {measured.value.shape}; give both the same shape, or a prediction that is one number."
+        )
     return relation, predicted, measured
 
 

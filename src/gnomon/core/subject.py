@@ -219,7 +219,7 @@ class Subject:
         if split not in ("train", "test"):
             raise unknown("split", split, ("train", "test"))
         if (data := self.train if split == "train" else self.test) is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+            raise OutOfScope("there are no test data; give `test` to Subject.freeze")
         return data
 
     def batches(self, split: str = "train", *, chunk: int | None = None) -> Iterator[Block]:
@@ -274,7 +274,7 @@ class Subject:
     def redraw(self, *, rng: Generator) -> dict[str, Tensor]:
         """Parameters and buffers of a freshly drawn network.  Raises: OutOfScope without `make`, InvalidInput where the factory builds another network."""
         if self.make is None:
-            raise OutOfScope("Only one network is known; give `make`, a factory that draws a fresh one, to get an ensemble.")
+            raise OutOfScope("only one network is known; give `make`, a factory that draws a fresh one, to get an ensemble")
         with chance.scoped(rng):
             module = unwrap(self.make())
         return match(module, self.state, what="factory")

@@ -138,7 +138,9 @@ def along(subject: Subject, curve: Curve, *, points: int = 21) -> dict[str, Read
     axis, unit = Axis("t", tuple(places.tolist())), UNITS[kind_of(subject)]
     for name, values in rows.items():
         if not np.isfinite(values).all():
-            raise InvalidInput(f"{name} is not finite at t = {places[int(np.argmax(~np.isfinite(values)))]:.3g} of the curve.")
+            raise InvalidInput(
+                f"{name} is not finite at t = {places[int(np.argmax(~np.isfinite(values)))]:.3g} of the curve: fit it again with a smaller learning rate, or evaluate another stretch."
+            )
     return {
         name: Reading(name, values, "loss" if name.endswith("loss") else unit, axes=(axis,), assumes=assumes, source=GARIPOV_2018.at("section 3")) for name, values in rows.items()
     }

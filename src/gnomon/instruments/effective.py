@@ -157,11 +157,11 @@ def _tokens(child: nn.Embedding, tokens: Tensor) -> Tensor:
 def _prepared(subject: Subject, what: str) -> tuple[Architecture, Subject, _Tap, Block]:
     known = architecture.of(subject)
     if not known.parametrised:
-        raise OutOfScope(f"{what}: the network has no linear, convolution or embedding layer.")
+        raise OutOfScope(f"{what}: the network has no linear, convolution or embedding layer")
     block = examples(subject)
     module = _module_for(subject)
     if len(block) < 2 and any(child.training for child in module.modules()):
-        raise OutOfScope(f"{what}: batch normalisation at initialisation needs the statistics of at least two examples; there is one.")
+        raise OutOfScope(f"{what}: batch normalisation at initialisation needs the statistics of at least two examples; there is one")
     tap = _Tap(known)
     tap.attach(module)
     return known, dataclasses.replace(subject, module=module, _shared={}), tap, block
@@ -267,7 +267,7 @@ def gradient_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> R
             if all(size[end] > 0 for end in last.values()):
                 values.append([size[name] / size[end] for name, end in last.items()])
     if len(values) < 2:
-        raise OutOfScope("gradient_variance: no gradient reaches the layers (every unit is dead, or the output does not depend on them).")
+        raise OutOfScope("gradient_variance: no gradient reaches the layers (every unit is dead, or the output does not depend on them)")
     elements = {name: math.prod(known[name].output_shape) for name in wanted}
     skipped = (f"{draws - len(values)} of {draws} networks, in which no gradient reaches a layer",) if len(values) < draws else ()
     return Reading.of_samples(
@@ -307,7 +307,7 @@ def weight_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Rea
     known = architecture.of(subject)
     layers = _weighted(known)
     if not layers:
-        raise OutOfScope("weight_variance: the network has no layer whose initialisation is declared.")
+        raise OutOfScope("weight_variance: the network has no layer whose initialisation is declared")
     padding = {layer.name: child.padding_idx for layer in layers if isinstance(child := architecture.child_of(subject.module, layer), nn.Embedding)}
     values = [[_mean_square(state, layer, padding.get(layer.name)) for layer in layers] for _, state in _drawn(subject, draws, rng)]
     skipped = tuple(f"{layer.name} ({layer.why})" for layer in known.parametrised if not layer.parameters)

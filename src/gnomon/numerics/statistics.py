@@ -110,7 +110,7 @@ def finite_population_factor(n: int, population: int | None) -> float:
     if population is None:
         return 1.0
     if n > population:
-        raise InvalidInput(f"{n} examples cannot be drawn without replacement from {population}.")
+        raise InvalidInput(f"{n} examples cannot be drawn without replacement from {population}; give a population at least as large, or None.")
     return math.sqrt(1 - n / population)
 
 

@@ -64,7 +64,7 @@ def _integrated(s: Array, start: Array, t: Array, depth: int) -> Array:
         return np.broadcast_to(start, (len(t), len(s))).copy()
     solved = integrate.solve_ivp(slope, (0.0, float(t[-1])), start, method="DOP853", t_eval=t, rtol=1e-10, atol=1e-12 * max(float(s.max()), 1e-300))
     if not solved.success:
-        raise OutOfScope(f"The equation of the modes could not be integrated: {solved.message}")
+        raise OutOfScope(f"The equation of the modes could not be integrated ({solved.message}): take earlier times, or strengths of order 1")
     return np.asarray(solved.y.T)
 
 

@@ -103,7 +103,7 @@ def _with_multiplicative_noise(problem: Quadratic, sgd: Sgd, *, continuous: bool
     operator = LinearOperator((d * d, d * d), matvec=lambda flat: flat - left(at.multiplicative(_even(flat, d))).ravel(), dtype=np.float64)
     found, stopped = gmres(operator, first.ravel(), rtol=1e-11, atol=0.0, restart=min(d * d, 200), maxiter=50)
     if stopped:
-        raise OutOfScope(f"the second moments are so near to diverging (feedback {fed:.4f}) that their equation could not be solved")
+        raise OutOfScope(f"the second moments are so near to diverging (feedback {fed:.4f}) that their equation could not be solved; take a smaller learning rate")
     return _even(found, d), at, fed
 
 
