@@ -155,7 +155,8 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
 def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes: tuple[str, ...] = (), exact: bool = False) -> Reading:
     """A noise scale with its interval.
 
-    Shapes: value ().   Units: examples.   Error: as `gradient_noise_scale`.   Raises: OutOfScope where there is no noise, or nothing but noise.
+    Shapes: value ().   Units: examples.   Error, Assumes, Source: as `gradient_noise_scale`.   Cost: none.
+    Raises: OutOfScope where there is no noise, nothing but noise, or a gradient that is not finite.
     """
     n, population = len(subject.train), subject.train.population
     if not (math.isfinite(estimate.trace) and math.isfinite(estimate.square)):

@@ -167,6 +167,9 @@ def measured(
 
     With t_g the statistic without group g: bias (G - 1)(mean t_g - t), variance (G - 1)/G sum (t_g - mean)^2, each times 1 - n/N for n of N examples (a bias that falls as 1/n).
     Groups have alike numbers of each of the `strata`.  `seen_alone`: the reading is that of the examples seen, which other ones would change.
+
+    Shapes: value that of the statistic.   Units: `unit`.   Error: `rounding`; on a subsample the standard error over groups.   Cost: a call of `statistic` a group.
+    Source: `source`, which the reading carries.
     """
     numbers = np.arange(n, dtype=np.int64)
     value = statistic(numbers)

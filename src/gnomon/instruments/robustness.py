@@ -261,7 +261,7 @@ def robust_accuracy(distance: Reading) -> Reading:
     """Accuracy under attack, from a reading of `adversarial_distance`: the part of the test examples that are right and stay so within an L2 ball, by its radius.
 
     Shapes: value (8,), samples (examples, 8), those that are classified correctly first, in the order of `logit_margins`.   Units: none.
-    Error: over test examples, Clopper & Pearson's interval; an upper bound of the true accuracy, as the distances are of the true ones.   Cost: none.
+    Error: over test examples, Clopper & Pearson's interval; an upper bound of the true accuracy, as the distances are of the true ones.   Assumes: as `adversarial_distance`.   Cost: none.
     Source: Croce & Hein 2020.
     """
     right, looked = int(distance.details["right"]), int(distance.details["looked"])

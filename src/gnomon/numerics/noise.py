@@ -86,6 +86,8 @@ def noise_ratio_of_examples(mean_square: float, squares: Array, rows: NDArray[np
 
     S^2 = (sum_i |g_i|^2 - n |g|^2) / (n - 1); over all N examples both numbers are exact.  Where the rows' |g_i|^2 spread more or less than all do, which are
     known, the error of S^2 is scaled by as much: few large gradients, which make tails heavy, are then not missed.
+
+    Shapes: squares (n,), rows and along (m,).   Units: those of |g|^2.
     """
     n = len(squares)
     left = 1 - n / population

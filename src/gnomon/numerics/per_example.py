@@ -220,7 +220,7 @@ def captured(layers: dict[str, nn.Module], axes: dict[str, str], n: int, loose: 
 def features(subject: Subject, plan: Plan, block: Block, scale: float) -> dict[str, Feature]:
     """The per-example gradients of `scale` times a chunk's loss, by parameter, in compact form.
 
-    Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.
+    Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.   Raises: NotFinite with the number of the first example whose loss has no finite slope.
     """
     output, pull = pulling(subject, plan, block.inputs)
     direction = torch.zeros_like(output)

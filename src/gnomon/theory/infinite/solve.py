@@ -148,7 +148,7 @@ def check_finite(matrix: Float64[Tensor, "n n"]) -> None:
 def cholesky(matrix: Float64[Tensor, "n n"], shift: float) -> Float64[Tensor, "n n"]:
     """The lower factor of a kernel matrix with `shift` on its diagonal, in place of the matrix.
 
-    Raises: NotPositiveDefinite where the smallest eigenvalue, found by inverse iteration, is not above rounding.
+    Shapes: (n, n) -> (n, n).   Raises: NotPositiveDefinite where the smallest eigenvalue, found by inverse iteration, is not above rounding.
     """
     n = len(matrix)
     matrix.diagonal().add_(shift)
