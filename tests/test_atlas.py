@@ -13,7 +13,6 @@ import atlas_claims
 import claim_plugin
 import jsonschema
 import pytest
-from test_report_browser import ARGUMENTS, chromium
 from test_report_html import Page
 from typer.testing import CliRunner
 
@@ -428,17 +427,6 @@ def test_text_and_code_can_be_read_on_their_grounds(scheme):
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    place = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=place, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
