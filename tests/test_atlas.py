@@ -32,6 +32,10 @@ KINDS = atlas_claims.kinds()
 OUTCOMES = ["holds", "fails", "inconclusive", "vacuous", "out-of-scope", "error", "not-run"]
 
 
+def schema(kind):
+    return jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath(f"schema/{kind}.json").read_text(encoding="utf-8")))
+
+
 def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -191,6 +195,10 @@ def test_verdicts_are_said_as_they_are(site):
 
 def test_verdict_and_topic_pages_hold_the_claims_that_they_should(site):
     made = json.loads((site / "atlas.json").read_text())
+    check = schema("atlas")
+    assert [error.message for error in check.iter_errors(made)] == []
+    assert not check.is_valid(made | {"verdicts": {"holds": 1}})
+    assert not check.is_valid(made | {"claims": [made["claims"][0] | {"verdict": "agrees"}]})
     for outcome in OUTCOMES:
         page = Page((site / f"verdicts/{outcome}.html").read_text(encoding="utf-8"))
         listed = {href.removeprefix("../") for href in page.attributes("href") if href.startswith("../claims/")}
@@ -276,7 +284,7 @@ def test_what_the_runner_stores_is_what_the_atlas_shows(tmp_path, monkeypatch):
 
 
 def test_the_documents_of_these_tests_are_as_the_runner_writes_them():
-    check = jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath("schema/run.json").read_text(encoding="utf-8")))
+    check = schema("run")
     for spec in KINDS:
         check.validate(json.loads(json.dumps(atlas_claims.document(f"{spec[0]}/{spec[1].replace('_', '-')}", spec, code="0" * 16))))
 

@@ -62,7 +62,7 @@ def page(comparison: Mapping[str, Any]) -> str:
     chapters = [{"title": title, "rows": [row for row in rows if row["chapter"] == name]} for name, title in comparison["chapters"].items()]
     view = {
         "first": comparison["first"], "second": comparison["second"], "headings": [heading(comparison[label]) for label in ("first", "second")], "notes": comparison["notes"],
-        "tally": tally_text(comparison), "alone": alone(comparison), "notable": notable_rows, "chapters": chapters, "titles": comparison["chapters"],
+        "tally": tally_text(comparison), "alone": alone(comparison), "notable": notable_rows, "chapters": chapters,
     }  # fmt: skip
     return templates().get_template("compare.html").render(view)
 
