@@ -84,18 +84,18 @@ def probed_trace(
     return Reading(name, found.value, error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
 
 
-def exact_trace(subject: Subject, *, name: str, source: Source = SCHRAUDOLPH_2002) -> Reading:
+def exact_trace(subject: Subject, *, name: str) -> Reading:
     """The trace of the Gauss-Newton matrix from per-example quantities; on a subsample with the standard error over examples.
 
     Shapes: value ().   Units: loss / parameter^2.   Error: rounding; on a subsample the standard error over examples, with the finite-population factor.
     Assumes: eval mode; the examples are a random sample of their population.   Cost: as `gauss_newton_traces`.   Raises: OutOfScope for more than 128 outputs an example.
-    Source: `source`, which the reading carries.
+    Source: Schraudolph 2002.
     """
     parts = gauss_newton_traces(subject)
     each = torch.stack(list(parts.values())).sum(0)
     value, n, population = float(each.mean()), len(subject.train), subject.train.population
     details = {"by_parameter": {key: float(part.mean()) for key, part in parts.items()}}
-    common: dict[str, Any] = {"source": source, "skipped": one_by_one(subject), "assumes": ("the loss is that of eval mode",), "details": details}
+    common: dict[str, Any] = {"source": SCHRAUDOLPH_2002, "skipped": one_by_one(subject), "assumes": ("the loss is that of eval mode",), "details": details}
     if n == population or n < 2:
         bound = ROUNDING * torch.finfo(subject.dtype).eps * float(each.abs().mean())
         return Reading(name, value, UNIT, error=bound, error_kind="bound", **common)

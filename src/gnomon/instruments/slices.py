@@ -192,5 +192,5 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder (.pt, .pth, .ckpt, .bin, .safetensors), numbers in their names in order.  Raises: InvalidInput where there are none."""
     found = [path for path in Path(folder).glob("*") if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")]
     if not found:
-        raise InvalidInput(f"There are no checkpoints in {folder}: files that end in .pt, .pth, .ckpt, .bin or .safetensors.")
+        raise InvalidInput(f"There are no checkpoints in {folder}: give one with files that end in .pt, .pth, .ckpt, .bin or .safetensors.")
     return sorted(found, key=lambda path: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)])

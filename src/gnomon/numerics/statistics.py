@@ -37,10 +37,10 @@ def student_quantile(probability: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, probability) if math.isfinite(degrees) else special.ndtri(probability))
 
 
-def _samples(samples: ArrayLike, least: int = 2) -> Float64[Array, "n"]:
+def _samples(samples: ArrayLike) -> Float64[Array, "n"]:
     drawn = np.asarray(samples, dtype=np.float64)
-    if drawn.ndim != 1 or len(drawn) < least:
-        raise InvalidInput(f"At least {least} samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")
+    if drawn.ndim != 1 or len(drawn) < 2:
+        raise InvalidInput(f"At least two samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")
     return drawn
 
 

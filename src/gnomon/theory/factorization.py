@@ -115,7 +115,7 @@ def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tenso
 
     solved = integrate.solve_ivp(velocity, (0.0, max(float(t[-1]), 1e-12)), first.reshape(-1).numpy(), method="DOP853", t_eval=t, rtol=1e-9, atol=1e-12)
     if not solved.success:
-        raise OutOfScope(f"The flow of the product could not be followed to t = {t[-1]:g}: {solved.message}")
+        raise OutOfScope(f"The flow of the product could not be followed to t = {t[-1]:g} ({solved.message}): ask for earlier times")
     value = solved.y.T.reshape(len(t), *first.shape)
     return Reading.predicted("product", value, unit="", error=1e-7 * float(np.abs(value).max()), error_kind="bound", source=ARORA_2019.at("section 3"), assumes=BALANCED_FLOW)
 

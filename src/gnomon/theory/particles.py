@@ -88,7 +88,7 @@ def _path(x: Tensor, y: Tensor, seen: Tensor, times: Array, activation: Function
         velocity, (0.0, max(float(times[-1]), 1e-12)), start.numpy().reshape(-1), method="DOP853", t_eval=times, rtol=PRECISE, atol=PRECISE * min(deviations)
     )
     if solved.status != 0:
-        raise OutOfScope(f"The units' path could not be followed beyond time {solved.t[-1] if len(solved.t) else 0:.4g}: {solved.message}")
+        raise OutOfScope(f"The units' path could not be followed beyond time {solved.t[-1] if len(solved.t) else 0:.4g} ({solved.message}): ask for earlier times")
     states = [torch.from_numpy(np.ascontiguousarray(column)).reshape(start.shape) for column in solved.y.T]
     losses = [float((outputs(units, x) - y).square().mean()) / 2 for units in states]
     return np.stack([outputs(units, seen).numpy() for units in states]), np.array(losses)

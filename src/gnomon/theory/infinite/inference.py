@@ -148,7 +148,7 @@ def targets_of(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
         raise InvalidInput(f"y_train must have one row for each of the {len(x)} training examples, shape (n,) or (n, outputs); it has shape {tuple(y.shape)}.")
     targets = y.reshape(len(y), -1).double()
     if not bool(torch.isfinite(targets).all()):
-        raise InvalidInput("y_train holds numbers that are not finite.")
+        raise InvalidInput("y_train holds numbers that are not finite; leave their examples out.")
     return targets
 
 

@@ -100,7 +100,7 @@ def solve(
         raise InvalidInput(f"ridge must be finite and at least 0, not {ridge}.")
     y = targets.reshape(n, -1)
     if not bool(torch.isfinite(y).all()):
-        raise InvalidInput("The targets hold numbers that are not finite.")
+        raise InvalidInput("The targets hold numbers that are not finite; leave their examples out.")
     itemsize = matrix.element_size() if isinstance(matrix, Tensor) else matrix.dtype.itemsize
     cost = solve_cost(n, y.shape[1], method=method, memory=memory, rank=rank, itemsize=itemsize)
     logger.info("a system of %d examples is solved by %s; Cholesky takes %.3g GB and %.3g GB are allowed", n, cost, HELD * 8 * n * n / 1e9, memory / 1e9)
