@@ -23,7 +23,6 @@ from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio, noise_ratio_of_examples
 from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient, loss_value
-from gnomon.numerics.statistics import student_quantile
 
 MCCANDLISH_2018 = Source("mccandlish2018")
 
@@ -44,11 +43,15 @@ COLUMNS = 2**18
 
 def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
     """sum_i w_i grad loss_i over some of the examples (for a sum: the gradient of their sum); 0 where every target is ignored.  Shapes: (P,)."""
+    gradient, weight = _gradient_on(subject, data)
+    return gradient * weight
+
+
+def _gradient_on(subject: Subject, data: Dataset) -> tuple[Tensor, float]:
+    """The gradient of the loss over some of the examples and what they count for (1 for a sum); zeros where every target is ignored."""
     part = dataclasses.replace(subject, train=data, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
-    if weight == 0:
-        return torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device)
-    return loss_gradient(part)[1] * weight
+    return loss_gradient(part)[1] if weight > 0 else torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device), weight
 
 
 def _held(subject: Subject, count: int) -> int:
@@ -174,11 +177,8 @@ def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes:
         # |G| is a sum of n vectors of size sqrt(tr Sigma), rounded
         bound = ROUNDING * torch.finfo(subject.dtype).eps * value * (1 + math.sqrt(value))
         return Reading(name, value, "examples", error=bound, error_kind="bound", **common)
-    low, high = estimate.interval()
-    value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, estimate.groups - 1)
-    error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
-    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=(low, high), **common)
+    value, error, interval = estimate.told()
+    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=interval, **common)
 
 
 def evaluated(subject: Subject) -> Subject:
@@ -204,9 +204,7 @@ def _batches(subject: Subject, draws: int) -> tuple[list[Dataset], int]:
 
 def batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
     """The gradient of the loss of one batch; 0 where every target in it is ignored.  Shapes: (P,)."""
-    part = dataclasses.replace(subject, train=batch, _shared={})
-    weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
-    return loss_gradient(part)[1] if weight > 0 else torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device)
+    return _gradient_on(subject, batch)[0]
 
 
 def _gradients(subject: Subject, draws: int) -> list[Tensor]:

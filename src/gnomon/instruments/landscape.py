@@ -13,7 +13,6 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
-from gnomon.core.dataset import Dataset, leaves
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import Cost, instrument
@@ -26,6 +25,7 @@ from gnomon.instruments.curvature import inverse_hessian_product as inverse_hess
 from gnomon.instruments.curvature import layer_curvature as layer_curvature
 from gnomon.numerics import dense
 from gnomon.numerics.checkpoint import Checkpoint
+from gnomon.numerics.class_means import by_class
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
@@ -247,33 +247,22 @@ def class_mean_basis(subject: Subject) -> Tensor:
     Shapes: (P, r), r at most classes - 1.   Cost: one gradient and one forward pass.
     Raises: OutOfScope where a class has no example, or targets are not one label an example.
     """
-    labels = torch.cat([leaves(block.targets)[0] for block in subject.train.blocks])
-    if labels.ndim != 1:
-        raise OutOfScope("class means are taken where every example has one label; here are several (tokens)")
-    assert subject.classes is not None
-    means, counts = [], []
-    for label in range(subject.classes):
-        chosen = (labels == label).nonzero().flatten()
-        if not len(chosen):
-            raise OutOfScope(f"class {label} has no example among the {len(labels):,} examined; examine more examples")
-        part: Dataset = subject.train.select(chosen)
-        means.append(_confident_gradient(subject, part))
-        counts.append(len(chosen))
+    shares, means = zip(*((share, _confident_gradient(part)) for share, part in by_class(subject)), strict=True)
     stacked = torch.stack(means, 1)
-    share = torch.tensor(counts, dtype=stacked.dtype, device=stacked.device) / len(labels)
+    share = torch.tensor(shares, dtype=stacked.dtype, device=stacked.device)
     left, size, _ = torch.linalg.svd(stacked - (stacked @ share)[:, None], full_matrices=False)
-    return left[:, : subject.classes - 1][:, size[: subject.classes - 1] > 1e-5 * size[0]]
+    most = len(means) - 1
+    return left[:, :most][:, size[:most] > 1e-5 * size[0]]
 
 
-def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
+def _confident_gradient(subject: Subject) -> Tensor:
     """The mean of p_i grad loss_i over examples of one class: the gradient of minus the mean of p_i."""
 
     def minus_probability(output: Tensor, targets: Tensor) -> Tensor:
         return -torch.softmax(output, -1).gather(-1, targets.reshape(-1, 1)).mean()
 
     loss = dataclasses.replace(subject.loss, function=minus_probability, reduction="mean", weight=lambda targets: float(len(targets)))
-    changed = dataclasses.replace(subject, train=part, loss=loss, _shared={})
-    return loss_gradient(changed)[1]
+    return loss_gradient(dataclasses.replace(subject, loss=loss, _shared={}))[1]
 
 
 @instrument(

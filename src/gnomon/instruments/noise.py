@@ -23,7 +23,6 @@ from gnomon.numerics import dense
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio
 from gnomon.numerics.operators import PRODUCT, Hessian
-from gnomon.numerics.statistics import student_quantile
 
 FEWEST_DRAWS = 8
 """Fewest pairs of batches whose spread says anything about a ratio."""
@@ -123,12 +122,9 @@ def noise_scale_of_norms(small_squares: ArrayLike, big_squares: ArrayLike, *, sm
     details = {"trace": estimate.trace, "gradient_square": estimate.square, "small": small, "big": big, "draws": n, "replacement": replacement}
     if estimate.trace <= 0:
         raise OutOfScope(f"the small batches' gradients are no larger than the big ones' (tr Sigma is estimated as {estimate.trace:.3g}): more pairs are needed")
-    low, high = estimate.interval()
-    value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, n - 1)
-    error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
+    value, error, interval = estimate.told()
     return Reading(
-        "noise_scale_of_norms", value, "examples", error=error, error_kind="sample", n=n, interval=(low, high), source=MCCANDLISH_2018.at("appendix A.1"),
+        "noise_scale_of_norms", value, "examples", error=error, error_kind="sample", n=n, interval=interval, source=MCCANDLISH_2018.at("appendix A.1"),
         assumes=("batches are drawn " + ("with" if replacement else "without") + " replacement",), details=details,
     )  # fmt: skip
 
