@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from gnomon.core.layers import Layer, Scheme
+from gnomon.theory.infinite.means import Mean
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recognise import factor
 
@@ -36,7 +37,7 @@ class Known:
     `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
     `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels; `alike`: its channels
     are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have;
-    `gain`: whether each channel is times a trained gain of its own, or a sum with such.
+    `gain`: whether each channel is times a trained gain of its own, each channel at each position (`placed`), or a sum with such; `means`: where the means are not 0, what they are the sum of (none: not known).
     """
 
     gaussian: bool
@@ -48,7 +49,8 @@ class Known:
     chain: tuple[Layer, ...] = ()
     alike: bool = True
     scores: tuple[str, str, float] | None = None
-    gain: Literal["", "own", "mixed"] = ""
+    gain: Literal["", "own", "placed", "mixed"] = ""
+    means: tuple[Mean, ...] = ()
 
 
 Rule = Callable[[list[Pair], Asked], Pair]
