@@ -295,7 +295,7 @@ class Reader:
         applied, rule = self._applied(layer, chain, self.known[base])
         mean = Mean(base, applied, compose([one.function for one in chain if one.function is not None]))
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base, gain="", means=(mean,))
-        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, reads=_reach(self.known[base]), nonlinear=applied)
+        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, reads=self.known[base].reach, nonlinear=applied)
 
     def _applied(self, layer: Layer, chain: tuple[Layer, ...], base: Known) -> tuple[Dual, Callable[[Pair, Asked], Pair]]:
         """The dual of activations and their rule; a trained gain right before them is no mean over channels."""
@@ -333,8 +333,7 @@ class Reader:
         if len(sources) != 2 or len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
             self.refuse(layer, "a sum with a constant, with itself or with a factor" if len(sources) < 2 else "a sum with a factor")
         names, knowns = self._branches(layer, sources)
-        positions = {known.positions for known in knowns}
-        if len(positions) > 1:
+        if knowns[0].positions != knowns[1].positions:
             self.refuse(layer, "a sum of branches of different shapes")
         shared = rules.shared(knowns)
         if shared:
@@ -423,7 +422,7 @@ class Reader:
         if not self._along_channels(dim, before) or not (before.gaussian and before.alike):
             self.refuse(layer, "a gated linear unit of other than the channels of Gaussian pre-activations; give it dim, and a layer with weights directly before it")
         gate, applied = self._applied(layer, (Layer(layer.name, "activation", activation="sigmoid", function=torch.sigmoid),), before)
-        self._emit(layer, (self.names[source],), rules.gate(applied), dataclasses.replace(before, gaussian=False, chain=(), base="", gain=""), reads=_reach(before), nonlinear=gate)
+        self._emit(layer, (self.names[source],), rules.gate(applied), dataclasses.replace(before, gaussian=False, chain=(), base="", gain=""), reads=before.reach, nonlinear=gate)
 
     def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
         """A permutation that moves the channels to the end or to the front."""
@@ -498,8 +497,3 @@ class Reader:
         assert squeeze is False or positions == kept
         known = dataclasses.replace(before, positions=positions, chain=(), base="", means=(), gain="mixed" if before.gain == "placed" else before.gain)
         self._emit(layer, (self.names[source],), rule, known, reads="all", pools=True)
-
-
-def _reach(before: Known) -> Reads:
-    """An activation reads the same position, but for a gain of each position's own, which has to know which one it is."""
-    return "all" if before.gain == "placed" else "same"

@@ -16,6 +16,7 @@ from gnomon.theory.infinite.recognise import factor
 
 Parametrization = Literal["standard", "ntk", "mup", "mean_field"]
 Variance = float | Mapping[str, float] | None
+Reads = Literal["same", "near", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Known:
     gain: Literal["", "own", "placed", "mixed"] = ""
     means: tuple[Mean, ...] = ()
 
+    @property
+    def reach(self) -> Reads:
+        """What an activation of it reads: the same position, but for a gain of each position's own, which has to know which one it is."""
+        return "all" if self.gain == "placed" else "same"
+
 
 Rule = Callable[[list[Pair], Asked], Pair]
-Reads = Literal["same", "near", "all"]
 
 
 @dataclasses.dataclass
