@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +28,13 @@ NUMBERS = 16
 """Numbers a position and layer that one side alone gives, about."""
 
 
+@functools.cache
+def reuse_memory() -> None:
+    """Let the C library keep what is freed, once a process.  glibc gives the top of its heap back to the system whenever an array is freed, and the next one is made of pages to be cleared,
+    until it has seen a block of its largest dynamic size (32 MiB) freed; no page of this one is touched."""
+    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
+
+
 class Cost(NamedTuple):
     """What a block of a kernel takes: covariances worked on (over pairs, positions and layers), bytes of the result, and bytes held beside it at most."""
 
@@ -47,6 +55,7 @@ class Tiles:
     """
 
     def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...], *, memory: int) -> None:
+        reuse_memory()
         ntk = "ntk" in kinds
         self.plan, self.kinds, self.symmetric = plan, kinds, x2 is None
         self.first = read(plan, x1)
