@@ -13,17 +13,16 @@ from gnomon.numerics.measuring import measuring
 
 SEEN = 512
 """Examples among which those are chosen that are tried alone."""
-CLOSE = {torch.float64: 1e-8}
-"""What the outputs of an example alone and among others may differ by, relative to the largest of the batch."""
-ROUGH = 1e-3
-"""The same in dtypes of fewer bits, whose rounding a deep network carries further."""
+CLOSE, ROUGH, COARSE = 1e-8, 1e-3, 64
+"""What the outputs of an example alone and among others may differ by, relative to the largest of the batch: in float64; in float32, whose rounding a deep network carries further; and in units of
+the dtype's epsilon below that."""
 
 
 def refuse_mixing(subject: Subject) -> None:
     """Compare the outputs of a few examples alone with those within a batch, once a subject: batch statistics, attention over the batch and branches on all of it show there.
 
     Tried are the examples whose inputs have the least and the largest mean and size, so that a branch on the batch's mean goes another way for one of them if it does for any.
-    Error: what differs by less than 1e-8 of the largest output (1e-3 in float32) is not seen.   Assumes: eval mode.   Cost: a forward pass of four examples, and of each alone.
+    Error: what differs by less than 1e-8 of the largest output (1e-3 in float32, 64 epsilon in half precision) is not seen.   Assumes: eval mode.   Cost: a forward pass of four examples, and of each alone.
     Raises: OutOfScope with the example and the difference.
     """
     subject.once("numerics.mixing", lambda: _compare(subject))
@@ -37,7 +36,8 @@ def _compare(subject: Subject) -> float:
     with measuring(subject), torch.no_grad():
         together = subject(subject.state, _taken(subject, block, which))
         alone = [subject(subject.state, _taken(subject, block, one)) for one in which.split(1)]
-    allowed, size = CLOSE.get(together.dtype, ROUGH), float(together.abs().max())
+    allowed = CLOSE if together.dtype == torch.float64 else max(ROUGH, COARSE * torch.finfo(together.dtype).eps)
+    size = float(together.abs().max())
     worst = 0.0
     for example, (whole, part) in enumerate(zip(together, alone, strict=True)):
         gap = float((whole - part[0]).abs().max()) if part.shape[1:] == whole.shape else float("inf")

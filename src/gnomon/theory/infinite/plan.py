@@ -303,7 +303,7 @@ class Reader:
         if base.gain == "mixed" and self.options.parametrization != "standard":
             self.refuse(
                 layer,
-                "an activation of a sum with features whose gain is trained: in this parametrisation the gain's part of the tangent kernel is of leading order, and no factor of the activation's; "
+                "an activation of a sum (or of a pooling over gains of each position's own) with features whose gain is trained: in this parametrisation the gain's part of the tangent kernel is of leading order, and no factor of the activation's; "
                 "put a layer with weights between, or give the normalisation elementwise_affine=False",
             )
         if base.gain not in ("own", "placed"):
