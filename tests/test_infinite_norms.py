@@ -43,6 +43,12 @@ def summed(m, x):
     return m.h(torch.sigmoid(m.c(x)) + x * 0.5)
 
 
+def pooled_sum(m, x):
+    """A pooling of activations whose windows reach over the border, a sum behind it, and a norm behind the mean over positions."""
+    x = nn.functional.avg_pool2d(torch.relu(m.a(x)), 3, 1, 1)
+    return m.h(m.n((x + torch.relu(m.b(x))).mean((2, 3))))
+
+
 FINITE = {
     "group norm before activations": (nn.Sequential(conv(2), nn.GroupNorm(2, W), nn.ReLU(), conv(W), nn.GroupNorm(1, W), nn.GELU(), *pooled()), (2, 3, 3)),
     "group norm behind activations": (nn.Sequential(conv(2), nn.ReLU(), nn.GroupNorm(2, W), conv(W), nn.Softplus(), nn.GroupNorm(1, W), *pooled()), (2, 3, 3)),
@@ -50,6 +56,7 @@ FINITE = {
     "layer norm behind an activation": (nn.Sequential(nn.Linear(6, W), nn.ELU(), nn.LayerNorm(W), nn.Linear(W, W), nn.ReLU(), nn.RMSNorm(W), nn.Linear(W, OUTPUTS)), (6,)),
     "sums of activations": (branches(summed), (6,)),
     "norms of sums": (branches(post_activation), (6,)),
+    "pooled sums": (Written(pooled_sum, a=conv(2), b=conv(W), n=nn.LayerNorm(W), h=nn.Linear(W, OUTPUTS)), (2, 3, 3)),
 }  # fmt: skip
 
 
@@ -168,7 +175,8 @@ def test_kernels_do_not_depend_on_how_positions_are_cut(name, monkeypatch):
         (nn.Sequential(conv(2), nn.InstanceNorm2d(W), nn.ReLU(), *pooled()), "'1': InstanceNorm2d: it takes the statistics of each channel alone.*GroupNorm"),
         (nn.Sequential(conv(2), nn.GroupNorm(W, W), nn.ReLU(), *pooled()), "'1': a GroupNorm of one channel a group"),
         (nn.Sequential(conv(2), nn.LayerNorm([3, 3]), nn.ReLU(), *pooled()), "'1': a normalisation over some dimensions of the positions"),
-        (nn.Sequential(conv(2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(W), nn.Linear(W, 1)), "'4': a LayerNorm of features whose mean.*is not known"),
+        (nn.Sequential(conv(2), nn.ReLU(), nn.Flatten(), nn.LayerNorm(9 * W), nn.Linear(9 * W, 1)), "'3': a LayerNorm of features whose mean.*is not known"),
+        (nn.Sequential(conv(2), nn.ReLU(), nn.Flatten(2), nn.Tanh(), nn.Conv1d(W, 8, 3), nn.Flatten(), nn.Linear(56, 1)), "'3': an activation of features that are not.*reshape"),
         (branches(lambda m, x: (lambda z: m.h(torch.tanh(z + torch.relu(m.b(z)))))(torch.relu(m.a(x)))), "an activation of a sum in which an activation"),
     ],
 )  # fmt: skip

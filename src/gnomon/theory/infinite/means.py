@@ -26,16 +26,21 @@ Sides = tuple[Float[Tensor, "n1 ..."], Float[Tensor, "n2 ..."]]
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """`factor` times E s(z), z the Gaussian channels of the layer `base` and s the activation `function` with the dual `applied`."""
+    """`factor` times E s(z), z the Gaussian channels of the layer `base` and s the activation `function` with the dual `applied`; `moves` take it to other positions, (n, *S) each."""
 
     base: str
     applied: Dual
     function: Callable[[Any], Any]
     factor: float = 1.0
+    moves: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def scaled(self, by: float) -> Mean:
         """The mean of the layer times a constant."""
         return dataclasses.replace(self, factor=by * self.factor)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Mean:
+        """The mean at the positions that `move` makes of those so far."""
+        return dataclasses.replace(self, moves=(*self.moves, move))
 
     def sides(self, x: Pair) -> Sides:
         """The means on both sides, x the pair of `base`: E s(z) E s(z') is the dual at k = 0, here with z' of the variance at which it is largest.
@@ -43,17 +48,21 @@ class Mean:
         Error: rounding, relative to the root of E s^2 and divided by what share of it the mean is.
         """
         first, second = x.first, x.second
+        made = self._at(torch.cat([first.flatten(), second.flatten()])) * self.factor
+        found = made[: first.numel()].reshape(first.shape), made[first.numel() :].reshape(second.shape)
+        for move in self.moves:
+            found = move(found[0]), move(found[1])
+        return found
+
+    def _at(self, q: Tensor) -> Tensor:
+        """E s(z) for variances q.  Shapes: (n,)."""
         if isinstance(self.applied, PiecewiseLinear):
-            slope = self.factor * (self.applied.high - self.applied.low) / math.sqrt(2 * math.pi)
-            return slope * first.sqrt(), slope * second.sqrt()
-        q = torch.cat([first.flatten(), second.flatten()])
+            return (self.applied.high - self.applied.low) / math.sqrt(2 * math.pi) * q.sqrt()
         squares = self._product(q, q)
         at = int(squares.argmax())
         if symmetry(self.function, False) == 1 or float(squares[at]) <= NOTHING * float(self.applied.variance(q[at : at + 1])):
-            return torch.zeros_like(first), torch.zeros_like(second)
-        most = gaussian_expectation(self.function, float(q[at])).value
-        made = self._product(q, q[at].expand_as(q)) * (self.factor / most)
-        return made[: first.numel()].reshape(first.shape), made[first.numel() :].reshape(second.shape)
+            return torch.zeros_like(q)
+        return self._product(q, q[at].expand_as(q)) / gaussian_expectation(self.function, float(q[at])).value
 
     def _product(self, one: Tensor, two: Tensor) -> Tensor:
         image = self.applied.image(Arguments(one, two, torch.zeros_like(one), None, None, None, wanted=False))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnomon.theory.infinite import means
 from gnomon.theory.infinite.means import Sides
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Known, Rule
+from gnomon.theory.infinite.recipe import Known, Reads, Rule
 
 BATCH = (
     "BatchNorm couples the examples of a batch, so that no kernel of two examples exists (Yang et al. 2019); use GroupNorm or LayerNorm, which theory covers, or no normalisation"
@@ -53,14 +53,14 @@ def read(module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm, before: Known, channe
         return "a normalisation over some dimensions of the positions, or over positions alone; covered are those over the channels, and over channels and all positions"
     if subtracts and not (before.centred or before.means):
         return (
-            f"a {type(module).__name__} of features whose mean, which it subtracts, is not known here (behind a pooling, a slice or a reshape of activations, or their concatenation); put it directly after "
+            f"a {type(module).__name__} of features whose mean, which it subtracts, is not known here (behind a flatten, a concatenation or a product); put it directly after "
             "a layer with weights, an activation or a sum of such"
         )
     return made
 
 
-def step(name: str, before: Known, norm: Norm, trained: Sequence[bool]) -> tuple[tuple[str, ...], Rule, Known]:
-    """What a normalisation of the layer `name` reads, its rule and what is known of it; `trained`: whether gain and shift are."""
+def step(name: str, before: Known, norm: Norm, trained: Sequence[bool]) -> tuple[tuple[str, ...], Rule, Known, Reads]:
+    """The layers that a normalisation of the layer `name` reads, its rule, what is known of it and which positions it reads; `trained`: whether gain and shift are."""
     scale, shift = trained
     parts = before.means if norm.subtracts and not before.centred else ()
 
@@ -69,7 +69,8 @@ def step(name: str, before: Known, norm: Norm, trained: Sequence[bool]) -> tuple
 
     centred = before.centred or (norm.subtracts and not norm.everywhere)
     gain: Literal["", "own", "placed", "mixed"] = before.gain if not scale else "mixed" if before.gain else "placed" if norm.placed else "own"
-    return (name, *(part.base for part in parts)), rule, dataclasses.replace(before, centred=centred, means=(), chain=(), base="", gain=gain)
+    known = dataclasses.replace(before, centred=centred, means=(), chain=(), base="", gain=gain)
+    return (name, *(part.base for part in parts)), rule, known, "all" if norm.everywhere else before.gathers if parts else "same"
 
 
 def normalised(x: Pair, norm: Norm, mean: Sides | None, *, scale: bool, shift: bool) -> Pair:

@@ -393,19 +393,20 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
 
     `asked.variances` are those of the result for the two sets of examples, needed where something downstream asks for them; NaN stand where they are not known.
     """
-    d = x.dimensions
-
-    def mean(part: Tensor) -> Tensor:
-        for axis, window in enumerate(windows):
-            for dim in (2 + axis, 2 + d + axis) if window is not None else ():
-                assert window is not None
-                part = part.mean(dim, keepdim=True) if window.size == part.shape[dim] else window.summed(part, (dim,)).div_(window.size)
-        return part
-
-    x = x.without_gap()
-    cov, _, _, ntk = x.each(mean)
+    d, x = x.dimensions, x.without_gap()
+    cov, _, _, ntk = x.each(lambda part: averaged(part, windows, 2, 2 + d))
     assert cov is not None
     return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def averaged(x: Tensor, windows: Sequence[Window | None], *starts: int) -> Tensor:
+    """The mean over windows, along the dimensions of positions that begin at each of `starts`."""
+    for axis, window in enumerate(windows):
+        for dim in [start + axis for start in starts] if window is not None else ():
+            assert window is not None
+            whole = window.size == x.shape[dim] and not (window.before or window.after)
+            x = x.mean(dim, keepdim=True) if whole else window.summed(x, (dim,)).div_(window.size)
+    return x
 
 
 def squeezed(x: Pair, axes: list[int]) -> Pair:

@@ -290,7 +290,7 @@ class Reader:
                 )
             self.refuse(
                 layer,
-                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product or a flatten): put a layer with weights, or the activation, before it",
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product, a normalisation of activations, a flatten or a reshape of them): put a layer with weights, or the activation, before it",
             )
         applied, rule = self._applied(layer, chain, self.known[base])
         mean = Mean(base, applied, compose([one.function for one in chain if one.function is not None]))
@@ -320,7 +320,7 @@ class Reader:
         if len(layer.output_shape) > 1 and before.positions and layer.input_shape[channel] == layer.output_shape[channel]:
             positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
             self._emit(
-                layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), dataclasses.replace(before, positions=positions, means=()), reads="all", folds=True
+                layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), before.at(positions, lambda x: x.reshape(-1, *positions)), reads="all", folds=True
             )
             return
         if len(layer.output_shape) != 1:
@@ -341,7 +341,8 @@ class Reader:
         made = rules.summed(names, knowns, minus="sub" in getattr(node.target, "__name__", str(node.target)))
         if isinstance(made, str):
             self.refuse(layer, made)
-        self._emit(layer, *made)
+        names, rule, known, reads = made
+        self._emit(layer, names, rule, known, reads=reads)
 
     def _branches(self, layer: Layer, sources: list[fx.Node]) -> tuple[tuple[str, ...], list[Known]]:
         """The branches that meet, with data read in the layout of the random ones."""
@@ -394,7 +395,8 @@ class Reader:
         channels, positions, gone = places
         if channels is None:
             sizes = [len(range(*part.indices(n))) for part, n in zip(positions, before.positions, strict=True)]
-            known = dataclasses.replace(before, positions=tuple(n for axis, n in enumerate(sizes) if axis not in gone), chain=(), base="", means=())
+            left = tuple(n for axis, n in enumerate(sizes) if axis not in gone)
+            known = before.at(left, lambda x: x[(slice(None), *positions)].reshape(-1, *left))
             self._emit(layer, (of,), lambda given, _: rules.selected(given[0], positions, gone), known, reads="all")
             return
         start, stop = channels
@@ -409,7 +411,7 @@ class Reader:
         times = repeats(node, layer, before, module)
         if isinstance(times, str):
             self.refuse(layer, times)
-        known = dataclasses.replace(before, positions=layer.output_shape[1:], chain=(), base="", means=(), gain="mixed" if before.gain == "placed" else before.gain)
+        known = before.at(layer.output_shape[1:], lambda x: rules.repeat(x, times, 1), joins=True)
         self._emit(layer, (self.names[source],), lambda given, _: rules.repeated(given[0], times), known, reads="all")
 
     def _along_channels(self, dim: object, before: Known) -> bool:
@@ -477,15 +479,14 @@ class Reader:
         norm = normalisation.read(module, before, layer.input_shape[-1 if before.last else 0])
         if isinstance(norm, str):
             self.refuse(layer, norm)
-        names, rule, known = normalisation.step(self.names[source], before, norm, self._trained(module))
-        self._emit(layer, names, rule, known, reads="all" if norm.everywhere else "same")
+        names, rule, known, reads = normalisation.step(self.names[source], before, norm, self._trained(module))
+        self._emit(layer, names, rule, known, reads=reads)
 
     def _pool(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None, called: str) -> None:
         before = self._of(source)
         windows = pooling(node, layer, before, module, called)
         if isinstance(windows, str):
             self.refuse(layer, windows)
-        kept = before.positions if len(layer.output_shape) - 1 == len(before.positions) else tuple(n for n, w in zip(before.positions, windows, strict=True) if w is None)
         positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
         squeeze = len(positions) != len(before.positions)
         axes = [axis for axis, window in enumerate(windows) if window is not None]
@@ -494,6 +495,5 @@ class Reader:
             out = pairs.pooled(given[0], windows, asked)
             return pairs.squeezed(out, axes) if squeeze else out
 
-        assert squeeze is False or positions == kept
-        known = dataclasses.replace(before, positions=positions, chain=(), base="", means=(), gain="mixed" if before.gain == "placed" else before.gain)
+        known = before.at(positions, lambda x: pairs.averaged(x, windows, 1).reshape(-1, *positions), joins=True)
         self._emit(layer, (self.names[source],), rule, known, reads="all", pools=True)

@@ -58,6 +58,16 @@ class Known:
         """What an activation of it reads: the same position, but for a gain of each position's own, which has to know which one it is."""
         return "all" if self.gain == "placed" else "same"
 
+    @property
+    def gathers(self) -> Reads:
+        """What is read of the layers that tell its mean: the same position, but where positions were moved since."""
+        return "all" if any(mean.moves for mean in self.means) else "same"
+
+    def at(self, positions: tuple[int, ...], move: Callable[[Tensor], Tensor], *, joins: bool = False) -> Known:
+        """The same channels at other positions: `move` makes numbers of these, (n, *S), of those of all; `joins`: several positions meet in one, or one becomes several."""
+        gain = "mixed" if joins and self.gain == "placed" else self.gain
+        return dataclasses.replace(self, positions=positions, chain=(), base="", means=tuple(mean.moved(move) for mean in self.means), gain=gain)
+
 
 Rule = Callable[[list[Pair], Asked], Pair]
 

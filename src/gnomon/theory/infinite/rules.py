@@ -14,7 +14,7 @@ from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual, PiecewiseLinear
 from gnomon.theory.infinite.normalisation import equal_positions
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Known, Rule
+from gnomon.theory.infinite.recipe import Known, Reads, Rule
 from gnomon.theory.infinite.series import Series
 
 PART = ", part "
@@ -98,15 +98,15 @@ def shared(knowns: list[Known]) -> set[str]:
     }
 
 
-def summed(names: tuple[str, ...], knowns: list[Known], *, minus: bool) -> tuple[tuple[str, ...], Rule, Known] | str:
-    """What a sum of two independent branches reads, its rule and what is known of it; or why it is not covered."""
+def summed(names: tuple[str, ...], knowns: list[Known], *, minus: bool) -> tuple[tuple[str, ...], Rule, Known, Reads] | str:
+    """The layers that a sum of two independent branches reads, its rule, what is known of it and which positions it reads; or why it is not covered."""
     one, two = knowns
     parts = one.means, tuple(part.scaled(-1.0 if minus else 1.0) for part in two.means)
     unknown = [name for name, known in zip(names, knowns, strict=True) if not (known.centred or known.means)]
     known = Known(one.gaussian and two.gaussian, one.centred and two.centred, one.roots | two.roots, one.last, one.positions)
     known = dataclasses.replace(known, gain="mixed" if one.gain or two.gain else "", means=() if unknown else parts[0] + parts[1])
     if one.centred or two.centred:
-        return names, lambda given, _: pairs.add(*given), known
+        return names, lambda given, _: pairs.add(*given), known, "same"
     if unknown:
         return f"neither branch ends in a layer with weights, so that the product of their means enters, and that of {unknown[0]!r} is not known here"
     first = len(parts[0])
@@ -115,7 +115,7 @@ def summed(names: tuple[str, ...], knowns: list[Known], *, minus: bool) -> tuple
         a, b, *bases = given
         return means.add(a, b, means.total(parts[0], bases[:first]), means.total(parts[1], bases[first:]))
 
-    return (*names, *(part.base for part in (*parts[0], *parts[1]))), rule, known
+    return (*names, *(part.base for part in known.means)), rule, known, known.gathers
 
 
 def selected(x: Pair, chosen: list[slice], gone: list[int]) -> Pair:
@@ -129,10 +129,11 @@ def selected(x: Pair, chosen: list[slice], gone: list[int]) -> Pair:
 def repeated(x: Pair, times: list[int]) -> Pair:
     """Each position several times in a row."""
     x = x.resolved()
+    return Pair(repeat(x.first, times, 1), repeat(x.second, times, 1), *x.each(lambda part: repeat(part, times, 2)), x.full)
 
-    def spread(part: Tensor, first: int) -> Tensor:
-        for axis in range(first, part.ndim):
-            part = part.repeat_interleave(times[(axis - first) % len(times)], axis)
-        return part
 
-    return Pair(spread(x.first, 1), spread(x.second, 1), *x.each(lambda part: spread(part, 2)), x.full)
+def repeat(x: Tensor, times: list[int], first: int) -> Tensor:
+    """Numbers at positions several times in a row, along the dimensions from `first` on."""
+    for axis in range(first, x.ndim):
+        x = x.repeat_interleave(times[(axis - first) % len(times)], axis)
+    return x
