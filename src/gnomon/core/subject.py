@@ -159,6 +159,10 @@ class Subject:
         try:
             with torch.no_grad():
                 self(self.state, self.to_device(block.inputs))
+        except Exception as error:
+            raise InvalidInput(
+                f"The network takes a batch but not one example alone ({_first_line(error)}). Does a layer take statistics of the batch? Give it running statistics, or LayerNorm in its place."
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

@@ -23,6 +23,7 @@ from gnomon.numerics.derivatives import FAILURES, gradients, output_of
 from gnomon.numerics.functional_linear import caught, used_at
 from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.mixing import refuse_mixing
 
 logger = logging.getLogger("gnomon.numerics")
 Feature = Outer | Float[Tensor, "_ _"]
@@ -71,9 +72,10 @@ class Plan:
 
 
 def plan_of(subject: Subject) -> Plan:
-    """The plan for a subject, made once and checked against differentiation one example at a time on five examples."""
+    """The plan for a subject, made once and checked against differentiation one example at a time on five examples.  Raises: OutOfScope where its forward mixes examples."""
 
     def make() -> Plan:
+        refuse_mixing(subject)
         with measuring(subject):
             return _make_plan(subject)
 
