@@ -56,7 +56,7 @@ def cross_entropy(output: Tensor, targets: Tensor) -> Tensor:
 def mse(output: Tensor, targets: Tensor) -> Tensor:
     """Mean of (output - target)^2 over examples and components.  Shapes: output (N, ...), targets with as many numbers."""
     if output.numel() != targets.numel():
-        raise InvalidInput(f"mse: outputs of shape {tuple(output.shape)} do not fit targets of shape {tuple(targets.shape)}.")
+        raise InvalidInput(f"mse: outputs of shape {tuple(output.shape)} do not fit targets of shape {tuple(targets.shape)}; give targets of the shape of the outputs.")
     return F.mse_loss(output, targets.reshape(output.shape).to(output.dtype))
 
 

@@ -32,7 +32,7 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InvalidInput(f"There is no file {path}.") from error
+        raise InvalidInput(f"There is no file {path}; give the document that gnomon wrote.") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {error}") from error
     kind, _, number = schema.rpartition("/")

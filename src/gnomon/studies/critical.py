@@ -106,8 +106,8 @@ def critical_mlp(
 ) -> CriticalMLP:  # fmt: skip
     """A fully connected network initialised at the critical point of its activation, with the learning rates that let every layer take part alike.
 
-    W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K* where
-    the class has one.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.  Where no lr is given it is that of
+    W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K*, or C_W where
+    the class has none.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.  Where no lr is given it is that of
     `Tuned`, for data whose examples are alike (`gnomon.tune(model, inputs)` measures it on yours) and the `loss` (cross_entropy, mse or bce_with_logits).
 
     Shapes: `depth` weighted layers, the hidden ones of `width` units.   `square` is the mean square of the inputs' components (1 where data are standardised).   Cost: some 20 gradients of one example.
@@ -131,8 +131,8 @@ def critical_mlp(
 def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = None, rng: Generator | None = None) -> Tuned:
     """Initialise a chain-like network anew, in place, at the critical point of its activation, with learning rates by which every layer takes part alike.
 
-    Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*
-    where the class has one.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD, for the
+    Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*,
+    or, where the class has none, that which inputs of mean square 1 would give.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD, for the
     `loss` that is named: cross_entropy, mse or bce_with_logits (of none: cross_entropy, or mse for one output).
 
     Shapes: `inputs` some examples as the network takes them; where there are none and the first layer is linear, standard normal ones stand for standardised data, and the
@@ -140,15 +140,16 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = Non
     Assumes: linear and convolution layers, one activation; zero padding, which dims the border, is not corrected for.   Cost: three forward passes of `inputs`, and some 20 gradients of
     MEASURED of them.
     Raises: OutOfScope that names the layer where the chain ends (normalisation, pooling, a sum of branches, attention ...), where activations differ, or where there is no
-    critical point; InvalidInput where there are no inputs to be had, they are zero, or the loss is another.
+    critical point; InvalidInput where there are no inputs to be had, the network does not take them, they are zero, or the loss is another.
     Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
     """
     rng = rng or chance.generator(0, "tune")
     given = inputs if inputs is not None else _stand_in(model, rng)
+    _check_taken(model, given)
     found = architecture.read(model, given)
     layers, function = whole_chain(found)
     first = leaves(given)[0].double()
-    square = float(first.square().mean())
+    square = float(first.square().mean()) if inputs is not None else 1.0
     if not (square > 0 and math.isfinite(square)):
         raise InvalidInput("The inputs are zero or not finite: the first layer cannot be scaled by them.")
     last = layers[-1]
@@ -157,6 +158,21 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = Non
         function, loss_of(loss, last.units),
     )  # fmt: skip
     return _tune(model, plan, given, tree_map(lambda leaf: leaf[: MEASURED if inputs is not None else 1], given), square, rng)
+
+
+def _applied(model: nn.Module, inputs: Tree) -> Any:
+    with architecture.quiet(model), torch.no_grad(), chance.preserved():
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _check_taken(model: nn.Module, inputs: Tree) -> None:
+    said = ", ".join(f"{tuple(leaf.shape)} of {leaf.dtype}" for leaf in leaves(inputs)) or type(inputs).__name__
+    try:
+        _applied(model, inputs)
+    except Exception as error:  # whatever the network's own code raises
+        raise InvalidInput(
+            f"The network does not take these inputs ({said}): {(str(error).strip().splitlines() or [type(error).__name__])[0]}. Give a tensor of examples, without their targets, as it takes them."
+        ) from error
 
 
 def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
@@ -183,7 +199,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
     names, fans, function = plan.names, plan.fans, plan.function
     point, depth = critical_point(function), len(names)
     c_w, c_b = point.weight_variance, point.bias_variance
-    read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else square
+    read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else 1.0  # pixels from 0 to 255 would saturate tanh, and the softmax after ReLU
     children: list[Any] = [model if name == architecture.ROOT else model.get_submodule(name) for name in names]
     bare = next((name for name, child in zip(names, children, strict=True) if child.bias is None), None)
     if c_b and bare is not None:
@@ -226,8 +242,7 @@ def _signals(model: nn.Module, children: Sequence[nn.Module], names: tuple[str, 
 
     handles = [child.register_forward_hook(hook(place)) for place, child in enumerate(children)]
     try:
-        with architecture.quiet(model), torch.no_grad():
-            model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        _applied(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

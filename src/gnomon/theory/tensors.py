@@ -220,7 +220,7 @@ def _first_kernel(inputs: Any, kernel: Any, first: Layer) -> Float64[Array, "n n
 
 
 def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
-    """The kernel of distinct inputs, made symmetric.  Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
+    """The kernel of distinct inputs, made symmetric.   Shapes: (n, n) -> (n, n).   Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
     kernel = np.asarray(kernel, dtype=np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel) or not np.isfinite(kernel).all() or not np.allclose(kernel, kernel.T):
         raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs); what came is of shape {kernel.shape}, or not finite, or not symmetric.")

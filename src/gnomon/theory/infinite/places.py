@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from gnomon.core.errors import OutOfScope
 from gnomon.core.layers import Layer
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Known, Rule
+from gnomon.theory.infinite.recipe import Known, Rule, Step
 
 NAMES = ("pad", "interpolate", "Upsample", "UpsamplingNearest2d", "roll", "flip", "rot90", "narrow")
 
@@ -48,34 +49,37 @@ def moved(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None) 
     padded = torch.cat([other.new_zeros(1), other])
     if int(index.min()) < 0 or int(index.max()) > count or not torch.equal(applied(other).flatten(), padded[index]):
         return "it makes positions that are no copies of others, and not 0 (an interpolation other than to the nearest position, a padding by other numbers)"
-    return lambda given, _: _placed(given[0], index - 1, positions), dataclasses.replace(before, positions=positions, chain=(), base="")
+    return lambda given, _: _placed(given[0], index - 1, positions), before.at(positions, lambda x: _put(x, index - 1, positions, x.shape[1:], 1, 1), joins=True)
 
 
 def _placed(x: Pair, index: Tensor, positions: tuple[int, ...]) -> Pair:
     """The positions of these (flat) numbers, 0 where it is -1."""
     x = x.resolved()
-    d, index = x.dimensions, index.to(x.first.device)
-    there, at = index >= 0, index.clamp_min(0)
-
-    def put(part: Tensor, ahead: int, times: int) -> Tensor:
-        part = part.reshape(*part.shape[:ahead], *(math.prod(x.first.shape[1:]),) * times)
-        for axis in range(ahead, ahead + times):
-            shaped = there.reshape(-1, *(1,) * (part.ndim - 1 - axis))
-            part = part.index_select(axis, at) * shaped
-        return part.reshape(*part.shape[:ahead], *positions * times)
-
+    shape, times = x.first.shape[1:], 2 if x.full else 1
     if x.ntk is not None and x.ntk.ndim == 0:
-        pairs = (len(x.first), len(x.second), *x.first.shape[1:], *(x.first.shape[1:] if x.full else ()))
-        x = dataclasses.replace(x, ntk=x.ntk.expand(pairs))
-    assert d == len(x.first.shape) - 1
-    return Pair(put(x.first, 1, 1), put(x.second, 1, 1), *x.each(lambda part: put(part, 2, 2 if x.full else 1)), x.full)
+        x = dataclasses.replace(x, ntk=x.ntk.expand(len(x.first), len(x.second), *tuple(shape) * times))
+    parts = x.each(lambda part: _put(part, index, positions, shape, 2, times))
+    return Pair(_put(x.first, index, positions, shape, 1, 1), _put(x.second, index, positions, shape, 1, 1), *parts, x.full)
 
 
-def still(rule: Rule) -> Rule:
-    """The same, whose output no gradient goes through."""
+def _put(part: Tensor, index: Tensor, positions: tuple[int, ...], shape: Sequence[int], ahead: int, times: int) -> Tensor:
+    """Numbers of other positions, `times` over, behind `ahead` dimensions.  Shapes: (..., *shape) -> (..., *positions)."""
+    index = index.to(part.device)
+    part = part.reshape(*part.shape[:ahead], *(math.prod(shape),) * times)
+    for axis in range(ahead, ahead + times):
+        part = part.index_select(axis, index.clamp_min(0)) * (index >= 0).reshape(-1, *(1,) * (part.ndim - 1 - axis))
+    return part.reshape(*part.shape[:ahead], *positions * times)
+
+
+def still(step: Step, name: str, known: Known) -> Known:
+    """Let no gradient go through what the last step gives: detach(), or under torch.no_grad().  What is then known of it.  Raises: OutOfScope where the step is not the layer's own."""
+    rule = step.rule
+    if step.name != name or rule is None:
+        raise OutOfScope(f"the gradient is stopped at {name!r} in a way that is not followed here; call detach() on the features that a layer with weights reads")
 
     def without(given: list[Pair], asked: Asked) -> Pair:
         made = rule(given, asked)
         return made if made.ntk is None else dataclasses.replace(made, ntk=torch.zeros_like(made.ntk))
 
-    return without
+    step.rule = without
+    return dataclasses.replace(known, chain=(), base="", gain="")
