@@ -143,6 +143,7 @@ SAME = {
     "turned places": (patches(read(lambda m, z: m.h(torch.roll(torch.relu(z), (1, 0), (2, 3)).flip(3).rot90(1, (2, 3))[:, :, 1, 0]))), patches(lambda m, x: m.h(torch.relu(m.a(x))[:, :, 1, 1])), (3, 2, 4, 4)),
     "padded by hand": (dense(padded_by_hand), dense(padded), (3, 2, 5)),
     "a layer's weights in a function": (residual(lambda m, x: m.h(F.linear(torch.relu(F.linear(x, m.a.weight, m.a.bias)), m.b.weight, m.b.bias))), residual(lambda m, x: m.h(m.b(torch.relu(m.a(x))))), (3, 6)),
+    "a sum from 0": (residual(read(lambda m, z: m.h(torch.relu(sum([m.b(torch.relu(z)), z]))))), residual(read(lambda m, z: m.h(torch.relu(z + m.b(torch.relu(z)))))), (3, 6)),
     "a product with itself": (residual(read(lambda m, z: m.h(z * z))), residual(read(lambda m, z: m.h(torch.square(z)))), (3, 6)),
     "a step": (residual(read(lambda m, z: m.h((z > 0).double()))), residual(read(lambda m, z: m.h(0.5 * torch.sign(z) + 0.5))), (3, 6)),
 }  # fmt: skip

@@ -26,6 +26,7 @@ def rewritten(graph_module: fx.GraphModule, root: nn.Module, example: Tensor) ->
     _sized(made, example)
     _as_layers(made, root)
     for node in list(made.graph.nodes):
+        _nothing_added(node)
         _as_product(node)
     for node in list(made.graph.nodes):
         _scores_first(node)
@@ -123,6 +124,13 @@ def _layer(name: str, said: dict[str, Any], weights: Iterable[str], owner: nn.Mo
     if isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return cast(Callable[..., nn.Module], CONVOLUTIONS[name])(owner.in_channels, owner.out_channels, owner.kernel_size, bias="bias" in weights, device="meta", **known)
     return None
+
+
+def _nothing_added(node: fx.Node) -> None:
+    """A sum that begins at 0 is what is added to it: skip = 0.0, skip = skip + layer(x)."""
+    rest = [arg for arg in node.args if not (isinstance(arg, (int, float)) and arg == 0)]
+    if called(node) in ("add", "iadd") and len(node.args) == 2 and not node.kwargs and len(rest) == 1 and isinstance(rest[0], fx.Node):
+        node.replace_all_uses_with(rest[0])
 
 
 def _as_product(node: fx.Node) -> None:
