@@ -1,0 +1,114 @@
+"""Expectations of products of functions of one to four correlated Gaussian variables, each smooth between its breaks: a product of Gauss-Legendre rules, summed by matrix products.
+
+With the correlations' inverse L, exp(-x L x / 2) is a product over pairs of exp(-|L_ij| d_i d_j (x_i/d_i + sign(L_ij) x_j/d_j)^2 / 2) and over single variables of what is left on the diagonal, for any
+d > 0: sums over three or four variables are traces of products of matrices over pairs, so that no array over all of them is made.  d = (M - g)^-1 1, M with L's diagonal and -|L_ij| beside it and
+g below its eigenvalues, leaves g + 1/d_i on the diagonal: at least 0 where M is positive, so that no factor is above 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from gnomon.core.errors import OutOfScope
+from gnomon.core.reading import Array
+
+STEEPEST = 2.0
+"""The logarithm of the Bernstein ellipse within which functions are taken to be analytic on a piece, at most."""
+TAIL = 4.0
+"""Natural logarithms by which the outermost density is smaller than what is asked for: products of four factors grow."""
+BELOW = 0.1
+"""How far g is below the eigenvalues of M where they are not positive."""
+LARGEST = 600.0
+"""The logarithm up to which factors may grow."""
+SUMMED = 2**32
+"""Points of a product rule at most, and of all groups of one kernel."""
+
+
+class TooFine(OutOfScope):
+    """A product rule of so many points is not made."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variables:
+    """A group of Gaussian variables: their deviations, those of each given the others, and what the density of all is made of.   Shapes: kernel (m, m), positive definite, m at most 4."""
+
+    kernel: Float64[Array, "m m"]
+
+    @functools.cached_property
+    def size(self) -> Float64[Array, "m"]:
+        """Standard deviations."""
+        return np.sqrt(np.diag(self.kernel))
+
+    @functools.cached_property
+    def inverse(self) -> Float64[Array, "m m"]:
+        """The inverse L of the correlations."""
+        found = np.linalg.inv(self.kernel / np.outer(self.size, self.size))
+        return (found + found.T) / 2
+
+    def rules(self, breaks: Sequence[float], digits: float) -> list[tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]]:
+        """Nodes and weights (of dz) for each variable, with a rule of its own between every two breaks, as many as the density asks for.   Error: 10^-digits or so of the largest moment.
+
+        A rule of n nodes leaves e^(-2 n x + b^2/2) on an ellipse of parameter x, b = (half the length) sinh(x) / (the deviation given the others).
+        """
+        need = digits * math.log(10)
+        reach, x = math.sqrt(2 * (need + TAIL)), np.linspace(0.02, STEEPEST, 100)
+        found = []
+        for size, alone in zip(self.size, self.size / np.sqrt(np.diag(self.inverse)), strict=True):
+            edges = [-reach * size, *(at for at in breaks if abs(at) < reach * size), reach * size]
+            parts = []
+            for low, high in itertools.pairwise(edges):
+                half = (high - low) / 2
+                count = math.ceil(float(((need + (half / alone * np.sinh(x)) ** 2 / 2) / (2 * x)).min()))
+                at, weight = _legendre(count + count % 2)
+                parts.append(((low + high) / 2 + half * at, half * weight))
+            found.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
+        return found
+
+    def expectations(self, z: Sequence[Float64[Array, "_"]], f: Sequence[Float64[Array, "_ _"]]) -> Float64[Array, "..."]:
+        """E f_1(z_1) ... f_m(z_m) for all choices of a function of each variable.
+
+        Shapes: z[i] (nodes_i,), f[i] (functions_i, nodes_i), weights included -> (functions_1, ..., functions_m).   Error: that of the rules.   Cost: functions_3 prod(nodes) multiplications.
+        """
+        m, inverse = len(self.size), self.inverse
+        beside = -np.abs(inverse)
+        np.fill_diagonal(beside, np.diag(inverse))
+        least = float(np.linalg.eigvalsh(beside)[0])
+        given = 0.0 if least > BELOW else least - BELOW
+        d = np.linalg.solve(beside - given * np.eye(m), np.ones(m))
+        x = [part / size for part, size in zip(z, self.size, strict=True)]
+        left = given + 1 / d
+        if sum(max(-own, 0.0) * float(np.abs(part).max()) ** 2 / 2 for own, part in zip(left, x, strict=True)) > LARGEST:
+            raise TooFine("the inputs are nearly dependent: their density cannot be written as a product over pairs in float64")
+        each = [part * np.exp(-own * at**2 / 2) for part, own, at in zip(f, left, x, strict=True)]
+        pair = {
+            (i, j): np.exp(-abs(inverse[i, j]) * d[i] * d[j] / 2 * (x[i][:, None] / d[i] + np.sign(inverse[i, j]) * x[j] / d[j]) ** 2) for i, j in itertools.combinations(range(m), 2)
+        }
+        density = math.sqrt(np.linalg.det(inverse)) / (math.prod(self.size) * (2 * math.pi) ** (m / 2))
+        return density * _sum(each, pair).reshape([len(part) for part in f])
+
+
+@functools.lru_cache(maxsize=256)
+def _legendre(count: int) -> tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]:
+    x, w = np.polynomial.legendre.leggauss(count)
+    return x, w
+
+
+def _sum(f: list[Float64[Array, "_ _"]], pair: dict[tuple[int, int], Float64[Array, "_ _"]]) -> Float64[Array, "a b c d"]:
+    """The sum over all nodes; variables that are not there have one node."""
+    f = f + [np.ones((1, 1))] * (4 - len(f))
+    pair = pair | {(i, j): np.ones((f[i].shape[1], f[j].shape[1])) for i, j in itertools.combinations(range(4), 2) if (i, j) not in pair}
+    total = np.zeros([len(part) for part in f])
+    for last in range(f[3].shape[1]):
+        third = f[2] * pair[2, 3][:, last]
+        between = ((third[:, None] * pair[0, 2]).reshape(-1, third.shape[1]) @ pair[1, 2].T).reshape(len(third), *pair[0, 1].shape)
+        between *= pair[0, 1]
+        part = (f[0] * pair[0, 3][:, last]) @ between @ (f[1] * pair[1, 3][:, last]).T
+        total += part.transpose(1, 2, 0)[..., None] * f[3][:, last]
+    return total
