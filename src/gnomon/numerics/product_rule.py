@@ -11,17 +11,19 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.polynomial import chebyshev
+from scipy import fft
 
 from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Array
 
 STEEPEST = 2.0
 """The logarithm of the Bernstein ellipse within which functions are taken to be analytic on a piece, at most."""
-TAIL = 4.0
+TAIL = 7.0
 """Natural logarithms by which the outermost density is smaller than what is asked for: products of four factors grow."""
 BELOW = 0.1
 """How far g is below the eigenvalues of M where they are not positive."""
@@ -31,8 +33,35 @@ SUMMED = 2**32
 """Points of a product rule at most, and of all groups of one kernel."""
 
 
+PARAMETERS = np.linspace(0.01, 1.0, 100)
+"""Ellipses tried, as parts of the largest."""
+LOOKED = 128
+"""Chebyshev points by which a piece is looked at."""
+
+
 class TooFine(OutOfScope):
     """A product rule of so many points is not made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The ends of the pieces on which functions of a variable are analytic, and for each the parameter of an ellipse on which they are not large."""
+
+    edges: tuple[float, ...]
+    steepest: tuple[float, ...]
+
+    @classmethod
+    def of(cls, functions: Callable[[Array], Sequence[Array]], breaks: Sequence[float], size: float, digits: float) -> Pieces:
+        """Those within reach of a variable of this deviation: coefficients of functions that are analytic there fall as e^(-k x), so that x is told by how many are not yet small."""
+        need = digits * math.log(10)
+        reach = math.sqrt(2 * (need + TAIL)) * size
+        edges, steepest = (-reach, *(at for at in breaks if abs(at) < reach), reach), []
+        for low, high in itertools.pairwise(edges):
+            values = np.stack(functions((low + high) / 2 + (high - low) / 2 * chebyshev.chebpts1(LOOKED)))
+            largest = np.abs(values).max(1, keepdims=True)
+            found = np.abs(fft.dct(values, axis=1) / LOOKED / np.where(largest > 0, largest, 1.0)).max(0)
+            steepest.append(min(STEEPEST, need / max(int(np.flatnonzero(found > 10**-digits).max(initial=0)), 1)))
+        return cls(edges, tuple(steepest))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,19 +81,16 @@ class Variables:
         found = np.linalg.inv(self.kernel / np.outer(self.size, self.size))
         return (found + found.T) / 2
 
-    def rules(self, breaks: Sequence[float], digits: float) -> list[tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]]:
-        """Nodes and weights (of dz) for each variable, with a rule of its own between every two breaks, as many as the density asks for.   Error: 10^-digits or so of the largest moment.
+    def rules(self, pieces: Sequence[Pieces], digits: float) -> list[tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]]:
+        """Nodes and weights (of dz) for each variable, with a rule of its own on every piece, as many as functions and the density ask for.   Error: 10^-digits or so of the largest moment.
 
         A rule of n nodes leaves e^(-2 n x + b^2/2) on an ellipse of parameter x, b = (half the length) sinh(x) / (the deviation given the others).
         """
-        need = digits * math.log(10)
-        reach, x = math.sqrt(2 * (need + TAIL)), np.linspace(0.02, STEEPEST, 100)
-        found = []
-        for size, alone in zip(self.size, self.size / np.sqrt(np.diag(self.inverse)), strict=True):
-            edges = [-reach * size, *(at for at in breaks if abs(at) < reach * size), reach * size]
+        need, found = digits * math.log(10), []
+        for some, alone in zip(pieces, self.size / np.sqrt(np.diag(self.inverse)), strict=True):
             parts = []
-            for low, high in itertools.pairwise(edges):
-                half = (high - low) / 2
+            for (low, high), steepest in zip(itertools.pairwise(some.edges), some.steepest, strict=True):
+                half, x = (high - low) / 2, steepest * PARAMETERS
                 count = math.ceil(float(((need + (half / alone * np.sinh(x)) ** 2 / 2) / (2 * x)).min()))
                 at, weight = _legendre(count + count % 2)
                 parts.append(((low + high) / 2 + half * at, half * weight))

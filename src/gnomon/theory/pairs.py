@@ -18,7 +18,8 @@ from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Array
 from gnomon.numerics import chaos
 from gnomon.numerics.nodes import derivatives
-from gnomon.theory.activations import Function, derivative, scale_invariant
+from gnomon.theory.activations import Function, scale_invariant
+from gnomon.theory.infinite.kinks import find
 
 KINDS = ((0, 0), (2, 0), (1, 1), (4, 0), (3, 1), (2, 2), (5, 1), (4, 2), (3, 3))
 TESTED = (0.05, 1.0, 20.0)
@@ -50,25 +51,8 @@ def smoothness(activation: Function) -> int:
 
 
 def breaks_of(activation: Function) -> tuple[float, ...]:
-    """Where the slope of an activation jumps or has a corner, within 24 of 0: 0 always among them.   Error: 1e-12 where it jumps."""
-    at = np.linspace(-24.0, 24.0, 4801)
-    slope = derivative(activation)
-
-    def value(x: Float64[Array, "k"]) -> Float64[Array, "k"]:
-        return derivatives(slope, x, 0)[0]
-
-    gaps = np.abs(np.diff(value(at)))
-    candidates = np.flatnonzero(gaps > 10 * np.median(gaps) + 0.05 * np.abs(value(at)).max())
-    found = {0.0}
-    for index in candidates:
-        low, high = at[index], at[index + 1]
-        for _ in range(50):
-            middle = (low + high) / 2
-            a, b, c = value(np.array([low, middle, high]))
-            low, high = (low, middle) if abs(b - a) > abs(c - b) else (middle, high)
-        if abs(np.diff(value(np.array([low - 1e-9, high + 1e-9])))[0]) > 0.5 * gaps[index]:
-            found.add(round(float((low + high) / 2), 11))
-    return tuple(sorted(found))
+    """Where an activation has kinks; 0 always among them.   Error: 1e-13."""
+    return tuple(sorted({0.0, *(kink.at for kink in find(activation))}))
 
 
 def pair_moments(activation: Function, kernel: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from gnomon.core.reading import Array
 from gnomon.numerics.nodes import derivatives
-from gnomon.numerics.product_rule import SUMMED, TooFine, Variables
+from gnomon.numerics.product_rule import SUMMED, Pieces, TooFine, Variables
 from gnomon.theory.activations import Function
 from gnomon.theory.exact_sources import FAMILIES, NEEDED, Key, patterns
 from gnomon.theory.pairs import Table
@@ -35,7 +35,10 @@ def piecewise_sources(activation: Function, kinks: Sequence[float], kernel: Floa
     n, found = len(kernel), {}
     sides = [_beside(activation, kink) for kink in kinks]
     groups = {size: [Variables(kernel[np.ix_(group, group)]) for group in itertools.combinations(range(n), size)] for size in range(1, min(n, 4) + 1)}
-    rules = {size: [variables.rules(kinks, digits) for variables in some] for size, some in groups.items()}
+    pieces = [Pieces.of(lambda z: derivatives(activation, z, order), kinks, math.sqrt(own), digits) for own in np.diag(kernel)]
+    rules = {
+        size: [variables.rules([pieces[a] for a in group], digits) for variables, group in zip(some, itertools.combinations(range(n), size), strict=True)] for size, some in groups.items()
+    }
     count = sum(math.prod(len(z) for z, _ in rule) for some in rules.values() for rule in some)
     if count > SUMMED:
         raise TooFine(f"a product rule of {count:.2g} points between the kinks of inputs that are nearly dependent")
