@@ -29,8 +29,12 @@ BELOW = 0.1
 """How far g is below the eigenvalues of M where they are not positive."""
 LARGEST = 600.0
 """The logarithm up to which factors may grow."""
+LONGEST = 128
+"""Nodes of one rule at most."""
+MATRIX = 2**23
+"""Elements of a matrix over a pair of variables at most."""
 SUMMED = 2**32
-"""Points of a product rule at most, and of all groups of one kernel."""
+"""Points of the product rules of all groups of a kernel at most."""
 
 
 PARAMETERS = np.linspace(0.01, 1.0, 100)
@@ -82,20 +86,22 @@ class Variables:
         return (found + found.T) / 2
 
     def rules(self, pieces: Sequence[Pieces], digits: float) -> list[tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]]:
-        """Nodes and weights (of dz) for each variable, with a rule of its own on every piece, as many as functions and the density ask for.   Error: 10^-digits or so of the largest moment.
+        """Nodes and weights (of dz) for each variable, piece by piece, as many as functions and the density ask for.   Error: 10^-digits or so of the largest moment.
 
-        A rule of n nodes leaves e^(-2 n x + b^2/2) on an ellipse of parameter x, b = (half the length) sinh(x) / (the deviation given the others).
+        Raises: TooFine where a matrix over a pair of variables has more than MATRIX elements.
         """
-        need, found = digits * math.log(10), []
-        for some, alone in zip(pieces, self.size / np.sqrt(np.diag(self.inverse)), strict=True):
-            parts = []
-            for (low, high), steepest in zip(itertools.pairwise(some.edges), some.steepest, strict=True):
-                half, x = (high - low) / 2, steepest * PARAMETERS
-                count = math.ceil(float(((need + (half / alone * np.sinh(x)) ** 2 / 2) / (2 * x)).min()))
-                at, weight = _legendre(count + count % 2)
-                parts.append(((low + high) / 2 + half * at, half * weight))
-            found.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
+        found = [_joined(some, float(alone), digits * math.log(10)) for some, alone in zip(pieces, self.size / np.sqrt(np.diag(self.inverse)), strict=True)]
+        most = math.prod(sorted(len(z) for z, _ in found)[-2:])
+        if most > MATRIX:
+            raise TooFine(f"two inputs are so close that a product rule between kinks has {most:.2g} points")
         return found
+
+    def densities(self, x: Float64[Array, "k"], y: Float64[Array, "l"]) -> Float64[Array, "k l"]:
+        """The density (of z) of two variables at all pairs of places in units of their deviations."""
+        assert len(self.size) == 2
+        own = float(self.inverse[0, 0])
+        rho = -float(self.inverse[0, 1]) / own
+        return np.exp(-own / 2 * (y - rho * x[:, None]) ** 2) * (np.exp(-(x**2) / 2) * math.sqrt(own) / (2 * math.pi * math.prod(self.size)))[:, None]
 
     def expectations(self, z: Sequence[Float64[Array, "_"]], f: Sequence[Float64[Array, "_ _"]]) -> Float64[Array, "..."]:
         """E f_1(z_1) ... f_m(z_m) for all choices of a function of each variable.
@@ -114,10 +120,31 @@ class Variables:
             raise TooFine("the inputs are nearly dependent: their density cannot be written as a product over pairs in float64")
         each = [part * np.exp(-own * at**2 / 2) for part, own, at in zip(f, left, x, strict=True)]
         pair = {
-            (i, j): np.exp(-abs(inverse[i, j]) * d[i] * d[j] / 2 * (x[i][:, None] / d[i] + np.sign(inverse[i, j]) * x[j] / d[j]) ** 2) for i, j in itertools.combinations(range(m), 2)
+            (i, j): np.exp(-abs(inverse[i, j]) * d[i] * d[j] / 2 * (x[i][:, None] / d[i] + np.sign(inverse[i, j]) * x[j] / d[j]) ** 2)
+            for i, j in itertools.combinations(range(m), 2)
         }
         density = math.sqrt(np.linalg.det(inverse)) / (math.prod(self.size) * (2 * math.pi) ** (m / 2))
         return density * _sum(each, pair).reshape([len(part) for part in f])
+
+
+def _joined(pieces: Pieces, alone: float, need: float) -> tuple[Float64[Array, "nodes"], Float64[Array, "nodes"]]:
+    """A rule on each piece, on equal parts of one that would have more than LONGEST nodes, for a deviation given the other variables.
+
+    A rule of n nodes leaves e^(-2 n x + b^2/2) on an ellipse of parameter x, b = (half the length) sinh(x) / (that deviation).
+    """
+    parts = []
+    for (low, high), steepest in zip(itertools.pairwise(pieces.edges), pieces.steepest, strict=True):
+        x, pieced = steepest * PARAMETERS, 1
+        while True:
+            half = (high - low) / 2 / pieced
+            count = math.ceil(float(((need + (half / alone * np.sinh(x)) ** 2 / 2) / (2 * x)).min()))
+            if count <= LONGEST or pieced > MATRIX:
+                break
+            pieced = max(pieced + 1, pieced * count // LONGEST)
+        at, weight = _legendre(min(count + count % 2, LONGEST))
+        middles = low + half * (2 * np.arange(pieced) + 1)
+        parts.append(((middles[:, None] + half * at).reshape(-1), np.tile(half * weight, pieced)))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 @functools.lru_cache(maxsize=256)

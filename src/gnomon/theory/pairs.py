@@ -1,7 +1,8 @@
 """Expectations of an activation and its derivatives at one and two inputs, exactly: what carries tensors from layer to layer.
 
 With s^(i) the i-th derivative, in the sense of distributions where s has kinks, `two[i, j][a, b]` = <s^(i)(z_a) s^(j)(z_b)>_K.  For scale-invariant s = alpha z + beta |z| all follow from
-<s_a s_b> = alpha^2 c + kappa (sqrt(det) + c asin(rho)), kappa = 2 beta^2/pi, since the Gaussian density obeys dp/dK_aa = p_aa/2 and dp/dK_ab = p_ab.  For others: `numerics.chaos`.
+<s_a s_b> = alpha^2 c + kappa (sqrt(det) + c asin(rho)), kappa = 2 beta^2/pi, since the Gaussian density obeys dp/dK_aa = p_aa/2 and dp/dK_ab = p_ab.  For other
+kinks: product rules between them, derivatives beyond the second taken of the density.  For smooth ones: `numerics.chaos`.
 
 On the diagonal a = b and with kinks only sums have a meaning: of two derivatives D20 + D11 = <(s^2)''>/2 and D31 + D22 = <(s'^2)''>/2, of four the sums that make <(s^2)''''>
 and <(s'^2)''''>.  The elements there are set so that these sums are right.
@@ -9,7 +10,9 @@ and <(s'^2)''''>.  The elements there are set so that these sums are right.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,14 +21,20 @@ from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Array
 from gnomon.numerics import chaos
 from gnomon.numerics.nodes import derivatives
+from gnomon.numerics.product_rule import TooFine, Variables
 from gnomon.theory.activations import Function, scale_invariant
-from gnomon.theory.infinite.kinks import find
+from gnomon.theory.pieces import Piecewise, breaks_of
 
 KINDS = ((0, 0), (2, 0), (1, 1), (4, 0), (3, 1), (2, 2), (5, 1), (4, 2), (3, 3))
 TESTED = (0.05, 1.0, 20.0)
 """Kernels at which integration by parts is tried, to tell kinks."""
 CONVERGED = 1e-3
 """A series whose end is worth more than this, relative to the largest element, has not converged."""
+
+DIGITS = (11.0, 12.5)
+"""Digits of two product rules for two inputs; their distance is the error."""
+ROUNDING = 1e-15
+"""What rounding amounts to, relative to the size of what is summed, where inputs are far apart."""
 
 Table = dict[tuple[int, int], Float64[Array, "n n"]]
 
@@ -48,11 +57,6 @@ def smoothness(activation: Function) -> int:
             if abs(gap) > 1e-5 * size:
                 return order
     return 3
-
-
-def breaks_of(activation: Function) -> tuple[float, ...]:
-    """Where an activation has kinks; 0 always among them.   Error: 1e-13."""
-    return tuple(sorted({0.0, *(kink.at for kink in find(activation))}))
 
 
 def pair_moments(activation: Function, kernel: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
@@ -91,7 +95,10 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
     a, own, bends = (np.concatenate(each) for each in zip(*parts, strict=True))
     two: Table = {}
     worst = _unresolved(activation, float(size.max()), tuple(b / size.max() for b in breaks))
-    for i, j in KINDS:
+    if smooth < 3:
+        two, apart = _between(activation, k)
+        worst = max(worst, apart)
+    for i, j in KINDS if smooth == 3 else ():
         two[i, j], tail = chaos.mehler(a, k, i, j)
         off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
         worst = max(worst, tail / max(float(off.max(initial=0.0)), 1e-300) if tail else 0.0)
@@ -107,6 +114,59 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
             "close, or it bends within a small part of a large kernel; take fewer inputs or a smaller kernel"
         )
     return two, worst + 1e-13
+
+
+def _between(activation: Function, k: Float64[Array, "n n"]) -> tuple[Table, float]:
+    """All of `two` beside the diagonal, and how far two rules and rounding are apart, relative to the largest of a kind, of all with as many derivatives where these are more than two and are summed.
+
+    Raises: OutOfScope where inputs are too close.
+    """
+    broken, n = Piecewise.of(activation), len(k)
+    two: Table = {kind: np.zeros((n, n)) for kind in KINDS}
+    off: Table = {kind: np.zeros((n, n)) for kind in KINDS}
+    cuts = [[broken.pieces(float(own), order=2, digits=digits) for own in np.diag(k)] for digits in DIGITS]
+    for a, b in itertools.combinations(range(n), 2):
+        variables = Variables(k[np.ix_((a, b), (a, b))])
+        found = []
+        for digits, pieces in zip(DIGITS, cuts, strict=True):
+            try:
+                found.append(_pair(broken, variables, variables.rules([pieces[a], pieces[b]], digits)))
+            except TooFine:
+                close = k[a, b] / math.sqrt(k[a, a] * k[b, b])
+                raise OutOfScope(f"inputs {a} and {b} have come so close (correlation {close:.9f}) that moments of kinks are not resolved; take fewer inputs or layers") from None
+        for (i, j), (value, back, worth) in found[1].items():
+            two[i, j][a, b], two[i, j][b, a] = value, back
+            off[i, j][a, b] = max(abs(value - found[0][i, j][0]), abs(back - found[0][i, j][1])) + worth
+    largest = {kind: float(np.abs(value).max()) for kind, value in two.items()}
+    size = {kind: max(largest[other] for other in KINDS if other == kind or sum(other) == sum(kind) > 2) for kind in KINDS}
+    return two, max(float(off[kind].max()) / max(size[kind], 1e-300) for kind in KINDS)
+
+
+def _pair(broken: Piecewise, variables: Variables, rule: list[tuple[Array, Array]]) -> dict[tuple[int, int], tuple[float, float, float]]:
+    """<s^(i)(z_a) s^(j)(z_b)>, the same with a and b exchanged, and what rounding is worth: of at most two derivatives of s, the others taken of the density p.
+
+    With L the inverse of the correlations and (u, v) = L (x, y) for unit variables, derivatives of -1 each make of p: u p, (u^2 - L_xx) p, (u^3 - 3 L_xx u) p and (u v - L_xy) p.
+    """
+    (x, f), (y, g) = ((at / size, made) for (at, made), size in zip((broken.factors(z, w, ((0,), (1,), (2,)), order=2) for z, w in rule), variables.size, strict=True))
+    p, own = variables.densities(x, y), float(variables.inverse[0, 0])
+    rho = -float(variables.inverse[0, 1]) / own
+    u, v = (x[:, None] - rho * y) * own, (y - rho * x[:, None]) * own
+    drawn: dict[tuple[int, int], Callable[[], Array | float]] = {
+        (0, 0): lambda: 1.0, (1, 0): lambda: u, (0, 1): lambda: v, (2, 0): lambda: u**2 - own, (0, 2): lambda: v**2 - own, (3, 0): lambda: u**3 - 3 * own * u, (0, 3): lambda: v**3 - 3 * own * v,
+        (1, 1): lambda: u * v + rho * own,
+    }  # fmt: skip
+    tables = {}
+    for more, polynomial in drawn.items():
+        weight = p * polynomial()
+        tables[more] = f @ weight @ g.T, np.abs(f) @ np.abs(weight) @ np.abs(g).T
+
+    def moment(i: int, j: int) -> tuple[float, float]:
+        more, scale = (max(i - 2, 0), max(j - 2, 0)), variables.size ** -np.array([max(i - 2, 0), max(j - 2, 0)])
+        value, size = (float(part[min(i, 2), min(j, 2)] * scale.prod()) for part in tables[more])
+        return value, ROUNDING * math.sqrt(own) * size
+
+    both = {(i, j): (moment(i, j), moment(j, i)) for i, j in KINDS}
+    return {kind: (one[0], other[0], max(one[1], other[1])) for kind, (one, other) in both.items()}
 
 
 def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array, Array]:

@@ -30,7 +30,8 @@ from gnomon.theory.criticality import check_growth
 from gnomon.theory.exact_sources import exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
 from gnomon.theory.kinked_sources import kinked_sources
-from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
+from gnomon.theory.pairs import Table, pair_moments, smoothness
+from gnomon.theory.pieces import Piecewise
 from gnomon.theory.piecewise_sources import piecewise_sources
 from gnomon.theory.sources import Sources, sources
 
@@ -301,10 +302,10 @@ def _series(activation: Function) -> Prepared:
 
 
 def _pieces(activation: Function) -> Prepared:
-    kinks = breaks_of(activation)
+    broken = Piecewise.of(activation)
 
     def prepared(k: Float64[Array, "n n"], two: Table, order: int) -> Cuts:
-        return lambda digits: tuple(piecewise_sources(activation, kinks, k, two, order=order, digits=part) for part in (digits, digits + FINER))
+        return lambda digits: tuple(piecewise_sources(broken, k, two, order=order, digits=part) for part in (digits, digits + FINER))
 
     return prepared
 
