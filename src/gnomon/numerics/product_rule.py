@@ -39,8 +39,12 @@ SUMMED = 2**32
 
 PARAMETERS = np.linspace(0.01, 1.0, 100)
 """Ellipses tried, as parts of the largest."""
-LOOKED = 128
+LOOKED = 64
 """Chebyshev points by which a piece is looked at."""
+
+
+PIECES = 32
+"""Pieces beyond which none is halved any more."""
 
 
 class TooFine(OutOfScope):
@@ -56,16 +60,23 @@ class Pieces:
 
     @classmethod
     def of(cls, functions: Callable[[Array], Sequence[Array]], breaks: Sequence[float], size: float, digits: float) -> Pieces:
-        """Those within reach of a variable of this deviation: coefficients of functions that are analytic there fall as e^(-k x), so that x is told by how many are not yet small."""
+        """Those within reach of a variable of this deviation: coefficients of functions that are analytic there fall as e^(-k x), so that x is told by how many are not yet small; a piece where too many are is halved."""
         need = digits * math.log(10)
-        reach = math.sqrt(2 * (need + TAIL)) * size
-        edges, steepest = (-reach, *(at for at in breaks if abs(at) < reach), reach), []
-        for low, high in itertools.pairwise(edges):
-            values = np.stack(functions((low + high) / 2 + (high - low) / 2 * chebyshev.chebpts1(LOOKED)))
+        reach, x = math.sqrt(2 * (need + TAIL)) * size, chebyshev.chebpts1(LOOKED)
+        todo = list(itertools.pairwise([-reach, *(at for at in breaks if abs(at) < reach), reach]))[::-1]
+        edges, steepest = [-reach], []
+        while todo:
+            low, high = todo.pop()
+            values = np.stack(functions((low + high) / 2 + (high - low) / 2 * x))
             largest = np.abs(values).max(1, keepdims=True)
             found = np.abs(fft.dct(values, axis=1) / LOOKED / np.where(largest > 0, largest, 1.0)).max(0)
-            steepest.append(min(STEEPEST, need / max(int(np.flatnonzero(found > 10**-digits).max(initial=0)), 1)))
-        return cls(edges, tuple(steepest))
+            terms = int(np.flatnonzero(found > 10**-digits).max(initial=0))
+            if terms > LOOKED // 2 and len(edges) + len(todo) < PIECES:
+                todo += [((low + high) / 2, high), (low, (low + high) / 2)]
+                continue
+            edges.append(high)
+            steepest.append(min(STEEPEST, need / max(terms, 1)))
+        return cls(tuple(edges), tuple(steepest))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Array
 from gnomon.numerics import chaos
 from gnomon.numerics.nodes import derivatives
-from gnomon.numerics.product_rule import TooFine, Variables
+from gnomon.numerics.product_rule import Pieces, TooFine, Variables
 from gnomon.theory.activations import Function, scale_invariant
 from gnomon.theory.pieces import Piecewise, breaks_of
 
@@ -89,19 +89,21 @@ def _closed(slopes: tuple[float, float], k: Float64[Array, "n n"]) -> Table:
 
 def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
     n, size = len(k), np.sqrt(np.diag(k))
-    breaks = (0.0,) if smooth == 3 else breaks_of(activation)
-    alike = breaks == (0.0,)  # at 0 the cut is the same for all
-    parts = [_along(activation, part, tuple(b / part[0] for b in breaks), smooth) for part in ([size] if alike else np.split(size, n))]
-    a, own, bends = (np.concatenate(each) for each in zip(*parts, strict=True))
-    two: Table = {}
-    worst = _unresolved(activation, float(size.max()), tuple(b / size.max() for b in breaks))
     if smooth < 3:
-        two, apart = _between(activation, k)
-        worst = max(worst, apart)
-    for i, j in KINDS if smooth == 3 else ():
-        two[i, j], tail = chaos.mehler(a, k, i, j)
-        off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
-        worst = max(worst, tail / max(float(off.max(initial=0.0)), 1e-300) if tail else 0.0)
+        broken = Piecewise.of(activation)
+        cuts = [[broken.pieces(float(own), order=2, digits=digits) for own in np.diag(k)] for digits in DIGITS]
+        two, worst = _between(broken, k, cuts)
+        breaks = [tuple(edge / part for edge in some.edges[1:-1]) for some, part in zip(cuts[1], size, strict=True)]
+        own, bends = (np.concatenate(each) for each in zip(*(_along(activation, part, at, smooth) for part, at in zip(np.split(size, n), breaks, strict=True)), strict=True))
+        worst = max(worst, *(_unresolved(activation, float(part), at) for part, at in zip(size, breaks, strict=True)))
+    else:
+        own, bends = _along(activation, size, (0.0,), smooth)
+        two, worst = {}, _unresolved(activation, float(size.max()), (0.0,))
+        a = chaos.coefficients(derivatives(activation, size[:, None] * chaos.line()[0], 0)[0])
+        for i, j in KINDS:
+            two[i, j], tail = chaos.mehler(a, k, i, j)
+            off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
+            worst = max(worst, tail / max(float(off.max(initial=0.0)), 1e-300) if tail else 0.0)
     second, fourth = own[:, :, 2] * math.sqrt(2) / size[:, None] ** 2, own[:, :, 4] * math.sqrt(24) / size[:, None] ** 4
     exact = {(0, 0): own[:, 0, 0], (1, 1): own[:, 1, 0], (2, 2): bends, (2, 0): second[:, 0] / 2 - own[:, 1, 0], (3, 1): second[:, 1] / 2 - bends}
     exact[4, 0] = (fourth[:, 0] - 8 * exact[3, 1] - 6 * exact[2, 2]) / 2
@@ -116,15 +118,14 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
     return two, worst + 1e-13
 
 
-def _between(activation: Function, k: Float64[Array, "n n"]) -> tuple[Table, float]:
+def _between(broken: Piecewise, k: Float64[Array, "n n"], cuts: list[list[Pieces]]) -> tuple[Table, float]:
     """All of `two` beside the diagonal, and how far two rules and rounding are apart, relative to the largest of a kind, of all with as many derivatives where these are more than two and are summed.
 
     Raises: OutOfScope where inputs are too close.
     """
-    broken, n = Piecewise.of(activation), len(k)
+    n = len(k)
     two: Table = {kind: np.zeros((n, n)) for kind in KINDS}
     off: Table = {kind: np.zeros((n, n)) for kind in KINDS}
-    cuts = [[broken.pieces(float(own), order=2, digits=digits) for own in np.diag(k)] for digits in DIGITS]
     for a, b in itertools.combinations(range(n), 2):
         variables = Variables(k[np.ix_((a, b), (a, b))])
         found = []
@@ -169,12 +170,12 @@ def _pair(broken: Piecewise, variables: Variables, rule: list[tuple[Array, Array
     return {kind: (one[0], other[0], max(one[1], other[1])) for kind, (one, other) in both.items()}
 
 
-def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array, Array]:
-    """Coefficients of s, those of its square and of its slope's, and the mean square of its bend (0 where that is no function), at inputs of these sizes.   Shapes: (n, order), (n, 2, 5), (n,)."""
+def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array]:
+    """Coefficients of the square of s and of its slope's, and the mean square of its bend (0 where that is no function), at inputs of these sizes.   Shapes: (n, 2, 5), (n,)."""
     u, w = chaos.line(cuts)
     found = derivatives(activation, size[:, None] * u, 2 if smooth >= 2 else 1)
     squares = chaos.coefficients(np.stack([found[0] ** 2, found[1] ** 2], 1), cuts, 5)
-    return chaos.coefficients(found[0], cuts), squares, found[2] ** 2 @ w if smooth >= 2 else np.zeros(len(size))
+    return squares, found[2] ** 2 @ w if smooth >= 2 else np.zeros(len(size))
 
 
 def _unresolved(activation: Function, size: float, cuts: tuple[float, ...]) -> float:
