@@ -65,4 +65,4 @@ def derivatives(function: Function, z: Float64[Array, "*shape"], order: int) -> 
             raise InvalidInput(
                 f"The function's derivative of order {number}, as autograd takes it, is not finite at {worst:.4g}; write the function so that it is, or take a smaller kernel."
             )
-    return [part.detach().numpy() for part in found]
+    return [part.numpy(force=True) for part in found]  # second derivatives of abs are tensors without storage

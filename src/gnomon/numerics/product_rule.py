@@ -64,12 +64,13 @@ class Pieces:
         need = digits * math.log(10)
         reach, x = math.sqrt(2 * (need + TAIL)) * size, chebyshev.chebpts1(LOOKED)
         todo = list(itertools.pairwise([-reach, *(at for at in breaks if abs(at) < reach), reach]))[::-1]
+        usual = np.abs(np.stack(functions(2 * size * x))).max(1, keepdims=True)
+        usual[usual == 0] = 1.0
         edges, steepest = [-reach], []
         while todo:
             low, high = todo.pop()
             values = np.stack(functions((low + high) / 2 + (high - low) / 2 * x))
-            largest = np.abs(values).max(1, keepdims=True)
-            found = np.abs(fft.dct(values, axis=1) / LOOKED / np.where(largest > 0, largest, 1.0)).max(0)
+            found = np.abs(fft.dct(values, axis=1) / LOOKED / usual).max(0)
             terms = int(np.flatnonzero(found > 10**-digits).max(initial=0))
             if terms > LOOKED // 2 and len(edges) + len(todo) < PIECES:
                 todo += [((low + high) / 2, high), (low, (low + high) / 2)]

@@ -31,7 +31,7 @@ TESTED = (0.05, 1.0, 20.0)
 CONVERGED = 1e-3
 """A series whose end is worth more than this, relative to the largest element, has not converged."""
 
-DIGITS = (11.0, 12.5)
+DIGITS = (13.0, 15.0)
 """Digits of two product rules for two inputs; their distance is the error."""
 ROUNDING = 1e-15
 """What rounding amounts to, relative to the size of what is summed, where inputs are far apart."""

@@ -44,8 +44,13 @@ class Piecewise:
         return cls(activation, tuple(found))
 
     def pieces(self, variance: float, *, order: int, digits: float) -> Pieces:
-        """Where it and its derivatives up to an order are smooth."""
-        return Pieces.of(lambda z: derivatives(self.activation, z, order), [kink[0] for kink in self.kinks], math.sqrt(variance), digits)
+        """Where it and its derivatives up to an order are smooth, by products of four of them."""
+
+        def products(z: Float64[Array, "nodes"]) -> list[Float64[Array, "nodes"]]:
+            f = derivatives(self.activation, z, order)
+            return [f[0] ** 4, f[1] ** 4, *([f[2], f[2] * f[1] ** 2 * f[0]] if order > 1 else [])]
+
+        return Pieces.of(products, [kink[0] for kink in self.kinks], math.sqrt(variance), digits)
 
     def factors(
         self, z: Float64[Array, "nodes"], weights: Float64[Array, "nodes"], keys: tuple[tuple[int, ...], ...], *, order: int
