@@ -43,6 +43,8 @@ LOOKED = 64
 """Chebyshev points by which a piece is looked at."""
 
 
+NOISE = 1e-14
+"""Coefficients that are rounding, relative to the largest value of a piece."""
 PIECES = 32
 """Pieces beyond which none is halved any more."""
 
@@ -70,8 +72,8 @@ class Pieces:
         while todo:
             low, high = todo.pop()
             values = np.stack(functions((low + high) / 2 + (high - low) / 2 * x))
-            found = np.abs(fft.dct(values, axis=1) / LOOKED / usual).max(0)
-            terms = int(np.flatnonzero(found > 10**-digits).max(initial=0))
+            small = np.maximum(10**-digits * usual, NOISE * np.abs(values).max(1, keepdims=True))
+            terms = int(np.flatnonzero((np.abs(fft.dct(values, axis=1)) / LOOKED > small).any(0)).max(initial=0))
             if terms > LOOKED // 2 and len(edges) + len(todo) < PIECES:
                 todo += [((low + high) / 2, high), (low, (low + high) / 2)]
                 continue
