@@ -152,10 +152,10 @@ def _joined(pieces: Pieces, alone: float, need: float) -> tuple[Float64[Array, "
         while True:
             half = (high - low) / 2 / pieced
             count = math.ceil(float(((need + (half / alone * np.sinh(x)) ** 2 / 2) / (2 * x)).min()))
-            if count <= LONGEST or pieced > MATRIX:
+            if count <= LONGEST:
                 break
             pieced = max(pieced + 1, pieced * count // LONGEST)
-        at, weight = _legendre(min(count + count % 2, LONGEST))
+        at, weight = _legendre(count)
         middles = low + half * (2 * np.arange(pieced) + 1)
         parts.append(((middles[:, None] + half * at).reshape(-1), np.tile(half * weight, pieced)))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -53,8 +53,8 @@ FALLS = 0.9
 """An error that does not fall below this part of what it was will not fall by refining more."""
 LEVELS = (32, 48)
 """Nodes of two rules for four signs; their distance is the error."""
-FINER = 1.5
-"""Digits that the finer of two product rules has more."""
+FINER = 2.5
+"""Digits that the finer of two product rules has more: fewer would add no node to a short piece."""
 SPARE = 1.0
 """Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
 SCRAMBLES = 8
@@ -154,9 +154,10 @@ def tensors(
 
     Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
     or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
-    Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
-    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); rounding where s is scale invariant, and with other kinks at 0 for up to two
-    inputs; else a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    Units: those of pre-activations and rates.   Error: `errors` of the result: the distance of two cuts, the finer at most `tolerance` of each tensor's largest element (1e-8, or 1e-4 for more
+    than four inputs; what can be had where none is asked for and the kernel is large or inputs with kinks are close); rounding where s is scale invariant; with kinks and inputs that are nearly
+    dependent a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4;
+    with kinks some ten times as much.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
     Source: Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (4.8) (the first layer), (4.90) (V) and (4.115) (G1), chapters 8 and 11 and the epilogue (definitions of the others);
@@ -362,8 +363,8 @@ def _converged(found: Tensors) -> Tensors:
     for name in found.errors:
         if found.relative_error(name) > CONVERGED * (30 if found.scrambles else 1):
             raise OutOfScope(
-                f"the moments of {name} do not converge (its error is {found.relative_error(name):.2g} of its largest element): the activation bends within a small part of a large kernel; "
-                "take fewer inputs, a smaller kernel or more `points`"
+                f"the moments of {name} do not converge (its error is {found.relative_error(name):.2g} of its largest element): the activation bends within a small part of a large kernel, or inputs "
+                "with kinks have come close; take fewer inputs, a smaller kernel or more `points`"
             )
     return found
 
