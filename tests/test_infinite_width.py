@@ -334,9 +334,9 @@ class Shared(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), "'1': BatchNorm couples the examples.*LayerNorm"),
+        (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), "'1': BatchNorm couples the examples.*GroupNorm or LayerNorm, which theory covers"),
         (nn.Sequential(nn.Linear(5, 4), nn.Softmax(1), nn.Linear(4, 1)), "'1': Softmax"),
-        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 1)), "'2': a LayerNorm of other than.*pre-activations"),
+        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)), "'3': an activation of features that are not identically distributed Gaussians"),
         (Shared(), "both branches read 'inner'"),
         (Shared(twice=True), "called again with the same weights.*monte_carlo_kernel"),
         (nn.Sequential(nn.Linear(5, 4), Do(lambda x: x.abs().sqrt()), nn.Linear(4, 1)), "sqrt.*Hermite series of 768 terms leaves .*tolerance"),

@@ -63,7 +63,9 @@ def _applied(function: Function, z: Tensor) -> Tensor:
     out = out.detach().double()
     if not bool(torch.isfinite(out).all()):
         worst = float(z[~torch.isfinite(out)][0])
-        raise InvalidInput(f"The function is not finite at {worst:.4g}, within {REACH:g} standard deviations: the expectation may not exist.")
+        raise InvalidInput(
+            f"The function is not finite at {worst:.4g}, within {REACH:g} standard deviations: the expectation may not exist. Take a smaller variance, or a function that is finite there."
+        )
     return out
 
 

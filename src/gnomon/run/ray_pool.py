@@ -15,6 +15,9 @@ from typing import Any
 from gnomon.core.errors import GnomonError, InvalidInput, require
 from gnomon.run.pool import Task, execute, ignore_interrupt
 
+CLIENT = "the client of Ray"
+STARTS = 120.0
+"""Seconds that a local cluster has to start."""
 GRACE = 3.0
 """Seconds that Ray's client has to take its leave; what it has started on this machine ends with it."""
 START = "Start one with: ray start --head, and give the address that it prints; or leave --address out for a local one."
@@ -56,7 +59,7 @@ class RayPool:
                 attempts += 1
                 if attempts > self.retries:
                     raise GnomonError(
-                        f"Ray's client died {attempts} times; {len(left)} of {len(tasks)} tasks are undone. Ray's own logs, in /tmp/ray/session_latest/logs, say why."
+                        f"Ray's client died, or started no cluster, {attempts} times; {len(left)} of {len(tasks)} tasks are undone. Ray's own logs, in /tmp/ray/session_latest/logs, say why."
                     ) from error
 
     def _attempt(self, left: Mapping[int, Task], count: int) -> Iterator[tuple[int, Any]]:
@@ -64,11 +67,13 @@ class RayPool:
             self._check(self.address)
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe(duplex=False)
-        driver = context.Process(target=drive, args=(there, self, dict(left), count), daemon=True)
+        driver = context.Process(name=CLIENT, target=drive, args=(there, self, dict(left), count), daemon=True)
         driver.start()
         there.close()
         try:
-            if not here.poll(None if self.address is None else self.patience):
+            if not here.poll(STARTS if self.address is None else self.patience):
+                if self.address is None:
+                    raise DriverDied("A local cluster did not start.")
                 raise InvalidInput(
                     f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. If it is one that asks for a token, RAY_AUTH_MODE=token must be set here too. {START}"
                 )

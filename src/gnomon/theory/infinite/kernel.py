@@ -42,7 +42,10 @@ class Kernel:
         return made[0] if isinstance(kind, str) else made
 
     def tiles(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tiles:
-        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.  Cost: what the network does to the data before its first weights."""
+        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.
+
+        Cost: what the network does to the data before its first weights.   Raises: InvalidInput for an unknown kind, or data that are not alike.
+        """
         kinds = (kind,) if isinstance(kind, str) else tuple(kind)
         for name in kinds:
             if name not in get_args(Kind):
@@ -123,8 +126,8 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out (one with kinks has them taken out first, and 1e-10 where the variance allows it), `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums,
-    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations,
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, of activations too (which no activation reads then),
+    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm, RMSNorm and GroupNorm (over channels, or over channels and all positions) before and behind activations,
     dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Weights that require no gradient are random and have no part in Theta (where none does, all are taken as trained).
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.

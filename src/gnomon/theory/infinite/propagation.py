@@ -18,21 +18,30 @@ TILE = 1 << 19
 """Bytes of covariances worked on at a time."""
 SLAB = 3 << 19
 """Bytes of covariances of one layer worked on at a time where they are more than that for one pair of examples."""
-KEPT = 1 << 27
-"""Bytes kept of what one side alone gives."""
+KEPT = 1 << 29
+"""Bytes kept of what one side alone gives, at most."""
 
 Variances = dict[str, tuple[Tensor, Tensor]]
 
 
 class Propagation:
-    """The plan on two sides of data as its entries read them; `own` are the variances of poolings for both sides, where something downstream needs them."""
+    """The plan on two sides of data as its entries read them; `own` are the variances of poolings for both sides, where something downstream needs them; `room` are the bytes kept of what one side alone gives."""
 
-    def __init__(self, plan: Plan, first: dict[str, Tensor], second: dict[str, Tensor], *, ntk: bool, own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, first: dict[str, Tensor], second: dict[str, Tensor], *, ntk: bool, own: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None, room: int = KEPT
+    ) -> None:
+        self.room = room
         self.plan, self.first, self.second, self.ntk, self.own = plan, first, second, ntk, own
         self._groups = plan.groups()
         self._kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._bytes = 0
         self._prepared: set[tuple[int, int]] = set()
+
+    def taken(self, part: slice) -> int:
+        """Bytes of what one side alone gives, an example, seen on some of the first side.  Cost: a pair for each of them."""
+        before = self._bytes
+        self.tile(part, slice(part.start, part.start + 1))
+        return max(1, (self._bytes - before) // (part.stop - part.start))
 
     def prepare(self, here: slice, there: slice) -> None:
         """Make what one side alone gives for some rows and columns, which tiles `within` them take their parts of.  Cost: a pair for each row and each column."""
@@ -90,7 +99,7 @@ class Propagation:
             if key not in self._kept:
                 value = make()
                 size = sum(one.numel() * one.element_size() for one in value)
-                if self._bytes + size > KEPT:
+                if self._bytes + size > self.room:
                     self._kept.clear()
                     self._prepared.clear()
                     self._bytes = 0

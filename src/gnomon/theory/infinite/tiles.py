@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,8 +24,19 @@ ROWS = 256
 """Rows that are mirrored at a time."""
 MANY = 8
 """Tiles, and pairs in one, from which on what one side alone gives is made beforehand."""
-NUMBERS = 16
-"""Numbers a position and layer that one side alone gives, about."""
+NUMBERS = 256
+"""Numbers a position and layer that one side alone gives, at most but for long series."""
+SEEN = 4
+"""Examples on which it is seen how many there are, where so many would not be kept."""
+PART = 8
+"""The part of the memory allowed that what one side alone gives may take."""
+
+
+@functools.cache
+def reuse_memory() -> None:
+    """Let the C library keep what is freed, once a process.  glibc gives the top of its heap back to the system whenever an array is freed, and the next one is made of pages to be cleared,
+    until it has seen a block of its largest dynamic size (32 MiB) freed; no page of this one is touched."""
+    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
 
 class Cost(NamedTuple):
@@ -47,6 +59,7 @@ class Tiles:
     """
 
     def __init__(self, plan: Plan, x1: Tensor, x2: Tensor | None, kinds: tuple[str, ...], *, memory: int) -> None:
+        reuse_memory()
         ntk = "ntk" in kinds
         self.plan, self.kinds, self.symmetric = plan, kinds, x2 is None
         self.first = read(plan, x1)
@@ -57,7 +70,7 @@ class Tiles:
         if plan.own:
             one, self.diagonal = own(plan, self.first, ntk=ntk and x2 is None)
             sides = (one, one if x2 is None else own(plan, self.second, ntk=False)[0])
-        self.propagation = Propagation(plan, self.first, self.second, ntk=ntk, own=sides)
+        self.propagation = Propagation(plan, self.first, self.second, ntk=ntk, own=sides, room=min(KEPT, memory // PART))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,7 +131,9 @@ class Tiles:
         size, each = next(iter(self.first.values())).element_size(), self._each()
         count = max(1, TILE // size // each)
         layers = sum(step.rule is not None for step in self.plan.steps)
-        room = KEPT // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers)
+        room = self.propagation.room // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers)
+        if count >= MANY and room < 2 * len(columns):
+            room = self.propagation.room // self.propagation.taken(slice(rows.start, min(rows.start + SEEN, rows.stop)))
         some = len(columns) if count < MANY or (halved and len(columns) <= room) else max(1, room // 2)
         for i in range(rows.start, rows.stop, some):
             for j in range(i if halved else columns.start, columns.stop, some):
