@@ -40,6 +40,8 @@ def test_a_deep_network_keeps_its_signal_where_the_default_loses_it(activation, 
     weights = model[4].weight.detach().double()
     assert abs(float(weights.square().mean()) * 200 / point.weight_variance - 1) < 5 * (2 / weights.numel()) ** 0.5
     assert "before" in str(tuned)
+    assert tuned.vertex == pytest.approx(vertex[-1])
+    assert str(tuned).endswith(f"varies by {100 * vertex[-1] ** 0.5:.0f} %")
 
 
 def test_rates_are_those_of_the_effective_theory_over_fan_in():

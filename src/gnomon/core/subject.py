@@ -241,7 +241,7 @@ class Subject:
         return tree.to(self.device, self.dtype) if tree.is_floating_point() else tree.to(self.device)
 
     def total_weight(self, split: str = "train") -> float:
-        """What the mean loss over a split is divided by: sum of the batches' weights (1 for a loss that is a sum)."""
+        """What the mean loss over a split is divided by: sum of the batches' weights (1 for a loss that is a sum).  Raises: InvalidInput where every target is ignored."""
         if self.loss.reduction == "sum":
             return 1.0
         total = sum(self.loss.count(block.targets) for block in self.batches(split))
@@ -356,7 +356,7 @@ def match(given: Any, state: State, *, what: str) -> dict[str, Tensor]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The output of a network: itself, its `.logits`, or the first tensor of a tuple or dict."""
+    """The output of a network: itself, its `.logits`, or the first tensor of a tuple or dict.  Raises: InvalidInput where there is none."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):

@@ -13,6 +13,9 @@ from gnomon.core.errors import InvalidInput
 from gnomon.core.files import write_all as write_all
 from gnomon.core.files import write_atomic as write_atomic
 
+REPORT = "gnomon/report/1"
+"""The schema of a report."""
+
 
 def key_of(*parts: Any) -> str:
     """The key of a result: SHA-256 of the canonical JSON of what made it, 32 hexadecimal digits."""

@@ -39,7 +39,8 @@ class Tuned:
     `layers` are the names of its weighted layers; `weight_rates` and `bias_rates` what the learning rate of each is multiplied with (1/fan_in included);
     `lr` is 1 over the largest curvature of the loss on the inputs in parameters that are so scaled, measured: half of where gradient descent becomes unstable at the start.
     `kernel_lr` is what the mean tangent kernel of wide networks says of it, for examples that are all alike and a network that knows nothing yet: h of `loss` times the kernel is 1.
-    Where depth/width is not small most draws have a kernel far below its mean.   `predicted`, `before` and `after` are the mean square of each layer's output on the inputs.
+    Where depth/width is not small most draws have a kernel far below its mean.   `predicted`, `before` and `after` are the mean square of each layer's output on the inputs;
+    `vertex` is V/(n K^2) of the last of them, the relative variance from one draw to the next of what the outputs are made of.
     """
 
     model: nn.Module
@@ -53,13 +54,15 @@ class Tuned:
     predicted: Reading
     before: Reading
     after: Reading
+    vertex: float
 
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """One group a parameter for an optimizer of torch: `torch.optim.SGD(tuned.parameter_groups())`; lr times a layer's rate, `self.lr` where none is given.
 
         Parameters of activations (PReLU) learn at lr / depth.
 
-        For gradient descent and momentum; Adam divides by the size of the gradients, so that its steps do not see these factors.
+        For gradient descent; with momentum m give lr (1 - m), since its strides are 1/(1 - m) as long.  Adam divides by the size of the gradients, so that its steps do not see these factors:
+        give it the parameters and a rate of its own.
         """
         groups: list[dict[str, Any]] = []
         for name, weight, bias in zip(self.layers, self.weight_rates, self.bias_rates, strict=True):
@@ -77,7 +80,8 @@ class Tuned:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         head = f"{self.point.kind}: C_W {self.point.weight_variance:.6g}, C_b {self.point.bias_variance:.6g}; mean square of each layer's output"
         foot = f"lr {self.lr:.3g} for {self.loss}, by the curvature of this network ({self.kernel_lr:.3g} by the mean tangent kernel of wide ones)"
-        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows), foot])
+        spread = f"from one draw to the next the mean square of what the outputs are made of varies by {100 * self.vertex**0.5:.0f} %"
+        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows), foot, spread])
 
 
 class CriticalMLP(nn.Sequential):
@@ -207,7 +211,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
     weight_rates, bias_rates = equivalent_learning_rates(function, depth=depth).value
     settings: dict[str, Any] = {"depth": depth, "width": plan.width, "weight_variance": c_w, "bias_variance": c_b}
     parts = ntk_contributions(function, square=read, weight_rates=weight_rates, bias_rates=bias_rates, **settings)
-    predicted = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[0]
+    predicted, vertex = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[:2]
     before, kept = _signals(model, children, names, inputs), copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for place, (child, fan_in) in enumerate(zip(children, fans, strict=True)):
@@ -226,7 +230,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
         raise
     return Tuned(
         model, names, point, tuple(scaled), tuple(map(float, bias_rates)), plan.loss, 1 / curvature, 1 / (CURVATURE[plan.loss](plan.outputs) * float(parts.value.sum())),
-        predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs),
+        predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs), float(vertex.value[-1]),
     )  # fmt: skip
 
 

@@ -44,7 +44,10 @@ class Kernel:
         return made[0] if isinstance(kind, str) else made
 
     def tiles(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tiles:
-        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.  Cost: what the network does to the data before its first weights."""
+        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.
+
+        Cost: what the network does to the data before its first weights.   Raises: InvalidInput for an unknown kind, or data that are not alike.
+        """
         kinds = (kind,) if isinstance(kind, str) else tuple(kind)
         for name in kinds:
             if name not in get_args(Kind):
