@@ -345,7 +345,7 @@ class Shared(nn.Module):
             nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Residual(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 1)),
             "activation of a sum.*not Gaussian.*begin the branch with the activation",
         ),
-        (nn.Sequential(nn.Linear(5, 4), Do(lambda x: halves(x)[0] * nn.functional.layer_norm(halves(x)[0], (2,))), nn.Linear(2, 1)), "layer_norm"),
+        (nn.Sequential(nn.Linear(5, 4), Do(lambda x: halves(x)[0] * nn.functional.layer_norm(halves(x)[0], (2,))), nn.Linear(2, 1)), "both branches read"),
         (nn.Sequential(nn.Linear(5, 4), Do(lambda x: x * halves(torch.cat([x, x], 1))[0]), nn.Linear(4, 1)), "with itself"),
         (nn.Sequential(Do(lambda x: x.unsqueeze(1)), nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(12, 1)), "'2': a depthwise"),
         (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Do(lambda x: 1 / x), nn.Linear(4, 1)), "a constant divided by random features"),

@@ -15,6 +15,7 @@ from gnomon.instruments import ensembles
 from gnomon.models import perceptrons
 from gnomon.numerics import nodes
 from gnomon.theory import first_order
+from gnomon.theory.exact_sources import exact_sources
 from gnomon.theory.pairs import KINDS, _between, _closed, pair_moments, smoothness
 from gnomon.theory.pieces import Piecewise
 from gnomon.theory.piecewise_sources import piecewise_sources
@@ -85,6 +86,14 @@ def test_four_inputs_by_scrambled_points(function, smooth):
         error = each.std(0, ddof=1) / 4
         assert error.max() < 0.01 * np.abs(getattr(found, name)).max(), name
         assert (np.abs(each.mean(0) - getattr(found, name)) <= 6 * error + 1e-12).all(), name
+
+
+def test_four_inputs_of_a_smooth_function_by_its_series():
+    """Cut where it has no kinks, GELU has the expectations of its Hermite series."""
+    k = RANDOM[:4] @ RANDOM[:4].T / 12
+    table = pair_moments(F.gelu, k, 3)[0]
+    found = piecewise_sources(Piecewise(F.gelu, ((-0.7, 0.0, 0.0, 0.0), (0.4, 0.0, 0.0, 0.0))), k, table, order=2, digits=9)
+    assert found.distance(exact_sources(F.gelu, k, table, order=2, digits=10)[1]) < 1e-8
 
 
 @pytest.mark.parametrize(("function", "depth"), [(F.hardtanh, 4), (F.hardsigmoid, 3), (bent, 2)])

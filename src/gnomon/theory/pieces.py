@@ -18,13 +18,15 @@ from gnomon.numerics.product_rule import Pieces
 from gnomon.theory.activations import Function
 from gnomon.theory.infinite.kinks import find
 
+KINKS = 64
+"""Kinks an activation may have."""
 BESIDE = 1e-6
 """The distances, and twice as much, from a kink at which slopes are taken to find those at it."""
 
 
 def breaks_of(activation: Function) -> tuple[float, ...]:
     """Where an activation has kinks; 0 always among them.   Error: 1e-13."""
-    return tuple(sorted({0.0, *(kink.at for kink in find(activation))}))
+    return tuple(sorted({0.0, *(kink.at for kink in find(activation, KINKS))}))
 
 
 @dataclasses.dataclass(frozen=True)

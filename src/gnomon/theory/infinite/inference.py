@@ -153,6 +153,7 @@ def targets_of(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
 
 
 def _pair(kernel: KernelFunction, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    _is_kernel(kernel)
     made = kernel(a, b, ("nngp", "ntk"))
     return _matrix(made[0]), _matrix(made[1])
 
@@ -161,9 +162,15 @@ def matrix_of(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) ->
     """A kernel matrix in float64.  Shapes: a (n, ...), b (m, ...) -> (n, m).  Raises: InvalidInput where the output has positions, or for several kinds at once."""
     if not isinstance(kind, str):
         raise InvalidInput(f"kind is one kind of kernel here, 'nngp' or 'ntk', not {kind!r}.")
+    _is_kernel(kernel)
     made = kernel(a, b, kind)
     assert isinstance(made, Tensor)
     return _matrix(made)
+
+
+def _is_kernel(kernel: object) -> None:
+    if isinstance(kernel, torch.nn.Module):
+        raise InvalidInput(f"A kernel is wanted, and a network ({type(kernel).__name__}) was given: pass infinite_width(network).")
 
 
 def _matrix(made: Tensor) -> Tensor:

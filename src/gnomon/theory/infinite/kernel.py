@@ -20,6 +20,7 @@ from gnomon.theory.infinite.plan import INSTEAD, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
 from gnomon.theory.infinite.rewrite import functional, with_examples
 from gnomon.theory.infinite.tiles import Tiles
+from gnomon.theory.infinite.written import rewritten
 
 Kind = Literal["nngp", "ntk"]
 
@@ -31,6 +32,7 @@ class Kernel:
     """
 
     def __init__(self, model: nn.Module, options: Options) -> None:
+        model = getattr(model, "_orig_mod", model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model)  # what torch.compile wraps
         self._module = model if not isinstance(model, nn.Module) or any(True for _ in model.children()) else nn.Sequential(model)
         self._options = options
         self._graph = _traced(self._module)
@@ -97,9 +99,10 @@ class Kernel:
                 example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
             try:
                 with architecture.quiet(self._module):
-                    with_examples(self._graph, example)
-                self._plans[key] = Reader(self._module, self._graph, example, self._options).plan()
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    graph = rewritten(self._graph, self._module, example)
+                    with_examples(graph, example)
+                self._plans[key] = Reader(self._module, graph, example, self._options).plan()
+            except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
                 if isinstance(error, InvalidInput):
                     raise
                 hint = "" if x.is_floating_point() else f" (the data are {x.dtype}; for a layer that reads numbers convert them with .float())"

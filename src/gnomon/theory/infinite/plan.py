@@ -15,7 +15,7 @@ from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import PARAMETRISED, Layer
 from gnomon.theory.activations import compose
-from gnomon.theory.infinite import elementwise, normalisation, rules
+from gnomon.theory.infinite import elementwise, normalisation, places, rules
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Dual
 from gnomon.theory.infinite.means import Mean
@@ -23,7 +23,7 @@ from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance, layouts
 from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.rewrite import PARTS
-from gnomon.theory.infinite.shapes import permutation, pooling, repeats, taken
+from gnomon.theory.infinite.shapes import permutation, pooling, taken
 from gnomon.theory.infinite.window import Window
 
 INSTEAD = "; what can be done: average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
@@ -67,6 +67,8 @@ class Reader:
         for node in self.graph_module.graph.nodes:
             if node in needed:
                 self._read(node)
+                if elementwise.stops(node) and node not in self.data and node in self.names:
+                    self.known[self.names[node]] = places.still(self.steps[-1], self.names[node], self.known[self.names[node]])
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         name, known = self.names[output], self._of(output)
@@ -132,11 +134,11 @@ class Reader:
             if value is not None:
                 self.refuse(
                     layer,
-                    "a parameter that is not read by a layer of its own, whose class declares its distribution; call the layer (self.fc(x), not F.linear(x, self.fc.weight)), or make it a buffer",
+                    "a parameter that is not read by a layer whose class declares its distribution (nn.Linear, a convolution, nn.Embedding); read it through such a layer, or make it a buffer",
                 )
         if all(source in self.data for source in sources):
             if module is not None and any(True for _ in module.parameters()) and layer.kind != "activation":
-                self.refuse(layer, "it has weights of its own and reads the data directly")
+                self.refuse(layer, layer.why if layer.why and layer.kind != "norm" else "it has weights of its own and reads the data directly")
             self.data[node] = layer
             return
         self._random(node, layer, sources, module)
@@ -150,8 +152,8 @@ class Reader:
             self._attend(layer, sources, str(called))
         elif called in PARTS or (called == "getitem" and getattr(sources[0].target, "__name__", sources[0].target) in PARTS):
             self._part(node, layer, sources[0], str(called))
-        elif called in ("interpolate", "Upsample", "UpsamplingNearest2d"):
-            self._repeat(node, layer, sources[0], module)
+        elif places.covers(str(called)):
+            self._move(node, layer, sources[0], module)
         elif called == "getitem":
             self._take(node, layer, sources[0])
         elif called in ("GLU", "glu"):
@@ -198,8 +200,7 @@ class Reader:
         return name
 
     def _weights(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
-        child = architecture.child_of(self.module, layer)
-        source = sources[0]
+        child, source = self.graph_module.get_submodule(layer.name), sources[0]
         self._check_own(layer, child)
         weight, bias, how = self._variances(layer, child)
         self.variances[layer.name] = (weight, bias, how)
@@ -406,13 +407,11 @@ class Reader:
         roots = frozenset(f"{root}{rules.PART if rules.PART not in root else ', '}{start}:{stop} of slices of {of!r}" for root in before.roots)
         self._emit(layer, (of,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
 
-    def _repeat(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
-        before = self._of(source)
-        times = repeats(node, layer, before, module)
-        if isinstance(times, str):
-            self.refuse(layer, times)
-        known = before.at(layer.output_shape[1:], lambda x: rules.repeat(x, times, 1), joins=True)
-        self._emit(layer, (self.names[source],), lambda given, _: rules.repeated(given[0], times), known, reads="all")
+    def _move(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
+        made = places.moved(node, layer, self._of(source), module)
+        if isinstance(made, str):
+            self.refuse(layer, made)
+        self._emit(layer, (self.names[source],), *made, reads="all")
 
     def _along_channels(self, dim: object, before: Known) -> bool:
         return isinstance(dim, int) and dim % (len(before.positions) + 2) == (len(before.positions) + 1 if before.last else 1)
@@ -490,10 +489,11 @@ class Reader:
         positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
         squeeze = len(positions) != len(before.positions)
         axes = [axis for axis, window in enumerate(windows) if window is not None]
+        times = math.prod(before.positions[axis] for axis in axes) if called == "sum" else 1
 
         def rule(given: list[Pair], asked: Asked) -> Pair:
             out = pairs.pooled(given[0], windows, asked)
-            return pairs.squeezed(out, axes) if squeeze else out
+            return (pairs.squeezed(out, axes) if squeeze else out).scaled(times**2)
 
-        known = before.at(positions, lambda x: pairs.averaged(x, windows, 1).reshape(-1, *positions), joins=True)
+        known = before.at(positions, lambda x: times * pairs.averaged(x, windows, 1).reshape(-1, *positions), joins=True)
         self._emit(layer, (self.names[source],), rule, known, reads="all", pools=True)

@@ -124,16 +124,3 @@ def selected(x: Pair, chosen: list[slice], gone: list[int]) -> Pair:
     index = (slice(None), slice(None), *chosen, *(chosen if x.full else ()))
     one, two = x.first[(slice(None), *chosen)], x.second[(slice(None), *chosen)]
     return pairs.squeezed(Pair(one, two, *x.each(lambda part: part[index]), x.full), gone)
-
-
-def repeated(x: Pair, times: list[int]) -> Pair:
-    """Each position several times in a row."""
-    x = x.resolved()
-    return Pair(repeat(x.first, times, 1), repeat(x.second, times, 1), *x.each(lambda part: repeat(part, times, 2)), x.full)
-
-
-def repeat(x: Tensor, times: list[int], first: int) -> Tensor:
-    """Numbers at positions several times in a row, along the dimensions from `first` on."""
-    for axis in range(first, x.ndim):
-        x = x.repeat_interleave(times[(axis - first) % len(times)], axis)
-    return x
