@@ -145,6 +145,8 @@ def test_where_there_is_no_critical_point_the_reason_is_told(function, says):
 
 
 def test_what_is_no_activation_is_refused():
+    with pytest.raises(InvalidInput, match=r"after `.double\(\)`"):
+        critical_point(nn.PReLU())
     with pytest.raises(InvalidInput, match="element by element"):
         critical_point(lambda z: z.sum())
 

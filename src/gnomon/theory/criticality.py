@@ -114,8 +114,13 @@ def check_growth(activation: Function) -> None:
         raise InvalidInput(f"The activation must be a function of a tensor, not {activation!r}; `gnomon.theory.activations.named` gives one by its name.")
     at = 2.0 ** torch.arange(3, 10, dtype=torch.float64)
     for side in (at, -at):
-        with torch.no_grad():
-            value = activation(side.clone())
+        try:
+            with torch.no_grad():
+                value = activation(side.clone())
+        except (RuntimeError, TypeError) as error:
+            raise InvalidInput(
+                f"The activation cannot be applied to float64 numbers ({(str(error).splitlines() or ['no message'])[0]}); a module takes them after `.double()`."
+            ) from error
         if not isinstance(value, Tensor) or value.shape != side.shape:
             raise InvalidInput("The activation must turn a tensor into one of equal shape, element by element.")
         with torch.no_grad():
