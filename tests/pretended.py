@@ -26,17 +26,8 @@ MIXED = "Expected all tensors to be on the same device, but found at least two d
 DEVICE_OF, IS_CUDA = torch.Tensor.device.__get__, torch.Tensor.is_cuda.__get__
 BETWEEN = {"copy_", "_foreach_copy_", "set_"}  # operations between devices
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}  # what lies on the device may be indexed by tensors on the CPU
-STRICT = {
-    "stack",
-    "cat",
-    "index_select",
-    "gather",
-    "scatter",
-    "scatter_add",
-    "index_add",
-    "index_copy",
-    "equal",
-}  # where a CPU tensor without dimensions is refused too: these are not elementwise
+# where a CPU tensor without dimensions is refused too: these are not elementwise
+STRICT = {"stack", "cat", "index_select", "gather", "scatter", "scatter_add", "index_add", "index_copy", "equal"}
 PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "convolution"}  # what CUDA does not do with integers
 PLAIN = {"__get__", "__set__", "_parse_to", "size", "dim", "numel", "__len__", "is_floating_point"}  # asked often, and of no device
 UNSEEN = {"__deepcopy__", "tensor", "as_tensor"}  # what makes tensors without an operation
