@@ -9,6 +9,16 @@ from gnomon.core import rng as chance
 from gnomon.studies.contract import moved, token_loss, token_weight
 
 
+def normal(*shape, seed=0):
+    """Normal numbers, always the same."""
+    return chance.normal(*shape, rng=chance.generator(seed))
+
+
+def take(function, subject, seed=0, **settings):
+    """A reading of an instrument, always by the same draws."""
+    return function(subject, rng=chance.generator(seed, function.__name__), **settings)
+
+
 class CNN(nn.Module):
     def __init__(self):
         super().__init__()

@@ -13,7 +13,6 @@ import atlas_claims
 import claim_plugin
 import jsonschema
 import pytest
-from test_report_browser import ARGUMENTS, chromium
 from test_report_html import Page
 from typer.testing import CliRunner
 
@@ -31,6 +30,10 @@ from gnomon.run.claims import run_claims
 
 KINDS = atlas_claims.kinds()
 OUTCOMES = ["holds", "fails", "inconclusive", "vacuous", "out-of-scope", "error", "not-run"]
+
+
+def schema(kind):
+    return jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath(f"schema/{kind}.json").read_text(encoding="utf-8")))
 
 
 def files(folder):
@@ -192,6 +195,10 @@ def test_verdicts_are_said_as_they_are(site):
 
 def test_verdict_and_topic_pages_hold_the_claims_that_they_should(site):
     made = json.loads((site / "atlas.json").read_text())
+    check = schema("atlas")
+    assert [error.message for error in check.iter_errors(made)] == []
+    assert not check.is_valid(made | {"verdicts": {"holds": 1}})
+    assert not check.is_valid(made | {"claims": [made["claims"][0] | {"verdict": "agrees"}]})
     for outcome in OUTCOMES:
         page = Page((site / f"verdicts/{outcome}.html").read_text(encoding="utf-8"))
         listed = {href.removeprefix("../") for href in page.attributes("href") if href.startswith("../claims/")}
@@ -277,7 +284,7 @@ def test_what_the_runner_stores_is_what_the_atlas_shows(tmp_path, monkeypatch):
 
 
 def test_the_documents_of_these_tests_are_as_the_runner_writes_them():
-    check = jsonschema.Draft202012Validator(json.loads(resources.files("gnomon.run").joinpath("schema/run.json").read_text(encoding="utf-8")))
+    check = schema("run")
     for spec in KINDS:
         check.validate(json.loads(json.dumps(atlas_claims.document(f"{spec[0]}/{spec[1].replace('_', '-')}", spec, code="0" * 16))))
 
@@ -428,17 +435,6 @@ def test_text_and_code_can_be_read_on_their_grounds(scheme):
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    place = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=place, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -394,3 +394,4 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(place):
 
 def test_the_schema_is_printed():
     assert json.loads(invoke("schema").stdout)["title"]
+    assert json.loads(invoke("schema", "compare").stdout)["$id"] == "gnomon/compare/1"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import normal
 from torch import nn
 
 from gnomon.core import rng as chance
@@ -17,10 +18,6 @@ from gnomon.models.deep_matrix import normal_factors, product
 from gnomon.models.factor_networks import ComponentSum, HierarchicalTucker, MatrixProduct
 from gnomon.run.plan import unmet
 from gnomon.studies.contract import entries, images
-
-
-def normal(*shape, seed=0):
-    return chance.normal(*shape, rng=chance.generator(seed))
 
 
 def frozen(network, *shape):

@@ -40,6 +40,8 @@ def test_a_deep_network_keeps_its_signal_where_the_default_loses_it(activation, 
     weights = model[4].weight.detach().double()
     assert abs(float(weights.square().mean()) * 200 / point.weight_variance - 1) < 5 * (2 / weights.numel()) ** 0.5
     assert "before" in str(tuned)
+    assert tuned.vertex == pytest.approx(vertex[-1])
+    assert str(tuned).endswith(f"varies by {100 * vertex[-1] ** 0.5:.0f} %")
 
 
 def test_rates_are_those_of_the_effective_theory_over_fan_in():
@@ -183,6 +185,23 @@ def test_what_cannot_be_made(changes, says):
     settings = {"depth": 3, "width": 4, "activation": "tanh"} | changes
     with pytest.raises(InvalidInput, match=says):
         critical_mlp(**settings)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU])
+def test_inputs_of_any_size_are_scaled_by_the_first_layer(activation):
+    """Pixels from 0 to 255: after the first layer, the same network and the same function of the learning rate as from pixels from 0 to 1."""
+    x = chance.normal(30, 20, rng=chance.generator(2)).abs().double()
+    one, other = (chain(activation, depth=4, width=30).double() for _ in range(2))
+    small, large = gnomon.tune(one, x), gnomon.tune(other, 255 * x)
+    assert torch.allclose(one(x), other(255 * x), rtol=1e-9)
+    assert large.lr == pytest.approx(small.lr, rel=0.02)
+    assert large.weight_rates[0] * 255**2 == pytest.approx(small.weight_rates[0])
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(5, 7), torch.ones(5, 20).long(), np.ones((5, 20)), (torch.ones(5, 20), torch.zeros(5))])
+def test_inputs_that_the_network_does_not_take_are_refused(inputs):
+    with pytest.raises(InvalidInput, match="does not take these inputs"):
+        gnomon.tune(chain(nn.Tanh, depth=3, width=8), inputs)
 
 
 def test_zero_inputs_are_refused():

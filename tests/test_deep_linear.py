@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import normal
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
@@ -10,10 +11,6 @@ from gnomon.models.deep_matrix import balanced_factors, correlation, descend, ef
 from gnomon.theory.deep_linear import mode_loss, mode_strengths, two_layer_maps
 
 S = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    return chance.normal(*shape, rng=chance.generator(seed))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

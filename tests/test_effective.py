@@ -324,7 +324,7 @@ def test_batch_normalisation_uses_the_statistics_of_the_examples():
 
 def facts_of(subject, init=()):
     found = architecture.read(subject.module, subject.to_device(next(subject.train.chunks(2)).inputs), init=init)
-    return Facts(subject.name, 1, 1, subject.classes, 4, "cross_entropy", "mean", len(subject.train), len(subject.train), 0, subject.training, found, False, True)
+    return Facts(subject.name, 1, 1, subject.classes, "cross_entropy", "mean", len(subject.train), len(subject.train), 0, subject.training, found)
 
 
 def settled(make, shape, init=(), draws=24, seed=0):

@@ -12,6 +12,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, NotEnoughMemory, OutOfScope
 from gnomon.core.subject import Subject
 from gnomon.instruments import kernels
+from gnomon.numerics.gram import gradient_gram
 from gnomon.numerics.jacobian import separate
 from gnomon.numerics.tangent_kernel import TangentKernel
 from gnomon.theory.kernels import infinite_width
@@ -263,3 +264,35 @@ def test_the_mean_over_networks_stands_in_for_a_kernel_in_closed_form(kind):
 def test_what_no_mean_can_be_taken_of_is_said(make, fields, message):
     with pytest.raises(InvalidInput, match=message):
         kernels.monte_carlo_kernel(make(), torch.ones(2, 6), rng=chance.generator(0), **{"networks": 2, **fields})
+
+
+class Together(nn.Module):
+    """Two layers and what a function makes of the hidden layer of a whole batch."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.inner, self.out, self.function = nn.Linear(6, 16), nn.Linear(16, 2), function
+
+    def forward(self, x):
+        return self.out(self.function(x, torch.tanh(self.inner(x))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, z: z if x.mean() > 0 else -z,
+        lambda x, z: z - z.mean(0),
+        lambda x, z: torch.softmax(z @ z.T, -1) @ z,
+        lambda x, z: z / z.norm(),
+    ],
+    ids=["branch", "statistics", "attention", "size"],
+)
+def test_a_forward_that_mixes_examples_has_no_kernel_of_two(function, dtype):
+    x = chance.normal(12, 6, rng=chance.generator(0)).to(dtype)
+    network = Together(function).to(dtype)
+    for kernel in (kernels.empirical_ntk, kernels.empirical_nngp):
+        with pytest.raises(OutOfScope, match="another output alone than in a batch.*mixes examples"):
+            kernel(network, x)
+    with pytest.raises(OutOfScope, match="mixes examples"):
+        gradient_gram(bare(network, x, dtype))

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from networks import normal
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
@@ -17,10 +18,6 @@ from gnomon.models.chains import LeastSquaresChains
 from gnomon.models.factor_descent import FactorDescent, squared_slope
 from gnomon.models.langevin import LangevinChains
 from gnomon.numerics.potentials import double_well
-
-
-def normal(*shape, seed=0):
-    return chance.normal(*shape, rng=chance.generator(seed))
 
 
 def a_matrix(lr, size=1.0):

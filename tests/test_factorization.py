@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import normal
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
@@ -10,10 +11,6 @@ from gnomon.models import deep_matrix as matrices
 from gnomon.models import tensor_factorization as tensors
 from gnomon.models.factorization import observed, of_rank
 from gnomon.theory import factorization
-
-
-def normal(*shape, seed=0):
-    return chance.normal(*shape, rng=chance.generator(seed))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

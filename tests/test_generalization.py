@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, cnn, lstm, mlp_regression, tied_frozen, tokens
+from networks import NETWORKS, cnn, lstm, mlp_regression, take, tied_frozen, tokens
 from scipy import stats
 from torch import nn
 
@@ -20,10 +20,6 @@ from gnomon.instruments import generalization, norms
 from gnomon.instruments.outcomes import bounded_interval, outcomes, variance
 from gnomon.run.plan import unmet
 from gnomon.theory import generalization as theory
-
-
-def take(function, subject, seed=0, **settings):
-    return function(subject, rng=chance.generator(seed, function.__name__), **settings)
 
 
 def scaled_logits(scale, n=4000, classes=5, test=None, seed=0):

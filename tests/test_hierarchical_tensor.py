@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from networks import normal
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
@@ -15,10 +16,6 @@ from gnomon.theory import factorization
 
 MODES = (3, 2, 4, 2, 3)
 TREES = [trees.binary_tree(5), ((4, 0), (1, 2, 3)), (0, (1, (2, (3, 4)))), (3, 1, 0, 2, 4)]
-
-
-def normal(*shape, seed=0):
-    return chance.normal(*shape, rng=chance.generator(seed))
 
 
 def unbalanced(tree, modes=MODES, starts=2):

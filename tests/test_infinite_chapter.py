@@ -34,8 +34,8 @@ class Recurrent(nn.Module):
         return self.head(self.cell(x[:, 0])[0][:, -1])
 
 
-def grouped():
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+def of_each_channel():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 
 def subject_of(make, scale=1.0, n=80, **settings):
@@ -82,7 +82,7 @@ def test_a_wide_network_has_the_kernel_of_the_limit_and_one_drawn_otherwise_has_
     assert "too narrow" in words
 
 
-@pytest.mark.parametrize(("make", "layer"), [(Recurrent, "'cell'"), (grouped, "'1'")])
+@pytest.mark.parametrize(("make", "layer"), [(Recurrent, "'cell'"), (of_each_channel, "'1'")])
 def test_what_theory_does_not_cover_is_named(make, layer):
     rows = rows_of(subject_of(make))
     verdict, _, _ = rows["NTK at initialisation and at infinite width"].settle()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.instruments.kernels import empirical_ntk
 from gnomon.theory.kernels import infinite_width
 
 W = 24
@@ -64,6 +65,27 @@ def attended(m, x, turned):
     return m.b((m.q(x) @ turned(m.k(x)) / math.sqrt(W)) @ m.v(x))
 
 
+def values_first(m, x):
+    x = m.a(x).flatten(2).transpose(1, 2)
+    return m.b(m.q(x) @ (m.k(x).transpose(1, 2) @ m.v(x) / x.shape[-1] ** 0.5))
+
+
+def by_einsum(m, x):
+    x = m.a(x).flatten(2).transpose(1, 2)
+    return m.b(torch.einsum("bqd,bde->bqe", m.q(x), torch.einsum("bkd,bke->bde", m.k(x), m.v(x))) / math.sqrt(W))
+
+
+def padded_by_hand(m, x):
+    z = F.pad(torch.relu(F.conv1d(F.pad(x, (1, 1)), m.a.weight, m.a.bias)), (1, 1))
+    z = m.c(torch.cat([torch.relu(F.conv1d(z, m.b.weight, m.b.bias)), z[:, :, 1:-1]], 1))
+    return F.pad(torch.relu(z), (0, -1))[:, :, 3:].mean(2)
+
+
+def padded(m, x):
+    z = torch.relu(m.a(x))
+    return torch.relu(m.c(torch.cat([torch.relu(m.b(z)), z], 1)))[:, :, 3:-1].mean(2)
+
+
 def dense_after(m, x):
     first = m.a(x)
     second = torch.cat([first, m.b(torch.relu(first))], 1)
@@ -114,6 +136,15 @@ SAME = {
     "places of a buffer": (positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(m.at.expand(t.shape[0], 4)))).mean(1))), positions(lambda m, t: m.h(torch.relu(m.a(m.e(t) + m.p(t * 0 + m.at))).mean(1))), "tokens"),
     "upsampled": (patches(lambda m, x: m.h(F.interpolate(torch.relu(m.a(x)), scale_factor=2).mean((2, 3)))), patches(lambda m, x: m.h(torch.relu(m.a(x)).mean((2, 3)))), (3, 2, 4, 4)),
     "the first token": (patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.mT)[:, 0]))), patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.transpose(1, 2))[:, :1]).mean(1))), (3, 2, 4, 4)),
+    "linear attention, values first": (patches(lambda m, x: m.h(F.gelu(values_first(m, x)).mean(1))), patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.mT)).mean(1))), (3, 2, 4, 4)),
+    "linear attention by einsum": (patches(lambda m, x: m.h(F.gelu(by_einsum(m, x)).mean(1))), patches(lambda m, x: m.h(F.gelu(attended(m, x, lambda k: k.mT)).mean(1))), (3, 2, 4, 4)),
+    "a sum over places": (patches(lambda m, x: m.h(torch.relu(m.a(x)).flatten(2).sum(-1) / 4)), patches(lambda m, x: m.h(torch.relu(m.a(x)).mean((2, 3)))), (3, 2, 4, 4)),
+    "sizes behind weights": (patches(read(lambda m, z: m.h(F.avg_pool2d(torch.relu(z), z.size()[2:]).flatten(1) * 5 / z.shape[1] ** 0.5))), patches(lambda m, x: m.h(torch.relu(m.a(x)).mean((2, 3)) * (5 / W**0.5))), (3, 2, 4, 4)),
+    "turned places": (patches(read(lambda m, z: m.h(torch.roll(torch.relu(z), (1, 0), (2, 3)).flip(3).rot90(1, (2, 3))[:, :, 1, 0]))), patches(lambda m, x: m.h(torch.relu(m.a(x))[:, :, 1, 1])), (3, 2, 4, 4)),
+    "padded by hand": (dense(padded_by_hand), dense(padded), (3, 2, 5)),
+    "a layer's weights in a function": (residual(lambda m, x: m.h(F.linear(torch.relu(F.linear(x, m.a.weight, m.a.bias)), m.b.weight, m.b.bias))), residual(lambda m, x: m.h(m.b(torch.relu(m.a(x))))), (3, 6)),
+    "a product with itself": (residual(read(lambda m, z: m.h(z * z))), residual(read(lambda m, z: m.h(torch.square(z)))), (3, 6)),
+    "a step": (residual(read(lambda m, z: m.h((z > 0).double()))), residual(read(lambda m, z: m.h(0.5 * torch.sign(z) + 0.5))), (3, 6)),
 }  # fmt: skip
 
 
@@ -197,6 +228,37 @@ def test_what_is_frozen_has_no_part_in_the_tangent_kernel():
     assert torch.equal(infinite_width(network, parametrization="ntk")(x, kind="ntk"), whole)
 
 
+def without_gradient(m, x):
+    with torch.no_grad():
+        return m.a(x)
+
+
+@pytest.mark.parametrize("stopped", [lambda m, x: m.a(x).detach(), without_gradient])
+def test_a_stopped_gradient_is_that_of_frozen_weights(stopped):
+    """What detach() and torch.no_grad() leave out of the tangent kernel; behind an activation nothing is known to go on through it."""
+    x = torch.randn(4, 6, generator=chance.generator(0), dtype=torch.float64)
+    network, plain = residual(lambda m, x: m.h(torch.tanh(m.b(torch.relu(stopped(m, x))))))(), residual(lambda m, x: m.h(torch.tanh(m.b(torch.relu(m.a(x))))))()
+    plain.a.requires_grad_(False)
+    for made, want in zip(infinite_width(network)(x, kind=BOTH), infinite_width(plain)(x, kind=BOTH), strict=True):
+        torch.testing.assert_close(made, want, rtol=1e-12, atol=0)
+    with pytest.raises(OutOfScope, match="both branches read 'a'"):  # a straight-through estimator
+        infinite_width(residual(read(lambda m, z: m.h(z + (torch.sign(z) - z).detach())))())(x)
+
+
+def test_a_weight_norm_has_the_kernel_of_the_weight_that_it_makes():
+    """g v / |v| begins at g = |v|; its g moves the length and its v the direction of a row, together the row."""
+    x = torch.randn(3, 2, 6, generator=chance.generator(0), dtype=torch.float64)
+    layers = nn.Conv1d(2, W, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * W, 3)
+    want = infinite_width(nn.Sequential(*layers))(x, kind="ntk")
+    nn.utils.parametrizations.weight_norm(layers[0])
+    network = nn.Sequential(*layers)
+    assert torch.equal(infinite_width(network)(x, kind="ntk"), want)
+    network, plain = network.double(), nn.Sequential(nn.Conv1d(2, W, 3), *layers[1:]).double()
+    plain[0].weight, plain[0].bias = nn.Parameter(network[0].weight.detach()), network[0].bias
+    one, two = (torch.as_tensor(empirical_ntk(made, x).value) for made in (network, plain))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)  # g is |v| to float32
+
+
 @pytest.mark.parametrize(("norm", "activation"), [(nn.LayerNorm, "relu"), (nn.RMSNorm, "tanh"), (nn.LayerNorm, "glu"), (nn.LayerNorm, "2 leaky_relu")])
 def test_a_trained_gain_before_an_activation_moves_with_what_the_activation_reads(norm, activation):
     """d f / d gain_i = v_i u_i s'(u_i): its part is C_W E u s'(u) u' s'(u'), here by the average over two million pairs, and no product of means."""
@@ -240,15 +302,15 @@ class Tied(nn.Module):
     ("network", "options", "message"),
     [
         (halves(read(lambda m, z: m.h(z.chunk(2, 1)[0].tanh_() * z[:, W:])))(), {}, "changes in place a part or a view of 'a'"),
-        (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten(), nn.Linear(48, 1)), {}, "nearest position by whole factors"),
+        (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten(), nn.Linear(48, 1)), {}, "other than to the nearest position"),
         (Tied(), {}, "'b': it shares weights with 'a'"),
         (nn.Sequential(nn.Linear(6, 4), nn.PReLU(), nn.Linear(4, 1)), {"parametrization": "ntk"}, "'1': a PReLU.*LeakyReLU"),
         (halves(read(lambda m, z: m.h(z[:, :W] + torch.tanh(z[:, W - 1 : 2 * W - 1]))))(), {}, "overlap"),
-        (halves(lambda m, x: m.h(F.linear(x, m.a.weight)[:, :W]))(), {}, r"call the layer \(self.fc"),
+        (halves(lambda m, x: m.h(F.linear(x, 2 * m.a.weight)[:, :W]))(), {}, "through such a layer"),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:2]), nn.Linear(4, 1)), {}, "some of the examples"),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:, 0:1])), {}, None),
         (nn.Sequential(nn.Linear(6, 4), Do(lambda x: x[:, 0, None])), {}, "an index other than|single channels"),
-        (residual(read(lambda m, z: m.h(torch.tanh(z + F.layer_norm(m.b(z), (W,))))))(), {}, "layer_norm"),
+        (residual(read(lambda m, z: m.h(torch.tanh(z + F.layer_norm(m.b(z), (W,))))))(), {}, None),
         (Written(lambda m, x: m.h(torch.tanh(m.a(x) + m.n(m.b(x)))), a=nn.Linear(6, W), b=nn.Linear(6, W), n=nn.LayerNorm(W), h=nn.Linear(W, 1)), {"parametrization": "ntk"}, "whose gain is trained"),
     ],
 )  # fmt: skip

@@ -82,3 +82,21 @@ def test_errors_are_not_hidden():
         gaussian_expectation(torch.log, 1.0)
     with pytest.raises(InvalidInput, match="each number by itself"):
         gaussian_expectation(lambda z: z.sum(), 1.0)
+
+
+def test_a_function_in_single_precision_ends_with_an_error_that_says_so():
+    """Halving panels does not help where values are rounded: it stops, and the stated error covers the gap to the same function in double precision."""
+    calls = 0
+
+    def rounded(z):
+        nonlocal calls
+        calls += z.numel()
+        return torch.tanh(z.float()).to(z.dtype) ** 2
+
+    found, exact = gaussian_expectation(rounded, 1.7), gaussian_expectation(lambda z: torch.tanh(z) ** 2, 1.7)
+    assert abs(found.value - exact.value) <= found.error + exact.error
+    assert found.error < 1e-6
+    assert calls < 1e6
+    # many periods need many panels, and are no rounding
+    fast = gaussian_expectation(lambda z: torch.sin(30 * z) ** 2, 1e4)
+    assert abs(fast.value - 0.5) <= fast.error < 1e-7

@@ -1,8 +1,5 @@
 """The page in a real browser: nothing loaded, no error, no overflow on a telephone, light and dark."""
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 import report_document
@@ -10,30 +7,6 @@ from report_document import row
 
 from gnomon.core.reading import Axis, Reading
 from gnomon.report.html import render
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-
-
-def chromium():
-    for place in (os.environ.get("GNOMON_CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), shutil.which("chromium-browser"), shutil.which("google-chrome")):
-        if place and os.access(place, os.X_OK):
-            return place
-    if os.environ.get("GNOMON_NO_BROWSER") == "1":
-        pytest.skip("no browser, and GNOMON_NO_BROWSER=1")
-    pytest.fail(
-        "No Chromium to test the page in. Install one (apt-get install chromium), name it with GNOMON_CHROMIUM=/path/to/chromium, or skip these tests with GNOMON_NO_BROWSER=1."
-    )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    place = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=place, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 def crowded():

@@ -258,3 +258,16 @@ def test_elements_of_an_order_are_the_steps_between_neighbours():
     assert words.element_names(reading, "order", 2, predicted) == ["b to c", "c to a"]
     assert words.element_names(reading, "monotone", 2, predicted) == ["a to b", "b to c"]
     assert words.element_names(reading, "equal", 3, predicted) == ["a", "b", "c"]
+
+
+def test_blocks_of_a_large_map_are_of_one_size_and_their_places_the_middle():
+    """A plane stays one: 40 columns in blocks of two, not some of two and some of one, which would bend it."""
+    x, y = np.linspace(0.5, 4.4, 40), np.linspace(0.25, 1.0, 30)
+    reading = Reading("v", y[:, None] + 2 * x, "", axes=(Axis("y", tuple(map(float, y))), Axis("x", tuple(map(float, x)))))
+    figure = describe(reading)
+    across = np.array(figure.axes[1].values)
+    assert len(across) <= CELLS
+    assert np.allclose(np.diff(across), across[1] - across[0])
+    assert np.allclose(figure.series[0].values, y[:, None] + 2 * across)
+    axes = draw_matplotlib(figure)
+    assert all(len(label.get_text()) <= 5 for label in axes.get_xticklabels())

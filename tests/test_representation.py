@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, cnn, mlp_regression, tokens, transformer
+from networks import NETWORKS, cnn, mlp_regression, take, tokens, transformer
 from torch import nn
 
 from gnomon.core import contract, registry
@@ -17,10 +17,6 @@ from gnomon.instruments import neural_collapse as collapse
 from gnomon.instruments import representation
 from gnomon.run.plan import unmet
 from gnomon.theory import representation as theory
-
-
-def take(function, subject, seed=0, **settings):
-    return function(subject, rng=chance.generator(seed, function.__name__), **settings)
 
 
 def head_on(x, y, weight, test=None, bias=None):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, batchnorm, cnn, lstm, mlp_regression, tokens
+from networks import NETWORKS, batchnorm, cnn, lstm, mlp_regression, take, tokens
 from scipy import optimize
 from sklearn.datasets import load_digits
 from torch import nn
@@ -22,10 +22,6 @@ from gnomon.numerics import boundary
 from gnomon.numerics.statistics import skewed_interval
 from gnomon.run.plan import unmet
 from gnomon.theory import robustness as theory
-
-
-def take(function, subject, seed=0, **settings):
-    return function(subject, rng=chance.generator(seed, function.__name__), **settings)
 
 
 def linear(classes, n=60, inputs=(3, 4), dtype=torch.float64, seed=0):

@@ -95,6 +95,7 @@ def test_an_activation_from_a_file_and_bad_input(tmp_path):
     for words, says in (
         (("--activation", "gleu"), "Did you mean 'gelu'"), (("--activation", "tanh", "--depth", 3), "both --depth and --width"),
         (("--activation", "tanh", "--depth", 0, "--width", 3), "at least 1"), (("--activation", "tanh", "--depth", 3, "--width", 3, "--kernel", -1), "kernel"),
+        (("--activation", "gelu", "--depth", 3, "--width", 9, "--kernel", 0.1), "cannot be 0.1 where C_b is 0.17"),
     ):  # fmt: skip
         refused = invoke(*words)
         assert refused.exit_code == 2, refused.output

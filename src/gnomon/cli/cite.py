@@ -17,9 +17,9 @@ def cite(of: Annotated[str | None, typer.Argument(help="A report.json, a claim's
     elif of.endswith(".json"):
         from pathlib import Path
 
-        from gnomon.run.store import read_json
+        from gnomon.run.store import REPORT, read_json
 
-        typer.echo(bibtex(read_json(Path(of), schema="gnomon/report/1")))
+        typer.echo(bibtex(read_json(Path(of), schema=REPORT)))
     elif "/" in of:
         from gnomon.core.catalogue import get_claim
 

@@ -20,9 +20,9 @@ def compare(
     from gnomon.core.errors import InvalidInput
     from gnomon.examination.compare import compare as compared
     from gnomon.report.compare import page, table
-    from gnomon.run.store import dumps, read_json, write_atomic
+    from gnomon.run.store import REPORT, dumps, read_json, write_atomic
 
-    comparison = compared(*(read_json(path, schema="gnomon/report/1") for path in (first, second)), names=(str(first), str(second)))
+    comparison = compared(*(read_json(path, schema=REPORT) for path in (first, second)), names=(str(first), str(second)))
     if out is not None:
         if out.is_dir() or out.suffix == ".json":
             raise InvalidInput(f"--out names the page: --out {out / 'compare.html' if out.is_dir() else out.with_suffix('.html')}")

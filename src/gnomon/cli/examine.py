@@ -87,14 +87,14 @@ def _report(
     from gnomon.core.errors import InvalidInput
     from gnomon.examination.run import examine as make_report
     from gnomon.run.budget import seconds
-    from gnomon.run.store import read_json
+    from gnomon.run.store import REPORT, read_json
 
     seconds(budget)
     if page is not None:
         check_page(page)
     check_folder(store or cache_folder() / "store", "choose another place with --store, or with GNOMON_CACHE")
     _check_history(network["history"], network["checkpoints"])
-    repeated = None if plan is None else read_json(plan, schema="gnomon/report/1")
+    repeated = None if plan is None else read_json(plan, schema=REPORT)
     if repeated is not None:
         seed, threads = int(repeated["plan"]["seed"]), int(repeated["plan"]["threads"])
     if model is None:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-KINDS = ("report", "run", "history")
+KINDS = ("report", "run", "history", "compare", "atlas")
 
 
-def schema(of: Annotated[str, typer.Argument(help="report (report.json), run (the verdict on a claim) or history (readings over training).")] = "report") -> None:
-    """Print the JSON Schema of report.json, of a claim's verdict, or of a history, for programs that read them."""
+def schema(of: Annotated[str, typer.Argument(help="report (report.json), run (a claim's verdict), history, compare (two reports) or atlas (atlas.json).")] = "report") -> None:
+    """Print the JSON Schema of report.json, of a claim's verdict, of a history, of a comparison or of an atlas, for programs that read them."""
     from importlib import resources
 
     from gnomon.core.errors import unknown

@@ -94,7 +94,11 @@ def predicted(activation: Any, depth: int | None, width: int | None, weight_vari
     at_critical = weight_variance is None and bias_variance is None
     c_w = weight_variance if weight_variance is not None else point.weight_variance if point else 0.0
     c_b = bias_variance if bias_variance is not None else point.bias_variance if point and at_critical else 0.0
-    first = kernel if kernel is not None else point.kernel if point and point.kernel else 1.0
+    first = kernel if kernel is not None else max(point.kernel if point and point.kernel else 1.0, c_b)
+    if first < c_b:
+        raise InvalidInput(
+            f"K of the first layer is C_b and what the inputs add to it: it cannot be {first:g} where C_b is {c_b:g}. Give a larger --kernel, or a smaller --bias-variance."
+        )
     off = point is not None and point.kind == "half-stable" and abs(first / point.kernel - 1) > 1e-6
     return document | {"network": network(activation, depth, width, c_w, c_b, first) | {"off_critical_kernel": off}}
 
@@ -151,7 +155,7 @@ def _aspect(found: dict[str, Any]) -> list[str]:
     from gnomon.core.reading import format_number
 
     best, ratio = found["optimal_ratio"]["value"], found["ratio"]
-    said = f"{found['outputs']} outputs share most information at depth/width near {format_number(best, 2)}, an order of magnitude"
+    said = f"{found['outputs']} output{'s' if found['outputs'] > 1 else ''} share{'' if found['outputs'] > 1 else 's'} most information at depth/width near {format_number(best, 2)}, an order of magnitude"
     if ratio is None:
         return [said]
     times = f"{format_number(ratio / best, 2)} times as deep" if ratio > best else f"{format_number(best / ratio, 2)} times shallower"

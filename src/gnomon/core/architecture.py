@@ -199,7 +199,14 @@ class _InPlace(fx.Proxy):
 
 
 class _Faithful(_Tracer):
-    """Operations in place are traced as such."""
+    """Operations in place are traced as such, and those under torch.no_grad() marked."""
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node of the graph."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta["no_grad"] = True
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a tensor."""
@@ -249,7 +256,8 @@ def trace(module: nn.Module, absent: Mapping[str, Any] | None = None, *, in_plac
     tracer = _Faithful() if in_place else _Tracer()
     tracer.proxy_buffer_attributes = buffers
     tracer.activations = frozenset(child for child in module.modules() if describing.acts_elementwise(child))  # while it traces a module cannot be called
-    graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
+    with torch.enable_grad():
+        graph = tracer.trace(module, concrete_args=dict(absent) if absent else None)
     return fx.GraphModule(tracer.root, graph)
 
 

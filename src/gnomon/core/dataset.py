@@ -47,6 +47,11 @@ class Dataset:
     def __len__(self) -> int:
         return sum(len(block) for block in self.blocks)
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether there are more examples than those at hand."""
+        return len(self) < self.population
+
     def chunks(self, size: int) -> Iterator[Block]:
         """The examples in order, at most `size` at a time; the last chunk of a block may be short.  Raises: InvalidInput for a size below 1."""
         if size < 1:
@@ -145,7 +150,7 @@ def _as_batch(batch: Any, what: str) -> tuple[Tree, Tree]:
         raise InvalidInput(f"A batch of {what} data must be (inputs, targets), or a dict with `labels`; a {type(batch).__name__} came. Wrap the loader so that it yields pairs.")
     inputs, targets = (_as_tensors(part) for part in batch)
     if length(inputs) != length(targets):
-        raise InvalidInput(f"A batch of {what} data has {length(inputs)} inputs and {length(targets)} targets.")
+        raise InvalidInput(f"A batch of {what} data has {length(inputs)} inputs and {length(targets)} targets; give one target for each input.")
     return inputs, targets
 
 

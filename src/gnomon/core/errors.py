@@ -57,7 +57,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InvalidInput:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or say which extra installs it."""
+    """Import an optional dependency, or say which extra installs it.  Raises: MissingExtra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

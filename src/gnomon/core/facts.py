@@ -21,7 +21,6 @@ class Facts:
     parameters: int
     trainable: int
     classes: int | None
-    output_size: int
     loss: str
     reduction: str
     train_examples: int
@@ -29,8 +28,6 @@ class Facts:
     test_examples: int
     training: Training
     architecture: Architecture
-    has_initial: bool
-    has_make: bool
     bent: str = "it is not known"
     """Why the output is not piecewise linear along every single parameter; empty where it is."""
     predictions: Mapping[str, Reading] = dataclasses.field(default_factory=dict)

@@ -69,7 +69,7 @@ def judge(predicted: Reading, measured: Reading, *, relation: Relation = "equal"
     bound_tolerance = _tolerance(predicted, tolerance, relation)
     gap = measured.value - predicted.value
     limit = np.broadcast_to(bound_tolerance, gap.shape)
-    vacuous = _vacuous(predicted, limit, gap.shape, side, scale, trivial, exact=measured.error_kind not in CHANCE)
+    vacuous = _vacuous(predicted, limit, gap.shape, side, scale, trivial)
     if not np.isfinite(predicted.value).all():
         return Verdict("error", "the prediction is not finite", relation)
 
@@ -113,7 +113,9 @@ def _reduce(predicted: Reading, measured: Reading, relation: Relation) -> tuple[
     except ValueError:
         shape = None
     if shape != measured.value.shape:
-        raise InvalidInput(f"A prediction of shape {predicted.value.shape} does not fit a measurement of shape {measured.value.shape}.")
+        raise InvalidInput(
+            f"A prediction of shape {predicted.value.shape} does not fit a measurement of shape {measured.value.shape}; give both the same shape, or a prediction that is one number."
+        )
     return relation, predicted, measured
 
 
@@ -150,7 +152,7 @@ def _tolerance(predicted: Reading, tolerance: Any, relation: Relation) -> Array:
     return np.zeros(())
 
 
-def _vacuous(predicted: Reading, limit: Array, shape: tuple[int, ...], side: Relation, scale: float | None, trivial: float | None, *, exact: bool) -> np.ndarray[Any, Any]:
+def _vacuous(predicted: Reading, limit: Array, shape: tuple[int, ...], side: Relation, scale: float | None, trivial: float | None) -> np.ndarray[Any, Any]:
     size = np.abs(np.broadcast_to(predicted.value, shape))
     if ((size == 0) & (limit > 0)).any() and scale is None:
         raise InvalidInput(f"{predicted.name}: the prediction is 0, so the tolerance has nothing to be compared with; state a `scale`.")

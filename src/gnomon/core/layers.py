@@ -221,7 +221,7 @@ def of_operation(name: str, target: Any, others: tuple[Any, ...], keywords: Mapp
         function = getattr(torch.Tensor, base) if isinstance(target, str) else getattr(F, base, None) or getattr(torch, base)
         kept = {key: value for key, value in keywords.items() if key not in ("inplace", "training")}
         return Layer(name, "activation", activation=base, function=Applied(function, others, kept))
-    if base in ("mul", "imul", "truediv", "div", "neg") and tensors == 1 and all(isinstance(c, (int, float)) for c in constants):
+    if base in ("mul", "imul", "truediv", "div", "neg") and tensors == 1 and len(constants) == (base != "neg") and all(isinstance(c, (int, float)) for c in constants):
         fixed: Callable[..., Any] = operator.neg if base == "neg" else operator.mul if "mul" in base else operator.truediv
         return Layer(name, "activation", activation=f"{base} {constants[0]}" if constants else base, function=Applied(fixed, constants))
     if base in _DROPOUT_NAMES:

@@ -54,9 +54,9 @@ def cross_entropy(output: Tensor, targets: Tensor) -> Tensor:
 
 
 def mse(output: Tensor, targets: Tensor) -> Tensor:
-    """Mean of (output - target)^2 over examples and components.  Shapes: output (N, ...), targets with as many numbers."""
+    """Mean of (output - target)^2 over examples and components.  Shapes: output (N, ...), targets with as many numbers.  Raises: InvalidInput for more or fewer."""
     if output.numel() != targets.numel():
-        raise InvalidInput(f"mse: outputs of shape {tuple(output.shape)} do not fit targets of shape {tuple(targets.shape)}.")
+        raise InvalidInput(f"mse: outputs of shape {tuple(output.shape)} do not fit targets of shape {tuple(targets.shape)}; give as many targets as the outputs have numbers.")
     return F.mse_loss(output, targets.reshape(output.shape).to(output.dtype))
 
 
@@ -69,7 +69,7 @@ LOSSES: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse, "
 
 
 def named(loss: str | LossFunction) -> tuple[LossFunction, str]:
-    """A loss function and its name, from a name or from the function (or loss module) itself."""
+    """A loss function and its name, from a name or from the function (or loss module) itself.  Raises: InvalidInput for anything else."""
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise unknown("loss", loss, LOSSES)

@@ -95,7 +95,7 @@ class Reading:
         """
         drawn = _array(samples)
         if len(drawn) < 2:
-            raise InvalidInput(f"{name}: {len(drawn)} replicate has no standard error; give at least two.")
+            raise InvalidInput(f"{name}: a standard error needs at least two replicates, not {len(drawn)}.")
         error = drawn.std(axis=0, ddof=1) / math.sqrt(len(drawn))
         return cls(name, drawn.mean(axis=0), unit, error=error, error_kind=error_kind, n=len(drawn), samples=drawn, **fields)
 

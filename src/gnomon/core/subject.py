@@ -19,7 +19,7 @@ from gnomon.core import loss as loss_module
 from gnomon.core import rng as chance
 from gnomon.core import weights
 from gnomon.core.dataset import Block, Dataset, Tree, leaves
-from gnomon.core.errors import InvalidInput, OutOfScope, suggest
+from gnomon.core.errors import InvalidInput, OutOfScope, suggest, unknown
 from gnomon.core.loss import Loss, LossFunction, Weight
 from gnomon.core.training import Training
 
@@ -159,6 +159,10 @@ class Subject:
         try:
             with torch.no_grad():
                 self(self.state, self.to_device(block.inputs))
+        except Exception as error:
+            raise InvalidInput(
+                f"The network takes a batch but not one example alone ({_first_line(error)}). Does a layer take statistics of the batch? Give it running statistics, or LayerNorm in its place."
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -214,11 +218,17 @@ class Subject:
         """The trainable parameters by name."""
         return {key: self.state[key] for key in self.trainable}
 
+    def examples(self, split: str) -> Dataset:
+        """The examples of `train` or `test`.   Raises: OutOfScope where there are no test data; InvalidInput for another split."""
+        if split not in ("train", "test"):
+            raise unknown("split", split, ("train", "test"))
+        if (data := self.train if split == "train" else self.test) is None:
+            raise OutOfScope("there are no test data; give `test` to Subject.freeze")
+        return data
+
     def batches(self, split: str = "train", *, chunk: int | None = None) -> Iterator[Block]:
         """The examples of `train` or `test` on the subject's device, a chunk at a time."""
-        data = self.train if split == "train" else self.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = self.examples(split)
         for block in data.chunks(chunk or self.chunk):
             yield Block(self.to_device(block.inputs), self.to_device(block.targets))
 
@@ -231,7 +241,7 @@ class Subject:
         return tree.to(self.device, self.dtype) if tree.is_floating_point() else tree.to(self.device)
 
     def total_weight(self, split: str = "train") -> float:
-        """What the mean loss over a split is divided by: sum of the batches' weights (1 for a loss that is a sum)."""
+        """What the mean loss over a split is divided by: sum of the batches' weights (1 for a loss that is a sum).  Raises: InvalidInput where every target is ignored."""
         if self.loss.reduction == "sum":
             return 1.0
         total = sum(self.loss.count(block.targets) for block in self.batches(split))
@@ -268,7 +278,7 @@ class Subject:
     def redraw(self, *, rng: Generator) -> dict[str, Tensor]:
         """Parameters and buffers of a freshly drawn network.  Raises: OutOfScope without `make`, InvalidInput where the factory builds another network."""
         if self.make is None:
-            raise OutOfScope("Only one network is known; give `make`, a factory that draws a fresh one, to get an ensemble.")
+            raise OutOfScope("only one network is known; give `make`, a factory that draws a fresh one, to get an ensemble")
         with chance.scoped(rng):
             module = unwrap(self.make())
         return match(module, self.state, what="factory")
@@ -346,7 +356,7 @@ def match(given: Any, state: State, *, what: str) -> dict[str, Tensor]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The output of a network: itself, its `.logits`, or the first tensor of a tuple or dict."""
+    """The output of a network: itself, its `.logits`, or the first tensor of a tuple or dict.  Raises: InvalidInput where there is none."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):

@@ -43,7 +43,7 @@ class Training:
             if value is not None and not low <= value < high:
                 raise InvalidInput(f"{what} must lie in [{low:g}, {high:g}), not {value}.")
         if lr == 0:
-            raise InvalidInput("lr must be above 0.")
+            raise InvalidInput(f"lr must be above 0, not {lr}.")
         if batch_size is not None and batch_size < 1:
             raise InvalidInput(f"batch_size must be at least 1, not {batch_size}.")
         name = optimizer or ("sgd" if lr is not None else None)

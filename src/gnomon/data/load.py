@@ -77,7 +77,7 @@ def pooled(source: str, *, examples: int, side: int) -> tuple[Tensor, Tensor]:
     """
     (inputs, labels), _, title = load(source)
     if examples > len(inputs):
-        raise InvalidInput(f"{title} has {len(inputs):,} training examples, not {examples:,}.")
+        raise InvalidInput(f"{title} has {len(inputs):,} training examples, not {examples:,}; ask for no more than there are.")
     small = F.adaptive_avg_pool2d(inputs[:examples], side).flatten(1)
     return small, F.one_hot(labels[:examples], int(labels.max()) + 1).to(small.dtype)
 

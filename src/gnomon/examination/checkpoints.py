@@ -83,7 +83,7 @@ def checkpoints_in(folder: Path) -> tuple[str, list[tuple[int, Path]], Skipped]:
     Raises: InvalidInput for no folder, and for one without checkpoints.
     """
     if not folder.is_dir():
-        raise InvalidInput(f"There is no folder {folder}.")
+        raise InvalidInput(f"There is no folder {folder}; give the one that holds the checkpoints.")
     found: dict[str, list[tuple[int, Path]]] = {"step": [], "epoch": []}
     skipped: Skipped = []
     for path in sorted(folder.iterdir()):

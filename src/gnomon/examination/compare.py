@@ -12,9 +12,9 @@ from scipy import stats
 from gnomon.core.errors import InvalidInput
 from gnomon.core.reading import CHANCE, Array, Reading, jsonable
 from gnomon.report import words
+from gnomon.run.store import REPORT
 
 SCHEMA = "gnomon/compare/1"
-REPORT = "gnomon/report/1"
 LEVEL = 0.95
 """Level of a difference's interval; over the elements of an array it is Bonferroni's."""
 

@@ -18,8 +18,8 @@ from gnomon.core.source import Source
 from gnomon.examination import history as over_training
 from gnomon.examination.row import Row
 from gnomon.run.plan import Plan
+from gnomon.run.store import REPORT
 
-SCHEMA = "gnomon/report/1"
 MOST_BYTES = 250_000
 MOST_NUMBERS = 1000
 
@@ -77,7 +77,7 @@ def assemble(
     order = {name: position for position, name in enumerate(chapters)}
     rows.sort(key=lambda row: order.get(row["chapter"], len(order)))
     document: dict[str, Any] = {
-        "schema": SCHEMA, "subject": _subject_json(facts, data_name, fingerprint), "plan": plan.to_json(), "rows": rows,
+        "schema": REPORT, "subject": _subject_json(facts, data_name, fingerprint), "plan": plan.to_json(), "rows": rows,
         "chapters": [_chapter_json(name, module) for name, module in chapters.items()],
         "advice": [row["advice"] for row in rows if row["advice"]],
         "skipped": [{"what": what, "chapter": chapter, "why": why} for what, chapter, why in skipped],

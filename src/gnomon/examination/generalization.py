@@ -58,7 +58,7 @@ def _gap(readings: Mapping[str, Reading]) -> Iterator[Row]:
         )
     else:
         words = "new examples go better than training examples: are the test data easier?"
-    yield Row("generalization gap", measured=gap, words=words, advice=_gap_advice(low, high, test, train, rate), headline=True)
+    yield Row("generalization gap", measured=gap, words=words, advice=_gap_advice(low, test, train, rate), headline=True)
     if error is not None:
         yield Row("error on test data", measured=error, words=_error_words(error))
 
@@ -68,7 +68,7 @@ def _error_words(error: Reading) -> str:
     return f"{_percent(float(error))} of the targets in {what} are wrong" if error.details["kind"] != "loss" else f"mean loss of {what}"
 
 
-def _gap_advice(low: float, high: float, test: float, train: float, rate: bool) -> str | None:
+def _gap_advice(low: float, test: float, train: float, rate: bool) -> str | None:
     if low <= 0 or test <= 0:
         return None
     share = min((test - train) / test, 1.0)

@@ -127,7 +127,7 @@ def _alignment(readings: Mapping[str, Reading], movement: Reading | None) -> Ite
     if end is None:
         return
     if initial is None:
-        yield Row(title, measured=end, words="1: the kernel sees nothing but the targets; what it was at initialisation is not known")
+        yield Row(title, measured=end, words="1 would be a kernel that sees nothing but the targets; what it was at initialisation is not known")
         return
     predicted = theory.aligned_kernel(initial)
     if movement is not None and movement.ends()[1] < LAZY:

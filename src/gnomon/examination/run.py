@@ -24,7 +24,7 @@ from gnomon.instruments.timing import one_gradient
 from gnomon.run.budget import as_memory_error, available_bytes, peak_bytes, seconds
 from gnomon.run.interrupt import interruptible
 from gnomon.run.plan import Entry, Plan, affordable, make_plan, seconds_per_example
-from gnomon.run.store import Store, key_of
+from gnomon.run.store import REPORT, Store, key_of, read_json
 
 Progress = Callable[[float, str], None]
 """Called with the part done, 0 to 1, and what is being done."""
@@ -130,11 +130,9 @@ def _plan_json(plan: Any) -> Mapping[str, Any]:
 
 def _document(plan: Any) -> Mapping[str, Any]:
     """The report that a plan is taken from; empty where the plan came by itself."""
-    from gnomon.run.store import read_json
-
     if isinstance(plan, Plan):
         return {}
-    return plan.document if isinstance(plan, Report) else plan if isinstance(plan, Mapping) else read_json(Path(plan), schema="gnomon/report/1")
+    return plan.document if isinstance(plan, Report) else plan if isinstance(plan, Mapping) else read_json(Path(plan), schema=REPORT)
 
 
 def _stored_plan(store: Store, key: str) -> Plan | None:

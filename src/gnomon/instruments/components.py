@@ -12,6 +12,7 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
+from gnomon.numerics.statistics import effective_number
 
 RAZIN_2022 = Source("razin2022")
 ROY_2007 = Source("roy2007")
@@ -104,16 +105,11 @@ def component_norms(subject: Subject, *, rng: Generator) -> Reading:
     )  # fmt: skip
 
 
-def _effective(norms: Array) -> float:
-    shares = norms[norms > 0] / norms.sum() if norms.sum() > 0 else np.ones(1)
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
 def exact_effective_components(subject: Subject) -> Array:
     """By numpy, from the exact norms."""
     norms, out = exact_component_norms(subject), []
     for found, _ in _of(subject).values():
-        out.append(_effective(norms[: len(found)]))
+        out.append(effective_number(norms[: len(found)]))
         norms = norms[len(found) :]
     return np.array(out)
 
@@ -128,7 +124,7 @@ def effective_components(subject: Subject, *, rng: Generator) -> Reading:
     Cost: shared with `component_norms`.   Raises: as `component_norms`.   Source: Roy & Vetterli 2007 (of singular values).
     """
     found = _of(subject)
-    values = np.array([_effective(norms) for norms, _ in found.values()])
+    values = np.array([effective_number(norms) for norms, _ in found.values()])
     # d rank / rank = -sum_r dp_r ln p_r, with |dp_r| at most the norms' bounds over their sum, and -ln p at most that of the smallest share which counts
     small = -np.log(ROUNDING * torch.finfo(subject.dtype).eps)
     bound = [value * small * 2 * rounding.sum() / max(norms.sum(), 1e-300) for value, (norms, rounding) in zip(values, found.values(), strict=True)]

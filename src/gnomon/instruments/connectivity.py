@@ -138,7 +138,9 @@ def along(subject: Subject, curve: Curve, *, points: int = 21) -> dict[str, Read
     axis, unit = Axis("t", tuple(places.tolist())), UNITS[kind_of(subject)]
     for name, values in rows.items():
         if not np.isfinite(values).all():
-            raise InvalidInput(f"{name} is not finite at t = {places[int(np.argmax(~np.isfinite(values)))]:.3g} of the curve.")
+            raise InvalidInput(
+                f"{name} is not finite at t = {places[int(np.argmax(~np.isfinite(values)))]:.3g} of the curve: fit it again with a smaller learning rate, or evaluate another stretch."
+            )
     return {
         name: Reading(name, values, "loss" if name.endswith("loss") else unit, axes=(axis,), assumes=assumes, source=GARIPOV_2018.at("section 3")) for name, values in rows.items()
     }
@@ -159,8 +161,8 @@ def _judged(subject: Subject, split: str) -> dict[str, float]:
 def barrier(profile: Reading) -> Reading:
     """The height of a curve above the straight line between its ends: max over t of L(t) - ((1 - t) L(0) + t L(1)), at least 0.
 
-    Shapes: value ().   Units: those of the profile.   Error: exact on the points of the profile; between them it may be higher.
-    Raises: InvalidInput where the reading has no axis from 0 to 1.
+    Shapes: value ().   Units: those of the profile.   Error: exact on the points of the profile; between them it may be higher.   Assumes: as the profile.
+    Cost: none.   Raises: InvalidInput where the reading has no axis from 0 to 1.
     Source: Frankle et al. 2020, section 2, with the line between the ends in place of their mean.
     """
     if profile.value.ndim != 1 or not profile.axes or (profile.axes[0].values[0], profile.axes[0].values[-1]) != (0.0, 1.0):

@@ -50,8 +50,9 @@ def probed_trace(
 
     `hutchinson` probes the whole; `deflated` what is left outside the span of `known`, whose part is exact; `hutch++` what is left outside a sketch of `probes` / 3 products.
 
-    Shapes: value (); samples (probes,) on all examples.   Error: standard error over probes; on a subsample that over groups of examples is added in quadrature, with the
-    finite-population factor.   Raises: InvalidInput for fewer than two probes (six for `hutch++`).
+    Shapes: value (); samples (probes,) on all examples.   Units: loss / parameter^2.   Error: standard error over probes; on a subsample that over groups of examples is
+    added in quadrature, with the finite-population factor.   Assumes: eval mode; the examples are a random sample of their population.   Cost: `probes` products.
+    Raises: InvalidInput for fewer than two probes (six for `hutch++`).   Source: `source`, which the reading carries.
     """
     if probes < 2:
         raise InvalidInput(f"A standard error needs at least two probes, not {probes}.")
@@ -83,16 +84,18 @@ def probed_trace(
     return Reading(name, found.value, error=math.sqrt(total), error_kind="sample", n=max(int(freedom) + 1, 2), **common)
 
 
-def exact_trace(subject: Subject, *, name: str, source: Source = SCHRAUDOLPH_2002) -> Reading:
+def exact_trace(subject: Subject, *, name: str) -> Reading:
     """The trace of the Gauss-Newton matrix from per-example quantities; on a subsample with the standard error over examples.
 
-    Shapes: value ().   Error: rounding; on a subsample the standard error over examples, with the finite-population factor.   Raises: OutOfScope for more than 128 outputs an example.
+    Shapes: value ().   Units: loss / parameter^2.   Error: rounding; on a subsample the standard error over examples, with the finite-population factor.
+    Assumes: eval mode; the examples are a random sample of their population.   Cost: as `gauss_newton_traces`.   Raises: OutOfScope for more than 128 outputs an example.
+    Source: Schraudolph 2002.
     """
     parts = gauss_newton_traces(subject)
     each = torch.stack(list(parts.values())).sum(0)
     value, n, population = float(each.mean()), len(subject.train), subject.train.population
     details = {"by_parameter": {key: float(part.mean()) for key, part in parts.items()}}
-    common: dict[str, Any] = {"source": source, "skipped": one_by_one(subject), "assumes": ("the loss is that of eval mode",), "details": details}
+    common: dict[str, Any] = {"source": SCHRAUDOLPH_2002, "skipped": one_by_one(subject), "assumes": ("the loss is that of eval mode",), "details": details}
     if n == population or n < 2:
         bound = ROUNDING * torch.finfo(subject.dtype).eps * float(each.abs().mean())
         return Reading(name, value, UNIT, error=bound, error_kind="bound", **common)
@@ -123,7 +126,7 @@ def ggn_trace(subject: Subject, *, rng: Generator, probes: int = 64) -> Reading:
 def identity_trace(subject: Subject) -> Reading:
     """The trace of the Hessian where it is that of the Gauss-Newton matrix, and so known exactly: every parameter enters one affine layer, what follows is piecewise linear.
 
-    Shapes: value ().   Error: as `exact_trace`.   Raises: OutOfScope that names the layer which bends, or for more than 128 outputs an example.
+    Shapes: value ().   Units, Error, Assumes, Cost, Source: as `exact_trace`.   Raises: OutOfScope that names the layer which bends, or for more than 128 outputs an example.
     """
     if why := bent_by(subject):
         raise OutOfScope(f"tr H = tr GGN holds where the output is piecewise linear along every parameter; here {why}. Use method='hutchinson'.")

@@ -22,8 +22,7 @@ from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio, noise_ratio_of_examples
-from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
-from gnomon.numerics.statistics import student_quantile
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient, loss_value
 
 MCCANDLISH_2018 = Source("mccandlish2018")
 
@@ -40,21 +39,33 @@ EVALUATED = 256
 """Examples on which the loss is compared before and after a step: both sides of the comparison use the same ones."""
 COLUMNS = 2**18
 """Parameters at a time in products of the groups' gradients, in float64."""
-PRODUCT = 2.4
-"""What one Hessian product costs, in gradients."""
 
 
 def summed_gradient(subject: Subject, data: Dataset) -> Tensor:
     """sum_i w_i grad loss_i over some of the examples (for a sum: the gradient of their sum); 0 where every target is ignored.  Shapes: (P,)."""
+    gradient, weight = _gradient_on(subject, data)
+    return gradient * weight
+
+
+def _gradient_on(subject: Subject, data: Dataset) -> tuple[Tensor, float]:
+    """The gradient of the loss over some of the examples and what they count for (1 for a sum); zeros where every target is ignored."""
     part = dataclasses.replace(subject, train=data, _shared={})
     weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
-    if weight == 0:
-        return torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device)
-    return loss_gradient(part)[1] * weight
+    return loss_gradient(part)[1] if weight > 0 else torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device), weight
 
 
 def _held(subject: Subject, count: int) -> int:
     return count * subject.dimension * subject.state[subject.trainable[0]].element_size()
+
+
+def groups_of(subject: Subject, groups: int) -> int:
+    """How many groups the training examples are dealt to.   Raises: InvalidInput for fewer than 4; OutOfScope for fewer than 8 examples."""
+    if groups < FEWEST_GROUPS:
+        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
+    n = len(subject.train)
+    if n < 2 * FEWEST_GROUPS:
+        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    return min(groups, n // 2)
 
 
 def _noise_cost(subject: Subject, groups: int) -> Cost:
@@ -135,14 +146,9 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
     Raises: OutOfScope for fewer than 8 examples or where every gradient is the same; InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_simple) and appendix A.1.
     """
-    if groups < FEWEST_GROUPS:
-        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
-    n, population = len(subject.train), subject.train.population
-    if n < 2 * FEWEST_GROUPS:
-        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
+    n, population, count = len(subject.train), subject.train.population, groups_of(subject, groups)
     if moments.cheap(subject):
         return noise_reading("gradient_noise_scale", subject, _by_examples(subject), exact=n == population)
-    count = min(groups, n // 2)
     order = chance.permutation(n, rng=rng)
     spread = _spread(subject, [subject.train.select(order[k::count]) for k in range(count)])
     fewer = () if count == groups else (f"{count} groups instead of {groups}: there are only {n} examples",)
@@ -152,7 +158,8 @@ def gradient_noise_scale(subject: Subject, *, rng: Generator, groups: int = 32) 
 def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes: tuple[str, ...] = (), exact: bool = False) -> Reading:
     """A noise scale with its interval.
 
-    Shapes: value ().   Units: examples.   Error: as `gradient_noise_scale`.   Raises: OutOfScope where there is no noise, or nothing but noise.
+    Shapes: value ().   Units: examples.   Error, Assumes, Source: as `gradient_noise_scale`.   Cost: none.
+    Raises: OutOfScope where there is no noise, nothing but noise, or a gradient that is not finite.
     """
     n, population = len(subject.train), subject.train.population
     if not (math.isfinite(estimate.trace) and math.isfinite(estimate.square)):
@@ -170,11 +177,8 @@ def noise_reading(name: str, subject: Subject, estimate: NoiseRatio, *, assumes:
         # |G| is a sum of n vectors of size sqrt(tr Sigma), rounded
         bound = ROUNDING * torch.finfo(subject.dtype).eps * value * (1 + math.sqrt(value))
         return Reading(name, value, "examples", error=bound, error_kind="bound", **common)
-    low, high = estimate.interval()
-    value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, estimate.groups - 1)
-    error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
-    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=(low, high), **common)
+    value, error, interval = estimate.told()
+    return Reading(name, value, "examples", error=error, error_kind="sample" if n < population else "probe", n=estimate.groups, interval=interval, **common)
 
 
 def evaluated(subject: Subject) -> Subject:
@@ -200,9 +204,7 @@ def _batches(subject: Subject, draws: int) -> tuple[list[Dataset], int]:
 
 def batch_gradient(subject: Subject, batch: Dataset) -> Tensor:
     """The gradient of the loss of one batch; 0 where every target in it is ignored.  Shapes: (P,)."""
-    part = dataclasses.replace(subject, train=batch, _shared={})
-    weight = sum(part.loss.count(block.targets) for block in part.batches()) if part.loss.reduction == "mean" else 1.0
-    return loss_gradient(part)[1] if weight > 0 else torch.zeros(subject.dimension, dtype=subject.dtype, device=subject.device)
+    return _gradient_on(subject, batch)[0]
 
 
 def _gradients(subject: Subject, draws: int) -> list[Tensor]:

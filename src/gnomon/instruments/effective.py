@@ -157,11 +157,11 @@ def _tokens(child: nn.Embedding, tokens: Tensor) -> Tensor:
 def _prepared(subject: Subject, what: str) -> tuple[Architecture, Subject, _Tap, Block]:
     known = architecture.of(subject)
     if not known.parametrised:
-        raise OutOfScope(f"{what}: the network has no linear, convolution or embedding layer.")
+        raise OutOfScope(f"{what}: the network has no linear, convolution or embedding layer")
     block = examples(subject)
     module = _module_for(subject)
     if len(block) < 2 and any(child.training for child in module.modules()):
-        raise OutOfScope(f"{what}: batch normalisation at initialisation needs the statistics of at least two examples; there is one.")
+        raise OutOfScope(f"{what}: batch normalisation at initialisation needs the statistics of at least two examples; there is one")
     tap = _Tap(known)
     tap.attach(module)
     return known, dataclasses.replace(subject, module=module, _shared={}), tap, block
@@ -173,7 +173,7 @@ def _skipped(known: Architecture) -> tuple[str, ...]:
     return tuple(f"{layer.name} ({layer.why})" for layer in known.layers if layer.kind in ("recurrent", "attention") or any(text in layer.why for text in shared))
 
 
-def _assumes(known: Architecture, module: nn.Module, count: int) -> tuple[str, ...]:
+def _assumes(module: nn.Module, count: int) -> tuple[str, ...]:
     told = [f"{count} training examples, the same for every network", "a layer that is called several times is read at its first call"]
     norms = [name for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     if norms:
@@ -228,7 +228,7 @@ def preactivation_variance(subject: Subject, *, rng: Generator, draws: int = 64)
                 maps[name] = maps.get(name, np.zeros(())) + found / draws
     return Reading.of_samples(
         "preactivation_variance", values, unit="", error_kind="seed", source=POOLE_2016, axes=(Axis("layer", tuple(layer.name for layer in known.parametrised)),),
-        assumes=_assumes(known, probe.module, len(block)), skipped=_skipped(known),
+        assumes=_assumes(probe.module, len(block)), skipped=_skipped(known),
         details={"examples": len(block), "squares": {name: np.array(entry) for name, entry in squares.items()}, "maps": {name: _six_digits(entry) for name, entry in maps.items()}},
     )  # fmt: skip
 
@@ -267,11 +267,11 @@ def gradient_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> R
             if all(size[end] > 0 for end in last.values()):
                 values.append([size[name] / size[end] for name, end in last.items()])
     if len(values) < 2:
-        raise OutOfScope("gradient_variance: no gradient reaches the layers (every unit is dead, or the output does not depend on them).")
+        raise OutOfScope("gradient_variance: no gradient reaches the layers (every unit is dead, or the output does not depend on them)")
     elements = {name: math.prod(known[name].output_shape) for name in wanted}
     skipped = (f"{draws - len(values)} of {draws} networks, in which no gradient reaches a layer",) if len(values) < draws else ()
     return Reading.of_samples(
-        "gradient_variance", values, unit="", error_kind="seed", source=HE_2015, axes=(Axis("layer", tuple(last)),), assumes=_assumes(known, probe.module, len(block)),
+        "gradient_variance", values, unit="", error_kind="seed", source=HE_2015, axes=(Axis("layer", tuple(last)),), assumes=_assumes(probe.module, len(block)),
         skipped=skipped + _skipped(known), details={"last": last, "elements": elements},
     )  # fmt: skip
 
@@ -307,7 +307,7 @@ def weight_variance(subject: Subject, *, rng: Generator, draws: int = 64) -> Rea
     known = architecture.of(subject)
     layers = _weighted(known)
     if not layers:
-        raise OutOfScope("weight_variance: the network has no layer whose initialisation is declared.")
+        raise OutOfScope("weight_variance: the network has no layer whose initialisation is declared")
     padding = {layer.name: child.padding_idx for layer in layers if isinstance(child := architecture.child_of(subject.module, layer), nn.Embedding)}
     values = [[_mean_square(state, layer, padding.get(layer.name)) for layer in layers] for _, state in _drawn(subject, draws, rng)]
     skipped = tuple(f"{layer.name} ({layer.why})" for layer in known.parametrised if not layer.parameters)

@@ -16,6 +16,7 @@ from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.numerics.layers import kind_of
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.mixing import refuse_mixing
 from gnomon.numerics.tangent_kernel import MEMORY, TangentKernel
 
 NOVAK_2022 = Source("novak2022")
@@ -70,10 +71,11 @@ def empirical_nngp(network: Subject | nn.Module, x1: Tree = None, x2: Tree = Non
 
     Shapes: x1 N examples, x2 M (x1 if not given; the training data where neither is) -> value (N, M).   Units: C_W and C_b are those of `infinite_width`, fan-in times the variance of a
     weight and the variance of a bias.   Error: bound (rounding).   Assumes: eval mode.   Cost: one forward pass, N M n.
-    Raises: OutOfScope where the output is not that of a linear layer, or examples differ in the number of positions; InvalidInput as `tangent_kernel`.
+    Raises: OutOfScope where the output is not that of a linear layer, examples differ in the number of positions, or the forward mixes examples; InvalidInput as `tangent_kernel`.
     Source: Lee et al. 2018, section 2 (the kernel of which this is a finite sum).
     """
     subject = _subject(network, x1)
+    refuse_mixing(subject)
     left = _last_hidden(subject, subject.train if x1 is None else x1)
     right = left if x2 is None else _last_hidden(subject, x2)
     if left.shape[1] != right.shape[1]:
@@ -124,6 +126,7 @@ def monte_carlo_kernel(make: Callable[[], nn.Module], x1: Tree, x2: Tree = None,
 
 def _outputs(subject: Subject, data: Dataset) -> Tensor:
     """Outputs, one row an example."""
+    refuse_mixing(subject)
     with measuring(subject), torch.no_grad():
         return torch.cat([subject(subject.state, subject.to_device(block.inputs)).flatten(1) for block in data.chunks(subject.chunk)])
 

@@ -28,7 +28,8 @@ Each = Float[Tensor, "members *shape"]
 def over_networks(name: str, values: Each, unit: str = "") -> Reading:
     """The mean of a quantity over networks.
 
-    Shapes: (members, ...) -> value (...).   Units: `unit`.   Error: standard error over networks.   Cost: none.   Raises: InvalidInput for fewer than two.
+    Shapes: (members, ...) -> value (...).   Units: `unit`.   Error: standard error over networks.   Assumes: networks are drawn independently.   Cost: none.
+    Raises: InvalidInput for fewer than two.
     """
     return Reading.of_samples(name, values.double(), unit=unit, error_kind="seed").replace(samples=None)
 
@@ -36,7 +37,7 @@ def over_networks(name: str, values: Each, unit: str = "") -> Reading:
 def preactivation_variance(preactivations: Float[Tensor, "layers members width"]) -> Reading:
     """The mean of z^2 over the units of a layer and over networks.
 
-    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.   Cost: none.
+    Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error, Assumes, Raises: as `over_networks`.   Cost: none.
     """
     return over_networks("preactivation_variance", preactivations.double().square().mean(2).T)
 
@@ -47,7 +48,7 @@ def norm_fluctuation(preactivations: Float[Tensor, "layers members width"]) -> R
     E |z|^4 / (E |z|^2)^2 - 1, by the jackknife over networks, whose bias is of second order in 1/members.
 
     Shapes: (layers, members, width) -> value (layers,).   Units: none.   Error: standard error over networks.
-    Cost: none.   Raises: InvalidInput for fewer than FEWEST networks.   Source: Quenouille 1956 (jackknife).
+    Assumes: as `over_networks`.   Cost: none.   Raises: InvalidInput for fewer than FEWEST networks.   Source: Quenouille 1956 (jackknife).
     """
     square = preactivations.double().square().mean(-1)
     return _jackknife("norm_fluctuation", _excess, square.square().T, square.T)
@@ -76,7 +77,7 @@ def ntk_fluctuation(kernel: Float[Tensor, "members *pairs"]) -> Reading:
 
     E Theta^2 / (E Theta)^2 - 1
 
-    Shapes: (members, ...) -> value (...).   Units: none.   Error: standard error over networks.   Cost: none.   Raises: InvalidInput for fewer than FEWEST networks.
+    Shapes: (members, ...) -> value (...).   Units: none.   Error, Assumes, Raises, Source: as `norm_fluctuation`.   Cost: none.
     """
     kernel = kernel.double()
     return _jackknife("ntk_fluctuation", _excess, kernel.square(), kernel)

@@ -22,7 +22,6 @@ from gnomon.numerics.measuring import measuring
 from gnomon.numerics.statistics import finite_population_factor, student_quantile
 
 CLOPPER_1934 = Source("clopper1934")
-KORN_1998 = Source("korn1998")
 NEWCOMBE_1998 = Source("newcombe1998")
 LANGFORD_2005 = Source("langford2005")
 GUO_2017 = Source("guo2017")

@@ -20,15 +20,13 @@ from gnomon.core.subject import Subject
 from gnomon.numerics import dense
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.operators import Hessian, loss_gradient, loss_value
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient, loss_value
 from gnomon.numerics.parameter_space import at_vector, parameters_of
 
 KWON_2021 = Source("kwon2021")
 FORET_2021 = Source("foret2021")
 ANDRIUSHCHENKO_2023 = Source("andriushchenko2023")
 CHAUDHARI_2017 = Source("chaudhari2017")
-PRODUCT = 2.4
-"""What one Hessian product costs at most, in gradients."""
 FEWEST_EFFECTIVE = 4
 """Probes that must carry a mean of exponentials before its error bar is believed on both sides."""
 

@@ -157,14 +157,9 @@ def refuse_batch_norm(start: Subject) -> None:
             raise OutOfScope(f"`{name}` is batch norm, whose running statistics are not those of the data at initialisation: in eval mode the network there is another function")
 
 
-def is_subsample(subject: Subject) -> bool:
-    """Whether there are more training examples than those at hand."""
-    return len(subject.train) < subject.train.population
-
-
 def _about(subject: Subject, probes: int) -> tuple[str, ...]:
     outputs = _outputs(subject)
-    said = [f"the NTK on {len(subject.train):,} of {subject.train.population:,} examples"] if is_subsample(subject) else []
+    said = [f"the NTK on {len(subject.train):,} of {subject.train.population:,} examples"] if subject.train.is_sample else []
     if outputs > probes:
         said.append(f"{probes} random directions stand for {outputs:,} outputs")
     if subject.classes is not None and any(leaves(block.targets)[0][0].numel() > 1 for block in subject.train.blocks):
@@ -198,7 +193,7 @@ def _estimate(
 
     n, population = len(subject.train), subject.train.population
     left_out: list[tuple[Array, float]] = []
-    if is_subsample(subject):
+    if subject.train.is_sample:
         order, count = chance.permutation(n, rng=chance.generator(0, "kernels/groups")).numpy(), min(GROUPS, n)
         left_out.append((_without_one(taken, kernels, [order[g::count] for g in range(count)]), 1 - n / population))
     if len(kernels[0].parts) > 1:
@@ -220,7 +215,7 @@ def _estimate(
     if positive:
         value, low, high = np.exp(value), np.exp(low), np.exp(high)
         error = value * error
-    kind = "sample" if is_subsample(subject) else "probe"
+    kind = "sample" if subject.train.is_sample else "probe"
     ends = np.maximum(low - rounding, least), np.minimum(high + rounding, most)
     return {"value": np.clip(value, least, most), "error": error, "error_kind": kind, "n": fewest, "interval": ends}
 

@@ -13,7 +13,6 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
-from gnomon.core.dataset import Dataset, leaves
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.registry import Cost, instrument
@@ -26,12 +25,13 @@ from gnomon.instruments.curvature import inverse_hessian_product as inverse_hess
 from gnomon.instruments.curvature import layer_curvature as layer_curvature
 from gnomon.numerics import dense
 from gnomon.numerics.checkpoint import Checkpoint
+from gnomon.numerics.class_means import by_class
 from gnomon.numerics.density import spectral_density as lanczos_density
 from gnomon.numerics.gram import gradient_covariance_eigenvalues as covariance_eigenvalues
 from gnomon.numerics.gram import gradient_norms as norms_of_gradients
 from gnomon.numerics.lanczos import Eigen, NotFiniteProduct, Product, basis_size, lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.operators import Hessian, loss_gradient
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient
 
 MEYER_2021 = Source("meyer2021")
 GOODFELLOW_2015 = Source("goodfellow2015")
@@ -41,8 +41,6 @@ PAPYAN_2020 = Source("papyan2020")
 COHEN_2021 = Source("cohen2021")
 COHEN_2022 = Source("cohen2022")
 
-PRODUCT = 2.4
-"""What one Hessian product costs, in gradients: 1.2 where the first layer is the largest, 2.4 for an LSTM or a transformer."""
 GROUPS = 16
 """Groups of examples whose spread gives the error of a subsample."""
 MOST_CLASSES = 20
@@ -111,10 +109,6 @@ def _followed(subject: Subject, product: Product, name: str, *, products: int, r
     return found
 
 
-def _is_subsample(subject: Subject) -> bool:
-    return len(subject.train) < subject.train.population
-
-
 def _sampling(subject: Subject, vector: Tensor, value: float, known: Tensor, scale: Tensor | None = None) -> tuple[float, float, int]:
     """What having seen n of N examples does to an eigenvalue: its bias and its standard error, and how many groups they come from.
 
@@ -146,7 +140,7 @@ def _with_sampling(subject: Subject, eigen: Eigen, k: int, *, name: str, which: 
         () if all(converged) else (f"{converged.count(False)} of {k} had not converged when the products were used up; their bounds say how far",)
     )
     common: dict[str, Any] = {"unit": "loss / parameter²", "source": source, "axes": axes}
-    if not _is_subsample(subject):
+    if not subject.train.is_sample:
         return Reading(name, values, error=bounds, error_kind="bound", assumes=assumes, details={"converged": converged, "products": eigen.products}, **common)
     found = [_sampling(subject, eigen.vectors[:, i], float(values[i]), eigen.vectors) for i in range(k)]
     bias, error, groups = np.array([b for b, _, _ in found]), np.array([e for _, e, _ in found]), found[0][2]
@@ -240,7 +234,7 @@ def hessian_outliers(subject: Subject, *, rng: Generator, products: int = 128) -
     low, high = (eigen.values - eigen.bounds).tolist(), (eigen.values + eigen.bounds).tolist()
     surely, possibly = sum(value > top + slack for value in low), sum(value > top - slack for value in high)
     gap = abs(float(eigen.values[surely - 1]) - top) if surely else 0.0
-    seen = (f"counted on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    seen = (f"counted on {len(subject.train):,} of {subject.train.population:,} examples",) if subject.train.is_sample else ()
     return Reading(
         "hessian_outliers", (surely + possibly) / 2, "eigenvalues", error=(possibly - surely) / 2 or float(np.finfo(np.float64).eps), error_kind="bound", source=PAPYAN_2020, assumes=seen,
         details={"edge": top, "edge_bound": slack, "gap": gap, "classes": subject.classes, "above_edge_at_most": basis.shape[1]},
@@ -253,33 +247,22 @@ def class_mean_basis(subject: Subject) -> Tensor:
     Shapes: (P, r), r at most classes - 1.   Cost: one gradient and one forward pass.
     Raises: OutOfScope where a class has no example, or targets are not one label an example.
     """
-    labels = torch.cat([leaves(block.targets)[0] for block in subject.train.blocks])
-    if labels.ndim != 1:
-        raise OutOfScope("class means are taken where every example has one label; here are several (tokens)")
-    assert subject.classes is not None
-    means, counts = [], []
-    for label in range(subject.classes):
-        chosen = (labels == label).nonzero().flatten()
-        if not len(chosen):
-            raise OutOfScope(f"class {label} has no example among the {len(labels):,} examined; examine more examples")
-        part: Dataset = subject.train.select(chosen)
-        means.append(_confident_gradient(subject, part))
-        counts.append(len(chosen))
+    shares, means = zip(*((share, _confident_gradient(part)) for share, part in by_class(subject)), strict=True)
     stacked = torch.stack(means, 1)
-    share = torch.tensor(counts, dtype=stacked.dtype, device=stacked.device) / len(labels)
+    share = torch.tensor(shares, dtype=stacked.dtype, device=stacked.device)
     left, size, _ = torch.linalg.svd(stacked - (stacked @ share)[:, None], full_matrices=False)
-    return left[:, : subject.classes - 1][:, size[: subject.classes - 1] > 1e-5 * size[0]]
+    most = len(means) - 1
+    return left[:, :most][:, size[:most] > 1e-5 * size[0]]
 
 
-def _confident_gradient(subject: Subject, part: Dataset) -> Tensor:
+def _confident_gradient(subject: Subject) -> Tensor:
     """The mean of p_i grad loss_i over examples of one class: the gradient of minus the mean of p_i."""
 
     def minus_probability(output: Tensor, targets: Tensor) -> Tensor:
         return -torch.softmax(output, -1).gather(-1, targets.reshape(-1, 1)).mean()
 
     loss = dataclasses.replace(subject.loss, function=minus_probability, reduction="mean", weight=lambda targets: float(len(targets)))
-    changed = dataclasses.replace(subject, train=part, loss=loss, _shared={})
-    return loss_gradient(changed)[1]
+    return loss_gradient(dataclasses.replace(subject, loss=loss, _shared={}))[1]
 
 
 @instrument(
@@ -315,7 +298,7 @@ def preconditioned_sharpness(subject: Subject, *, rng: Generator, products: int 
     )  # fmt: skip
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "1 / lr", "source": COHEN_2022.at("section 2")}
-    if not _is_subsample(subject):
+    if not subject.train.is_sample:
         return Reading("preconditioned_sharpness", value, error=bound, error_kind="bound", **common)
     bias, error, groups = _sampling(subject, eigen.vectors[:, 0], value, eigen.vectors, scale)
     value, half = value - bias, stats.t.ppf(0.975, groups - 1) * error + bound
@@ -365,7 +348,7 @@ def spectral_density(subject: Subject, *, rng: Generator, probes: int = 4, steps
         Hessian(subject), subject.dimension, rng=rng, probes=probes, steps=min(steps, subject.dimension), like=subject.state[subject.trainable[0]], points=160,
         checkpoint=_checkpoint(subject, checkpoint, f"density/{steps}/{rng.initial_seed()}"),
     )  # fmt: skip
-    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if _is_subsample(subject) else ()
+    seen = (f"on {len(subject.train):,} of {subject.train.population:,} examples",) if subject.train.is_sample else ()
     logarithmic = scale == "log"
     if logarithmic:
         found = found.logarithmic()

@@ -16,19 +16,17 @@ from gnomon.core.reading import Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
-from gnomon.instruments.kernels import GROUPS, at_initialisation, is_subsample, refuse_batch_norm, rounding_of, scores
+from gnomon.instruments.kernels import GROUPS, at_initialisation, refuse_batch_norm, rounding_of, scores
 from gnomon.numerics.derivatives import flatten
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.operators import GaussNewton, ParameterJacobian
+from gnomon.numerics.operators import PRODUCT, GaussNewton, ParameterJacobian
 from gnomon.numerics.statistics import finite_population_factor, ratio_of_means, student_quantile
 
 LEE_2019 = Source("lee2019")
 LEWKOWYCZ_2020 = Source("lewkowycz2020")
 
-PRODUCT = 2.4
-"""What one Gauss-Newton product costs, in gradients, at most."""
 PAIRS_FOUND = 4
 """Eigenpairs of the Gauss-Newton matrix that are found: what lies outside them tells the bias of the first on a subsample."""
 
@@ -93,7 +91,7 @@ def linearised_outputs(subject: Subject, *, rng: Generator) -> Reading:
     rounding = rounding_of(subject) * math.sqrt(sizes / b.sum())
     details = {"examples": len(a), "disagree": other / targets} if subject.classes is not None else {"examples": len(a)}
     common: dict[str, Any] = {"source": LEE_2019, "details": details}
-    if not is_subsample(subject) or len(a) < 2:
+    if not subject.train.is_sample or len(a) < 2:
         return Reading("linearised_outputs", value, "", error=rounding, error_kind="bound", **common)
     ratio = ratio_of_means(a, b, factor=finite_population_factor(len(a), subject.train.population))
     low, high = (math.sqrt(max(end, 0.0)) for end in ratio.interval)
@@ -145,7 +143,7 @@ def gauss_newton_sharpness(subject: Subject, *, rng: Generator, products: int = 
     eigen = lanczos_eigenvalues(matrix, subject.dimension, k=k, rng=chance.child(rng, "lanczos"), like=subject.state[subject.trainable[0]], max_products=max(products, k + 2))
     value, bound = float(eigen.values[0]), float(eigen.bounds[0])
     common: dict[str, Any] = {"unit": "loss / parameter²", "source": LEWKOWYCZ_2020, "details": {"bound": bound, "products": eigen.products}}
-    if not is_subsample(subject):
+    if not subject.train.is_sample:
         return Reading("gauss_newton_sharpness", value, error=bound, error_kind="bound", **common)
     n, vector, values, outside, shares = len(subject.train), eigen.vectors[:, 0], [], [], []
     for share, product in matrix.grouped(vector, min(GROUPS, n)):

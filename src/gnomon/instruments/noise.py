@@ -18,12 +18,11 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.subject import Subject
-from gnomon.instruments.dynamics import FEWEST_GROUPS, MCCANDLISH_2018, PRODUCT, noise_reading, summed_gradient
+from gnomon.instruments.dynamics import MCCANDLISH_2018, groups_of, noise_reading, summed_gradient
 from gnomon.numerics import dense
 from gnomon.numerics.memory import operator_bytes
 from gnomon.numerics.noise import NoiseRatio, Spread, noise_ratio
-from gnomon.numerics.operators import Hessian
-from gnomon.numerics.statistics import student_quantile
+from gnomon.numerics.operators import PRODUCT, Hessian
 
 FEWEST_DRAWS = 8
 """Fewest pairs of batches whose spread says anything about a ratio."""
@@ -57,12 +56,7 @@ def hessian_noise_scale(subject: Subject, *, rng: Generator, groups: int = 16) -
     InvalidInput for fewer than 4 groups.
     Source: McCandlish et al. 2018, section 2.2 (their B_noise) and appendix A.1.
     """
-    if groups < FEWEST_GROUPS:
-        raise InvalidInput(f"groups must be at least {FEWEST_GROUPS}, not {groups}.")
-    n, population = len(subject.train), subject.train.population
-    if n < 2 * FEWEST_GROUPS:
-        raise OutOfScope(f"the noise scale needs at least {2 * FEWEST_GROUPS} examples; here are {n}")
-    count = min(groups, n // 2)
+    n, population, count = len(subject.train), subject.train.population, groups_of(subject, groups)
     order = chance.permutation(n, rng=rng)
     parts = [subject.train.select(order[k::count]) for k in range(count)]
     sums = torch.stack([summed_gradient(subject, part) for part in parts])
@@ -128,12 +122,9 @@ def noise_scale_of_norms(small_squares: ArrayLike, big_squares: ArrayLike, *, sm
     details = {"trace": estimate.trace, "gradient_square": estimate.square, "small": small, "big": big, "draws": n, "replacement": replacement}
     if estimate.trace <= 0:
         raise OutOfScope(f"the small batches' gradients are no larger than the big ones' (tr Sigma is estimated as {estimate.trace:.3g}): more pairs are needed")
-    low, high = estimate.interval()
-    value = estimate.trace / estimate.square if estimate.square > 0 else low
-    t = student_quantile(0.975, n - 1)
-    error = (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t
+    value, error, interval = estimate.told()
     return Reading(
-        "noise_scale_of_norms", value, "examples", error=error, error_kind="sample", n=n, interval=(low, high), source=MCCANDLISH_2018.at("appendix A.1"),
+        "noise_scale_of_norms", value, "examples", error=error, error_kind="sample", n=n, interval=interval, source=MCCANDLISH_2018.at("appendix A.1"),
         assumes=("batches are drawn " + ("with" if replacement else "without") + " replacement",), details=details,
     )  # fmt: skip
 

@@ -18,14 +18,14 @@ from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.instruments.curvature import one_by_one
-from gnomon.instruments.dynamics import PRODUCT, ROUNDING, summed_gradient
+from gnomon.instruments.dynamics import ROUNDING, summed_gradient
 from gnomon.numerics import dense
 from gnomon.numerics.density import quadrature
 from gnomon.numerics.fisher import gradient_products
 from gnomon.numerics.gram import gradient_norms
 from gnomon.numerics.lanczos import lanczos_eigenvalues
 from gnomon.numerics.memory import operator_bytes
-from gnomon.numerics.operators import Hessian, loss_gradient
+from gnomon.numerics.operators import PRODUCT, Hessian, loss_gradient
 
 MANDT_2017 = Source("mandt2017")
 THOMAS_2020 = Source("thomas2020")

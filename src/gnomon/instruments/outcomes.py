@@ -79,7 +79,7 @@ def outcomes(subject: Subject, split: str) -> Outcomes:
 
 
 def of_block(subject: Subject, block: Block, output: Tensor, kind: Kind) -> Outcomes:
-    """The outcomes of one block from the network's output on it."""
+    """The outcomes of one block from the network's output on it.   Shapes: output (n, ...) -> arrays (n,)."""
     if kind == "loss":
         return _losses(subject, block, output)
     if kind == "binary":
@@ -117,7 +117,10 @@ def _sum(values: Tensor) -> Array:
 
 
 def variance(sums: Array, counts: Array, *, factor: float = 1.0) -> float:
-    """Variance of sum(sums) / sum(counts) over examples, targets of one example taken together: sum (s_i - r c_i)^2 / (sum c)^2  n / (n - 1), times `factor`."""
+    """Variance of sum(sums) / sum(counts) over examples, targets of one example taken together: sum (s_i - r c_i)^2 / (sum c)^2  n / (n - 1), times `factor`.
+
+    Shapes: (n,), (n,) -> a number.
+    """
     n = len(sums)
     rest = sums - sums.sum() / counts.sum() * counts
     return factor * float((rest**2).sum()) / float(counts.sum()) ** 2 * n / max(n - 1, 1)
@@ -127,7 +130,7 @@ def bounded_interval(sums: Array, counts: Array, *, factor: float = 1.0, level: 
     """Interval of a mean of numbers in [0, 1]: that of Clopper & Pearson for as many independent trials as would have its variance (Korn & Graubard).
 
     n* = p (1 - p) / Var(p), shortened by (z / t)^2 where targets come in clusters (one example's targets), and never more than there are targets;
-    exactly Clopper & Pearson's for one right-or-wrong target an example.  `factor` is 1 - n/N for a sample without replacement; 0 gives the value itself.
+    exactly Clopper & Pearson's for one right-or-wrong target an example.  `factor` is 1 - n/N for a sample without replacement; 0 gives the value itself.   Shapes: (n,), (n,) -> two numbers.
     """
     n, total, value = len(sums), float(counts.sum()), float(sums.sum() / counts.sum())
     if factor == 0 or n < 2:

@@ -15,6 +15,7 @@ from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.registry import Cost, instrument
 from gnomon.core.source import Source
 from gnomon.core.subject import State, Subject, match
+from gnomon.numerics.statistics import effective_number
 
 ROY_2007 = Source("roy2007")
 LEWKOWYCZ_2020 = Source("lewkowycz2020")
@@ -167,14 +168,9 @@ def weight_nuclear_norms(subject: Subject, *, rng: Generator) -> Reading:
     )  # fmt: skip
 
 
-def _effective(s: Array) -> float:
-    shares = s[s > 0] / s.sum() if s.sum() > 0 else np.ones(1)
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
 def exact_effective_ranks(subject: Subject) -> Array:
     """By numpy."""
-    return np.array([_effective(s) for s in _by_numpy(subject)])
+    return np.array([effective_number(s) for s in _by_numpy(subject)])
 
 
 @instrument(topic="factorization", truth=exact_effective_ranks, shares="weight_nuclear_norms", cost=lambda subject: Cost())
@@ -187,7 +183,7 @@ def weight_effective_ranks(subject: Subject, *, rng: Generator) -> Reading:
     Cost: shared with `weight_nuclear_norms`.   Raises: OutOfScope for a network without matrices.   Source: Roy & Vetterli 2007.
     """
     found = _of(subject)
-    values = np.array([_effective(s) for s in found.values()])
+    values = np.array([effective_number(s) for s in found.values()])
     # d rank / rank = -sum_i dp_i ln p_i, with |dp_i| at most eps s_1 / sum s, and -ln p at most that of the smallest share which counts
     eps = ROUNDING * torch.finfo(subject.dtype).eps
     bound = [rank * eps * len(s) * (s[0] / s.sum() if s.sum() > 0 else 1.0) * -math.log(eps) for rank, s in zip(values, found.values(), strict=True)]

@@ -26,6 +26,7 @@ from gnomon.core.source import Source
 from gnomon.core.subject import Subject
 from gnomon.instruments.outcomes import bounded_interval, labelled
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.statistics import effective_number
 
 ROY_2007 = Source("roy2007")
 YU_2020 = Source("yu2020")
@@ -74,9 +75,7 @@ def features(subject: Subject, split: str = "train") -> Features:
     """What the layers read on at most EXAMPLES training examples, or TESTS test examples, made once.   Cost: a forward pass."""
 
     def build() -> Features:
-        data = subject.train if split == "train" else subject.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = subject.examples(split)
         return _read(subject, data.sample(EXAMPLES if split == "train" else TESTS, rng=chance.generator(0, f"representation/{split}")))
 
     return subject.once(f"representation/{split}", build)
@@ -168,6 +167,9 @@ def measured(
 
     With t_g the statistic without group g: bias (G - 1)(mean t_g - t), variance (G - 1)/G sum (t_g - mean)^2, each times 1 - n/N for n of N examples (a bias that falls as 1/n).
     Groups have alike numbers of each of the `strata`.  `seen_alone`: the reading is that of the examples seen, which other ones would change.
+
+    Shapes: value that of the statistic.   Units: `unit`.   Error: `rounding`; on a subsample the standard error over groups.   Cost: a call of `statistic` a group.
+    Source: `source`, which the reading carries.
     """
     numbers = np.arange(n, dtype=np.int64)
     value = statistic(numbers)
@@ -200,11 +202,6 @@ def _resolved(values: Array) -> Array:
     return np.where(values > 1e-7 * values[:1].sum(), values, 0.0)
 
 
-def _erank(values: Array) -> float:
-    share = values[values > 0] / max(values.sum(), 1e-300)
-    return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 1.0
-
-
 def precision(subject: Subject) -> float:
     """The part of a layer's input that may be rounding."""
     return ROUNDING * float(torch.finfo(subject.dtype).eps)
@@ -222,7 +219,7 @@ def _erank_rounding(rows: Array, precision: float) -> float:
     """Each singular value may be off by `precision` of the largest: the entropy by r d ln(1/d), with d that part of their sum."""
     values = _spectrum(rows - rows.mean(0))
     part = (precision + 1e-7) * values[0] / max(values.sum(), 1e-300)
-    return _erank(_resolved(values)) * float(np.expm1(min(2 * len(values) * part * math.log(math.e + 1 / max(part, 1e-300)), 50.0)))
+    return effective_number(_resolved(values)) * float(np.expm1(min(2 * len(values) * part * math.log(math.e + 1 / max(part, 1e-300)), 50.0)))
 
 
 def exact_effective_rank(subject: Subject) -> Array:
@@ -255,7 +252,7 @@ def effective_rank(subject: Subject, *, rng: Generator) -> Reading:
     centred = list(found.rows.values())
 
     def statistic(chosen: Numbers) -> Array:
-        return np.array([_erank(_resolved(_spectrum(rows[chosen] - rows[chosen].mean(0)))) for rows in centred])
+        return np.array([effective_number(_resolved(_spectrum(rows[chosen] - rows[chosen].mean(0)))) for rows in centred])
 
     rounding = np.array([_erank_rounding(rows, precision(subject)) for rows in centred])
     return measured(

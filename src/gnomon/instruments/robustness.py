@@ -73,9 +73,7 @@ def _cases(subject: Subject, examples: int) -> _Cases:
 def _chosen(subject: Subject, examples: int) -> Dataset:
     if examples < 2:
         raise InvalidInput(f"examples must be at least 2, not {examples}.")
-    if subject.test is None:
-        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
-    return subject.test.sample(examples, rng=chance.generator(0, "robustness/examples"))
+    return subject.examples("test").sample(examples, rng=chance.generator(0, "robustness/examples"))
 
 
 def _moved(subject: Subject, block: Block) -> Block:
@@ -263,7 +261,7 @@ def robust_accuracy(distance: Reading) -> Reading:
     """Accuracy under attack, from a reading of `adversarial_distance`: the part of the test examples that are right and stay so within an L2 ball, by its radius.
 
     Shapes: value (8,), samples (examples, 8), those that are classified correctly first, in the order of `logit_margins`.   Units: none.
-    Error: over test examples, Clopper & Pearson's interval; an upper bound of the true accuracy, as the distances are of the true ones.   Cost: none.
+    Error: over test examples, Clopper & Pearson's interval; an upper bound of the true accuracy, as the distances are of the true ones.   Assumes: as `adversarial_distance`.   Cost: none.
     Source: Croce & Hein 2020.
     """
     right, looked = int(distance.details["right"]), int(distance.details["looked"])

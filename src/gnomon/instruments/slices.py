@@ -161,7 +161,8 @@ def trajectory(subject: Subject, states: Iterable[Any]) -> Reading:
     With D the centred matrix of the checkpoints' parameters, D = U S V', the coordinates are U S, and component i explains S_i^2 / sum_j S_j^2 of the variance.
 
     Shapes: value (checkpoints,), its axis the first coordinate in the order of training; `details` has `coordinates` (checkpoints, 2) and `explained` (2,).
-    Units: parameter.   Error: exact.   Cost: the checkpoints' Gram matrix.
+    Units: parameter.   Error: rounding.   Assumes: nothing; the name of the axis and `details` say how much of the path the plane shows.
+    Cost: a singular value decomposition of the checkpoints, rows of P numbers.
     Raises: InvalidInput for fewer than three checkpoints, or ones that all agree.
     Source: Li et al. 2018, section 7.
     """
@@ -191,5 +192,5 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder (.pt, .pth, .ckpt, .bin, .safetensors), numbers in their names in order.  Raises: InvalidInput where there are none."""
     found = [path for path in Path(folder).glob("*") if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")]
     if not found:
-        raise InvalidInput(f"There are no checkpoints in {folder}: files that end in .pt, .pth, .ckpt, .bin or .safetensors.")
+        raise InvalidInput(f"There are no checkpoints in {folder}: give one with files that end in .pt, .pth, .ckpt, .bin or .safetensors.")
     return sorted(found, key=lambda path: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)])

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, warn_above
+from gnomon.models.factor_descent import FactorDescent, check_slope, warn_above
 from gnomon.models.factor_descent import squared_slope as squared_slope
 
 Factors = Sequence[Float[Tensor, "starts _ _"]]
@@ -98,12 +98,7 @@ def descend(factors: Factors, slope: Callable[[Product], Product], *, lr: float,
     Shapes: factors as in `product` -> (records, starts, m, n).   Cost: 3 depth products of matrices a step.
     Raises: InvalidInput as `descent`, and for records that fall.
     """
-    check_records(records)
-    made, kept = descent(factors, slope, lr=lr), []
-    for record in records:
-        made.run(record - made.steps)
-        kept.append(product(made.factors).clone())
-    return torch.stack(kept)
+    return torch.stack([product(part).clone() for part in descent(factors, slope, lr=lr).recorded(records)])
 
 
 def completion_path(

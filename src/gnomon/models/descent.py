@@ -59,7 +59,7 @@ class Descent:
         self.errors = [torch.empty_like(layer) for layer in self.activations]
 
     def run(self, steps: int) -> None:
-        """Make so many steps."""
+        """Make so many steps.   Raises: InvalidInput where the parameters overflow."""
         for _ in range(steps):
             self._differentiate()
             if self.momentum:

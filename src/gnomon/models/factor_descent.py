@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,13 @@ class FactorDescent:
             first,
             self.lr,
         )
+
+    def recorded(self, records: Sequence[int]) -> Iterator[Sequence[Tensor]]:
+        """The factors, as they stand, after each of these numbers of steps.   Raises: InvalidInput for no records, or such that fall or are negative."""
+        check_records(records)
+        for record in records:
+            self.run(record - self.steps)
+            yield self.factors
 
 
 def check_state(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:

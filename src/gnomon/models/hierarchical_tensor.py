@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.models.factor_descent import FactorDescent, SquaredSlope, check_records, check_slope, fitted_exponent, moments, squared_slope
+from gnomon.models.factor_descent import FactorDescent, SquaredSlope, check_slope, fitted_exponent, moments, squared_slope
 
 Tree = int | Sequence["Tree"]
 """A mode, or the nodes below a node: ((0, 1), (2, 3)) is the perfect binary tree of order 4."""
@@ -169,12 +169,7 @@ def descend(weights: Weights, tree: Tree, slope: Callable[[Dense], Dense], *, lr
 
     Cost: as `descent`.   Raises: InvalidInput as `descent`, and for records that fall.
     """
-    check_records(records)
-    made, kept = descent(weights, tree, slope, lr=lr), []
-    for record in records:
-        made.run(record - made.steps)
-        kept.append([weight.clone() for weight in made.factors])
-    return kept
+    return [[weight.clone() for weight in factors] for factors in descent(weights, tree, slope, lr=lr).recorded(records)]
 
 
 def check_weights(weights: Weights, tree: Tree) -> None:

@@ -48,7 +48,7 @@ class Taylorised(nn.Module):
         self._recurrent = has_recurrence(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The expansion at the displacement."""
+        """The expansion at the displacement.   Raises: OutOfScope for an operation without a derivative in forward mode."""
         state = {key: self.get_buffer(_inside(key)) for key in self._kept}
         start = {key: state[key] for key in self._moved}
         step = {key: self.displacement[_inside(key)] for key in self._moved}

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput
-from gnomon.models.factor_descent import FactorDescent, check_records, check_slope, fitted_exponent, moments, warn_above
+from gnomon.models.factor_descent import FactorDescent, check_slope, fitted_exponent, moments, warn_above
 from gnomon.models.factor_descent import squared_slope as squared_slope
 
 Vectors = Sequence[Float[Tensor, "starts r _"]]
@@ -75,12 +75,7 @@ def descend(vectors: Vectors, slope: Callable[[Dense], Dense], *, lr: float, rec
 
     Cost: as `descent`.   Raises: InvalidInput as `descent`, and for records that fall.
     """
-    check_records(records)
-    made, kept = descent(vectors, slope, lr=lr), []
-    for record in records:
-        made.run(record - made.steps)
-        kept.append([part.clone() for part in made.factors])
-    return kept
+    return [[part.clone() for part in factors] for factors in descent(vectors, slope, lr=lr).recorded(records)]
 
 
 def _gradients(parts: Vectors, gradient: Dense) -> list[Tensor]:

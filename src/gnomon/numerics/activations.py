@@ -38,7 +38,7 @@ def layer_activations(subject: Subject, state: State, inputs: Tree, names: Itera
 def _first(value: Any, key: str) -> Tensor:
     found = leaves(value)
     if not found:
-        raise InvalidInput(f"Layer {key!r} takes or gives no tensor.")
+        raise InvalidInput(f"Layer {key!r} takes or gives no tensor; leave it out.")
     return found[0]
 
 

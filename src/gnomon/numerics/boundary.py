@@ -88,7 +88,7 @@ def _gradient(logits: Logits, points: Points, label: Int[Tensor, "n"], other: In
 
 
 def changed(logits: Logits, points: Points, label: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
-    """Whether another logit exceeds that of the label.   Cost: one forward pass."""
+    """Whether another logit exceeds that of the label.   Shapes: points of n examples -> (n,).   Cost: one forward pass."""
     with torch.no_grad():
         values = logits(points)
         return _others(values, label).amax(1) > values.gather(1, label[:, None])[:, 0]

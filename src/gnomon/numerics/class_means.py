@@ -33,7 +33,7 @@ def class_part_eigenvalues(subject: Subject) -> Float64[Tensor, "classes"]:
 
     loss = dataclasses.replace(subject.loss, function=probability, reduction="mean", weight=lambda targets: float(len(targets)))
     columns = []
-    for label, (share, examples) in enumerate(_by_class(subject)):
+    for label, (share, examples) in enumerate(by_class(subject)):
         part = dataclasses.replace(examples, loss=loss)
         doubt = 1 - loss_value(part)
         if doubt <= 0:
@@ -53,7 +53,7 @@ def cross_class_means(subject: Subject) -> Float64[Tensor, "P pairs"]:
     Source: Papyan 2020, section 4.
     """
     columns = []
-    for label, (share, examples) in enumerate(_by_class(subject)):
+    for label, (share, examples) in enumerate(by_class(subject)):
         for other in range(subject.classes or 0):
             if other == label:
                 continue
@@ -69,11 +69,11 @@ def cross_class_means(subject: Subject) -> Float64[Tensor, "P pairs"]:
     return torch.stack(columns, 1)
 
 
-def _by_class(subject: Subject) -> Iterator[tuple[float, Subject]]:
-    """The examples of each class and their share."""
+def by_class(subject: Subject) -> Iterator[tuple[float, Subject]]:
+    """For each class its share of the examples, and the subject on them.   Raises: OutOfScope for other than one label an example, or a class without one."""
     labels = torch.cat([leaves(block.targets)[0] for block in subject.train.blocks])
     if subject.classes is None or labels.ndim != 1:
-        raise OutOfScope("the class part is that of a classifier with one label an example")
+        raise OutOfScope("class means are those of a classifier with one label an example")
     for label in range(subject.classes):
         chosen = (labels == label).nonzero().flatten()
         if not len(chosen):

@@ -68,7 +68,7 @@ class Density:
         """
         largest = float(self.nodes.max())
         if largest <= 0:
-            raise InvalidInput("No eigenvalue seen is positive, so there is no logarithmic axis for them.")
+            raise InvalidInput("No eigenvalue seen is positive, so there is no logarithmic axis for them: take a linear one.")
         floor = math.log(largest) - decades * math.log(10)
         logs = self.nodes.clamp_min(1e-300).log().clamp_min(floor - 1)
         weights = torch.where((self.nodes > 0) & (logs > floor), self.weights, 0.0)

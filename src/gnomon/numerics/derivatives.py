@@ -60,7 +60,7 @@ def scaled_blocks(subject: Subject, name: str = "train") -> Iterator[tuple[Block
 
 
 def first_block(subject: Subject, examples: int) -> Block:
-    """The first few examples whose targets are not all ignored, on which routes and sizes are tried."""
+    """The first few examples whose targets are not all ignored, on which routes and sizes are tried.   Raises: InvalidInput where every target is ignored."""
     for block in subject.batches(chunk=examples):
         if subject.loss.count(block.targets):
             return block
@@ -73,12 +73,15 @@ def leaf_parameters(subject: Subject) -> dict[str, Tensor]:
 
 
 def output_of(subject: Subject, parameters: dict[str, Tensor], inputs: Tree) -> Tensor:
-    """The network's output with these trainable parameters, the rest of the state as it is."""
+    """The network's output with these trainable parameters, the rest of the state as it is.   Shapes: inputs (n, ...) -> (n, ...)."""
     return subject({**subject.state, **parameters}, inputs)
 
 
 def gradients(value: Tensor, of: Iterable[Tensor], direction: Tensor | None = None, *, keep: bool = False, again: bool = False) -> Tensors:
-    """d value / d of, against `direction` for a value that is an array; zeros where nothing depends.  `keep` its graph, or use this one `again`."""
+    """d value / d of, against `direction` for a value that is an array; zeros where nothing depends.  `keep` its graph, or use this one `again`.
+
+    Shapes: those of `of`; `direction` that of `value`.
+    """
     of = list(of)
     if not value.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in of)
@@ -214,7 +217,7 @@ def _sandwich_forward(subject: Subject, block: Block, tangents: Tensors, middle:
 
 
 def pushforward(function: Callable[[Tensors], Tensor], at: Tensors, tangents: Tensors, route: Route) -> Tensor:
-    """The derivative of `function` at `at` against `tangents`."""
+    """The derivative of `function` at `at` against `tangents`.   Shapes: tangents those of `at` -> that of the function's value."""
     if route == "double":
         leaves = [tensor.detach().requires_grad_() for tensor in at]
         return _pushforward_of(function(tuple(leaves)), leaves)(tangents)[0].detach()
@@ -223,7 +226,7 @@ def pushforward(function: Callable[[Tensors], Tensor], at: Tensors, tangents: Te
 
 
 def pullback(function: Callable[[Tensors], Tensor], at: Tensors, direction: Tensor) -> Tensors:
-    """The transpose of the derivative of `function` at `at` applied to `direction`."""
+    """The transpose of the derivative of `function` at `at` applied to `direction`.   Shapes: direction that of the function's value -> those of `at`."""
     leaves = tuple(tensor.detach().requires_grad_() for tensor in at)
     return gradients(function(leaves), leaves, direction)
 

@@ -91,9 +91,7 @@ def empirical_fisher_diagonal(subject: Subject, split: str = "train") -> Float[T
 
     Shapes: (P,).   Error: rounding.   Cost: about a gradient.   (That of `GradientCovariance` is this less the squared gradient of the loss.)
     """
-    data = subject.train if split == "train" else subject.test
-    plan, sums = plan_of(subject), _zeros(subject)
-    count = 0 if data is None else len(data)
+    plan, sums, count = plan_of(subject), _zeros(subject), len(subject.examples(split))
     with measuring(subject):
         for block, share in scaled_blocks(subject, split):
             found = per_example.features(subject, plan, block, count * share)
@@ -174,9 +172,7 @@ def _exactly(operator: Operator) -> tuple[Tensor | None, str]:
 
 def _curved(subject: Subject, split: str) -> Iterator[tuple[int, Pull, Iterator[tuple[Tensor, Tensor]]]]:
     """For each chunk its size, its pullback, and pairs (signs (n,), directions (n, ...)) whose squares sum to N times what the chunk adds to the curvature of the output."""
-    data = subject.train if split == "train" else subject.test
-    if data is None:
-        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+    data = subject.examples(split)
     outputs, plan = outputs_of(subject), plan_of(subject)
     if outputs > MOST_OUTPUTS:
         raise OutOfScope(f"{subject.name} has {outputs:,} outputs an example; the Gauss-Newton matrix is taken apart exactly up to {MOST_OUTPUTS}. Estimate it by probes instead.")

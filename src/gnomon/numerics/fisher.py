@@ -77,13 +77,8 @@ class EmpiricalFisher(_Curvature):
     """
 
     def _map(self, block: Block, share: float, route: Route) -> LinearMap:
-        slope = _slope(self.subject, _output(self.subject, block), block.targets) * (share * self._examples()) ** 0.5
+        slope = _slope(self.subject, _output(self.subject, block), block.targets) * (share * len(self.subject.examples(self.split))) ** 0.5
         return chain.sandwich_map(self.subject, block, route, lambda _: lambda pushed: _summed([slope], pushed))
-
-    def _examples(self) -> int:
-        data = self.subject.train if self.split == "train" else self.subject.test
-        assert data is not None
-        return len(data)
 
 
 class GradientCovariance(EmpiricalFisher):
@@ -185,9 +180,7 @@ def gradient_products(subject: Subject, v: Float[Tensor, "P"], split: str = "tra
 
     Shapes: v (P,) -> (N,) float64 on the CPU.   Cost: two forward passes.   Raises: OutOfScope where there are no test data.
     """
-    data = subject.train if split == "train" else subject.test
-    if data is None:
-        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+    data = subject.examples(split)
     total, out = subject.total_weight(split), []
     with measuring(subject):
         route, tangents, at = derivatives.route_of(subject), derivatives.split(subject, v), tuple(subject.parameters.values())

@@ -17,6 +17,14 @@ FlatLoss = Callable[[Tensor], Tensor]
 """A loss as a function of all parameters in one vector, (P,) -> ()."""
 
 
+def moments_of(times: Sequence[float]) -> Float64[Array, "times"]:
+    """Times of a path as an array.   Shapes: (times,).   Raises: InvalidInput where there are none, or they are not finite, below 0 or fall."""
+    t = np.asarray(times, dtype=np.float64).reshape(-1)
+    if not len(t) or not np.isfinite(t).all() or (t < 0).any() or (np.diff(t) < 0).any():
+        raise InvalidInput(f"Times must be finite, not negative and not fall, not {list(times)}.")
+    return t
+
+
 def penalised(loss: FlatLoss, penalty: float) -> FlatLoss:
     """theta -> loss + penalty |gradient|^2, differentiable again.   Units: loss.   Cost: a gradient with its graph."""
 

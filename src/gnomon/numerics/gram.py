@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gnomon.core.dataset import Block, Dataset
-from gnomon.core.errors import InvalidInput, OutOfScope
+from gnomon.core.errors import InvalidInput
 from gnomon.core.subject import Subject
 from gnomon.numerics.layers import Outer
 from gnomon.numerics.measuring import measuring
@@ -40,7 +40,7 @@ def gradient_gram(subject: Subject, *, split: str = "train", memory: int = MEMOR
     Raises: OutOfScope where there are no test data.
     Source: Goodfellow 2015 (norms from layer inputs and output gradients).
     """
-    data, plan = _data(subject, split), plan_of(subject)
+    data, plan = subject.examples(split), plan_of(subject)
     total = _total(subject, split)
     as_columns = _choose(plan, len(data), memory // _bytes(subject))
     size = _size(plan, as_columns, subject) * _bytes(subject)
@@ -75,7 +75,7 @@ def gradient_cross_gram(left: Subject, right: Subject, *, split: str = "train", 
         raise InvalidInput(
             f"Gradients of two networks are compared parameter by parameter, but {differ[0]!r} has shape {sizes[0].get(differ[0])} in one and {sizes[1].get(differ[0])} in the other."
         )
-    sides = [(left, _data(left, split), split, plan_of(left)), (right, _data(right, other), other, plan_of(right))]
+    sides = [(left, left.examples(split), split, plan_of(left)), (right, right.examples(other), other, plan_of(right))]
     apart = {p.name for p in sides[0][3].direct if p.outer} & {p.name for p in sides[1][3].direct if p.outer}
     chosen = [_choose(plan, len(data), memory // (2 * _bytes(left))) for _, data, _, plan in sides]
     as_columns = frozenset(key for key in left.trainable if key not in apart or key in chosen[0] | chosen[1])
@@ -117,7 +117,7 @@ def gradient_norms(subject: Subject, *, split: str = "train") -> Float64[Tensor,
     Shapes: (N,), float64 on the CPU.   Units: loss / parameter.   Cost: one gradient.   Raises: OutOfScope where there are no test data.
     Source: Goodfellow 2015.
     """
-    data, plan = _data(subject, split), plan_of(subject)
+    data, plan = subject.examples(split), plan_of(subject)
     total, as_columns, squares = _total(subject, split), _choose(plan, 1, MEMORY), []
     with measuring(subject):
         for found in _chunks(subject, plan, data, total, as_columns):
@@ -144,7 +144,7 @@ def per_example_losses(subject: Subject, *, split: str = "train") -> Float64[Ten
     Where examples weigh the same in a mean, these are the examples' own losses.
     Shapes: (N,), float64 on the CPU.   Units: loss.   Cost: a third of a gradient.   Raises: OutOfScope where there are no test data.
     """
-    data, losses = _data(subject, split), []
+    data, losses = subject.examples(split), []
     total = _total(subject, split)
     with measuring(subject), torch.no_grad():
         for block in _blocks(subject, data):
@@ -154,13 +154,6 @@ def per_example_losses(subject: Subject, *, split: str = "train") -> Float64[Ten
                 scale = _scale(subject, one, total, len(data))
                 losses.append(scale * float(subject.loss(output[i : i + 1], one.targets)) if scale else 0.0)
     return torch.tensor(losses, dtype=torch.float64)
-
-
-def _data(subject: Subject, split: str) -> Dataset:
-    data = subject.train if split == "train" else subject.test
-    if data is None:
-        raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
-    return data
 
 
 def _total(subject: Subject, split: str) -> float:

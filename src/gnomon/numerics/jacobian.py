@@ -123,7 +123,7 @@ def _shared_side(parameter: Parameter, modules: dict[str, torch.nn.Module]) -> L
 
 
 def columns_of(feature: Feature, shape: torch.Size | None) -> Float[Tensor, "n size"]:
-    """The gradients of one output, written out."""
+    """The gradients of one output, written out.   Shapes: (n, size), size the numbers in a parameter of this shape."""
     return feature.columns(shape or ()) if isinstance(feature, Outer) else feature
 
 
@@ -143,7 +143,7 @@ def rows_of(entry: Entry, features: list[Feature], shape: torch.Size | None) -> 
 
 
 def separate(own: Float[Tensor, "n C o T"]) -> tuple[Float[Tensor, "n o T"], Float[Tensor, "n C o"]] | None:
-    """d and u with own = d u to within rounding, or None."""
+    """d and u with own = d u to within rounding, or None.   Shapes: (n, C, o, T) -> (n, o, T) and (n, C, o)."""
     place = own.abs().amax(1).argmax(-1)  # (n, o): where the gradients of a channel are largest
     u = own.gather(3, place[:, None, :, None].expand(-1, own.shape[1], -1, 1))[..., 0]
     output = u.abs().argmax(1, keepdim=True)

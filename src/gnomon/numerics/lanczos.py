@@ -147,7 +147,7 @@ class Basis:
         self.norm = self.noise = self.beta = 0.0
 
     def begin(self, start: Float[Tensor, "P"] | None = None) -> None:
-        """Take the first vector, drawn at random where none is given."""
+        """Take the first vector, drawn at random where none is given.   Raises: InvalidInput for one that is 0, not finite or of another size."""
         if start is not None and (start.shape != (self.dimension,) or not 0 < float(start.norm()) < math.inf):
             raise InvalidInput(
                 f"A start must be a finite vector of shape ({self.dimension},) that is not 0, not one of shape {tuple(start.shape)} and norm {float(start.norm()):g}."
@@ -173,7 +173,7 @@ class Basis:
             setattr(self, name, count)
 
     def step(self) -> None:
-        """One product; the projection gets a row, the basis the next vector."""
+        """One product; the projection gets a row, the basis the next vector.   Raises: NotFiniteProduct."""
         j = self.filled
         w = self.product(self.vectors[j])
         if self.sign < 0:

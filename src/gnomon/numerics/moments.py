@@ -55,7 +55,7 @@ def gradient_moments(subject: Subject, rows: Int64[Tensor, "m"] | None = None, *
     Cost: one gradient, m / N of a half more; a second pass where the factors of those do not fit into `memory` bytes.   Raises: OutOfScope where there are no test data.
     Source: Goodfellow 2015.
     """
-    data, plan = gram._data(subject, split), plan_of(subject)
+    data, plan = subject.examples(split), plan_of(subject)
     rows = torch.arange(0) if rows is None else rows
     total, formed = gram._total(subject, split), gram._choose(plan, 1, gram.MEMORY)
     shapes = {p.name: p.shape for p in plan.direct}

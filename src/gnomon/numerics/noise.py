@@ -42,6 +42,13 @@ class NoiseRatio:
         stretch = math.expm1(spread) / spread if spread > 0 else 1.0
         return self._ends(t, 1.0)[0], self._ends(t, stretch)[1]
 
+    def told(self) -> tuple[float, float, tuple[float, float]]:
+        """trace / square with its standard error and interval; where the estimate of the square is not positive, the value is the interval's lower end."""
+        low, high = self.interval()
+        value = self.trace / self.square if self.square > 0 else low
+        t = student_quantile(0.975, self.groups - 1)
+        return value, (high - low) / (2 * t) if math.isfinite(high) else max(value - low, value) / t, (low, high)
+
     def _ends(self, t: float, stretch: float) -> tuple[float, float]:
         square = max(self.square, 0.0)  # a squared norm is not negative, though its estimate may be
         a = square**2 - t * t * self.v_square
@@ -86,6 +93,8 @@ def noise_ratio_of_examples(mean_square: float, squares: Array, rows: NDArray[np
 
     S^2 = (sum_i |g_i|^2 - n |g|^2) / (n - 1); over all N examples both numbers are exact.  Where the rows' |g_i|^2 spread more or less than all do, which are
     known, the error of S^2 is scaled by as much: few large gradients, which make tails heavy, are then not missed.
+
+    Shapes: squares (n,), rows and along (m,).   Units: those of |g|^2.
     """
     n = len(squares)
     left = 1 - n / population

@@ -24,6 +24,9 @@ from gnomon.numerics.derivatives import LinearMap, Route, Tensors, accumulator, 
 from gnomon.numerics.measuring import measuring
 from gnomon.numerics.memory import KEEP, kept_bytes
 
+PRODUCT = 2.4
+"""What a product with the Hessian or the Gauss-Newton matrix costs, in gradients: 1.2 where the first layer is the largest, 2.4 for an LSTM or a transformer."""
+
 Batch = Float[Tensor, "N ..."]
 """Floating-point numbers of some shape for each example."""
 
@@ -162,9 +165,7 @@ class _Curvature(Operator):
         """
         if groups < 1:
             raise InvalidInput(f"groups must be at least 1, not {groups}.")
-        data = self.subject.train if self.split == "train" else self.subject.test
-        if data is None:
-            raise OutOfScope("There are no test data; give `test` to Subject.freeze.")
+        data = self.subject.examples(self.split)
         count = min(groups, len(data))
         order = chance.permutation(len(data), rng=chance.generator(0, "groups"))
         route = chain.route_of(self.subject)

@@ -23,6 +23,7 @@ from gnomon.numerics.derivatives import FAILURES, gradients, output_of
 from gnomon.numerics.functional_linear import caught, used_at
 from gnomon.numerics.layers import Call, Columns, Kind, Outer, gradient_of, kind_of
 from gnomon.numerics.measuring import measuring
+from gnomon.numerics.mixing import refuse_mixing
 
 logger = logging.getLogger("gnomon.numerics")
 Feature = Outer | Float[Tensor, "_ _"]
@@ -71,9 +72,10 @@ class Plan:
 
 
 def plan_of(subject: Subject) -> Plan:
-    """The plan for a subject, made once and checked against differentiation one example at a time on five examples."""
+    """The plan for a subject, made once and checked against differentiation one example at a time on five examples.  Raises: OutOfScope where its forward mixes examples."""
 
     def make() -> Plan:
+        refuse_mixing(subject)
         with measuring(subject):
             return _make_plan(subject)
 
@@ -111,7 +113,10 @@ def _make_plan(subject: Subject) -> Plan:
         feature = found.get(parameter.name)
         if feature is None:
             continue
-        columns = feature if isinstance(feature, Tensor) else feature.columns(parameter.shape)
+        try:
+            columns = feature if isinstance(feature, Tensor) else feature.columns(parameter.shape)
+        except RuntimeError:  # a subclass of a layer that does something else with its input
+            continue
         gap = float((columns - truth[parameter.name]).norm()) if columns.shape == truth[parameter.name].shape else math.inf
         if gap <= max(close * float(truth[parameter.name].norm()), negligible * size):
             outer = None
@@ -220,7 +225,7 @@ def captured(layers: dict[str, nn.Module], axes: dict[str, str], n: int, loose: 
 def features(subject: Subject, plan: Plan, block: Block, scale: float) -> dict[str, Feature]:
     """The per-example gradients of `scale` times a chunk's loss, by parameter, in compact form.
 
-    Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.
+    Shapes: each an Outer or columns (n, size).   Assumes: called inside `measuring`.   Raises: NotFinite with the number of the first example whose loss has no finite slope.
     """
     output, pull = pulling(subject, plan, block.inputs)
     direction = torch.zeros_like(output)

@@ -112,11 +112,14 @@ def conjugate_gradients(
         used += 1
         curvature = (p * q).sum(0)
         if not bool(torch.isfinite(curvature).all()):
-            raise InvalidInput("A product with the matrix is not finite: it holds NaN or infinite entries.")
+            raise InvalidInput("A product with the matrix is not finite: it holds NaN or infinite entries. Remove the examples that they come from.")
         ratio = curvature / (p * p).sum(0).clamp_min(torch.finfo(b.dtype).tiny)
         if bool((curvature[going] <= 0).any()):
             least = float(ratio[going].min())
-            raise NegativeCurvature(f"The matrix is not positive definite: along a direction its curvature is {least:.3g} with damping {damping:g}.", least)
+            raise NegativeCurvature(
+                f"The matrix is not positive definite: along a direction its curvature is {least:.3g} with damping {damping:g}. Use a larger damping, or remove examples that are equal.",
+                least,
+            )
         step = torch.where(going, square / curvature, 0)
         x, r = x + step * p, r - step * q
         z = r if preconditioner is None else preconditioner(r)

@@ -21,6 +21,10 @@ NODES = (14, 20)
 """Gauss-Legendre nodes a panel; the second rule is used, its distance from the first is the error."""
 STEP = 1.5
 """Widest panel, in standard deviations."""
+PANELS = (512, 65536)
+"""Panels that may still differ at once: a kink leaves one, a function that is rounded more coarsely than it is asked for (to float32, say) all of them, however often they are halved;
+more than the first where they differ by more than ROUNDED, relative: then something is left to find out."""
+ROUNDED = 1e-6
 
 
 class Expectation(NamedTuple):
@@ -59,7 +63,9 @@ def _applied(function: Function, z: Tensor) -> Tensor:
     out = out.detach().double()
     if not bool(torch.isfinite(out).all()):
         worst = float(z[~torch.isfinite(out)][0])
-        raise InvalidInput(f"The function is not finite at {worst:.4g}, within {REACH:g} standard deviations: the expectation may not exist.")
+        raise InvalidInput(
+            f"The function is not finite at {worst:.4g}, within {REACH:g} standard deviations: the expectation may not exist. Take a smaller variance, or a function that is finite there."
+        )
     return out
 
 
@@ -97,12 +103,12 @@ def gaussian_expectation(function: Function, variance: float, *, mean: float = 0
         done = (gaps <= tolerance * max(size + float(sizes.sum()), 1e-300) / 8) | (high - low < 1e-13)
         value, error, size = value + float(sums[1][done].sum()), error + float(gaps[done].sum()), size + float(sizes[done].sum())
         low, high = low[~done], high[~done]
-        if not len(low):
+        coarse = float(gaps[~done].sum()) > ROUNDED * (size + float(sizes.sum()))
+        if not len(low) or len(low) > PANELS[coarse]:
             break
         middle = (low + high) / 2
         low, high = torch.cat([low, middle]), torch.cat([middle, high])
-    else:
-        value, error = value + float(sums[1][~done].sum()), error + float(gaps[~done].sum())
+    value, error = value + float(sums[1][~done].sum()), error + float(gaps[~done].sum())
     outermost = torch.tensor([mean - REACH * scale, mean + REACH * scale], dtype=torch.float64)
     tail = float(_applied(function, outermost).abs().max()) * math.exp(-(REACH**2) / 2)
     return Expectation(value, error + tail + 4e-16 * size)

@@ -76,7 +76,7 @@ def _relaxed(matrix: Matrix, b: Float64[Tensor, "n k"], time: float, damping: fl
         w = matrix @ v + damping * v
         alpha[used] = (w * v).sum(0)
         if not bool(torch.isfinite(alpha[used]).all()):
-            raise InvalidInput("A product with the matrix is not finite: it holds NaN or infinite entries.")
+            raise InvalidInput("A product with the matrix is not finite: it holds NaN or infinite entries. Remove the examples that they come from.")
         seen = basis[:, : used + 1]
         for _ in range(2):  # once leaves what rounding put back
             w = w - torch.bmm(torch.bmm(w.T.unsqueeze(1), seen.transpose(1, 2)), seen).squeeze(1).T
@@ -99,7 +99,10 @@ def _small(alpha: Float64[Tensor, "s k"], beta: Float64[Tensor, "s k"], time: fl
     values, vectors = torch.linalg.eigh(small)
     least, largest = float(values.min()), float(values.abs().max())
     if least < -small.shape[-1] * torch.finfo(values.dtype).eps * largest:
-        raise NegativeCurvature(f"The matrix is not positive definite: along a direction its curvature is {least:.3g} with damping {damping:g}.", least)
+        raise NegativeCurvature(
+            f"The matrix is not positive definite: along a direction its curvature is {least:.3g} with damping {damping:g}. Use a larger damping, or remove examples that are equal.",
+            least,
+        )
     values = values.clamp_min(0)
     start, residual = vectors[:, 0], 0.0
     for halving in range(HALVINGS, -1, -1):

@@ -37,10 +37,10 @@ def student_quantile(probability: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, probability) if math.isfinite(degrees) else special.ndtri(probability))
 
 
-def _samples(samples: ArrayLike, least: int = 2) -> Float64[Array, "n"]:
+def _samples(samples: ArrayLike) -> Float64[Array, "n"]:
     drawn = np.asarray(samples, dtype=np.float64)
-    if drawn.ndim != 1 or len(drawn) < least:
-        raise InvalidInput(f"At least {least} samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")
+    if drawn.ndim != 1 or len(drawn) < 2:
+        raise InvalidInput(f"At least two samples in one dimension are needed for an error; an array of shape {drawn.shape} came.")
     return drawn
 
 
@@ -110,7 +110,7 @@ def finite_population_factor(n: int, population: int | None) -> float:
     if population is None:
         return 1.0
     if n > population:
-        raise InvalidInput(f"{n} examples cannot be drawn without replacement from {population}.")
+        raise InvalidInput(f"{n} examples cannot be drawn without replacement from {population}; give a population at least as large, or None.")
     return math.sqrt(1 - n / population)
 
 
@@ -196,6 +196,15 @@ def bootstrap(samples: Any, statistic: Callable[[Array], float], *, rng: Generat
         return float(np.quantile(replicates, stats.norm.cdf(bias + z / (1 - acceleration * z))))
 
     return Estimate(value, error, (end(0.5 - level / 2), end(0.5 + level / 2)))
+
+
+def effective_number(sizes: Float64[Array, "n"]) -> float:
+    """How many of some sizes count: the exponential of the entropy of their shares, exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j; 1 where all are 0.
+
+    Shapes: (n,), none below 0.   Units: none.   Error: rounding.   Cost: none.   Source: Roy & Vetterli 2007.
+    """
+    shares = sizes[sizes > 0] / sizes.sum() if sizes.sum() > 0 else np.ones(1)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def kendall_pseudo_values(x: Array | Sequence[float], y: Array | Sequence[float]) -> Float64[Array, "n"]:

@@ -51,7 +51,7 @@ class TangentKernel:
 
     Shapes: `inputs` N examples, `other` M, in the layout that the network takes; C numbers of output an example -> (N, M, C, C).   Units: output^2 / parameter^2.
     Error: rounding in the subject's dtype, sums of more than 8192 products carried in float64.   Assumes: eval mode; examples do not act on each other.
-    Raises: InvalidInput for inputs that the network does not take; OutOfScope where examples differ in their number of outputs; NotEnoughMemory with what it would take.
+    Raises: InvalidInput for inputs that the network does not take; OutOfScope where examples differ in their number of outputs, or the forward mixes examples; NotEnoughMemory with what it would take.
     Source: Jacot et al. 2018; Novak et al. 2022 (the contractions).
     """
 

@@ -19,9 +19,7 @@ def verdict_view(document: Mapping[str, Any], title: str) -> dict[str, Any]:
     """What a page says of a verdict: the outcome, the numbers, the elements that differ, the pictures, the sabotage and how it was made.   Cost: two pictures."""
     predicted, measured = words.reading_of(document.get("predicted")), words.reading_of(document.get("measured"))
     relation, elements = document["relation"], document.get("elements") or []
-    main = measured or predicted
-    names = words.element_names(main, relation, len(elements), predicted) if main and elements else []
-    marks = elements if main is not None and len(names) == main.value.size and relation not in ("order", "monotone") else []
+    names, marks = comparison.marked(document, predicted, measured)
     wide, narrow = _pictures(title, document, [side for side in (predicted, measured) if side is not None and side.value.size], marks)
     return {
         "verdict": document["verdict"], "verdict_name": words.VERDICTS.get(document["verdict"], str(document["verdict"])), "why": words.typeset(document.get("why") or ""),

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from gnomon.report import words
 from gnomon.report.html import templates
-from gnomon.report.text import to_ascii
+from gnomon.report.text import writer, written
 
 CHANGES: Mapping[str, str] = {
     "moved": "moved",
@@ -28,18 +22,7 @@ CHANGES: Mapping[str, str] = {
 
 def table(comparison: Mapping[str, Any], *, whole: bool = False, stream: TextIO | None = None) -> str:
     """The comparison, ready to print: the headline rows and every row that moved or changed its verdict; all of them with `whole`."""
-    stream = sys.stdout if stream is None else stream
-    plain = "utf" not in (getattr(stream, "encoding", None) or "ascii").lower()
-    styled = bool(getattr(stream, "isatty", bool)()) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size((120, 24)).columns if styled else 120
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer, width=max(width, 60), force_terminal=styled, color_system="standard" if styled else None, highlight=False, markup=False, emoji=False, legacy_windows=False
-    )
-
-    def say(text: str, style: str = "") -> Text:
-        return Text(to_ascii(words.clean(text)) if plain else words.clean(text), style=style)
-
+    console, say = writer(stream, usual=120, least=60)
     for label in ("first", "second"):
         console.print(say(f"{label:6} {heading(comparison[label])}"))
     for note in comparison["notes"]:
@@ -49,7 +32,7 @@ def table(comparison: Mapping[str, Any], *, whole: bool = False, stream: TextIO 
     drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     drawn.add_column("", no_wrap=True)
     for name, part in (("", 0.2), ("first", 0.18), ("second", 0.18)):
-        drawn.add_column(say(name), max_width=int(part * width))
+        drawn.add_column(say(name), max_width=int(part * console.width))
     drawn.add_column(say("second − first"))
     before = None
     for row in rows:
@@ -63,7 +46,7 @@ def table(comparison: Mapping[str, Any], *, whole: bool = False, stream: TextIO 
         console.print(say(line))
     if len(rows) < len(comparison["rows"]):
         console.print(say(f"{len(comparison['rows']) - len(rows)} of {len(comparison['rows'])} rows are not shown; --all shows them."))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+    return written(console)
 
 
 def page(comparison: Mapping[str, Any]) -> str:
@@ -79,7 +62,7 @@ def page(comparison: Mapping[str, Any]) -> str:
     chapters = [{"title": title, "rows": [row for row in rows if row["chapter"] == name]} for name, title in comparison["chapters"].items()]
     view = {
         "first": comparison["first"], "second": comparison["second"], "headings": [heading(comparison[label]) for label in ("first", "second")], "notes": comparison["notes"],
-        "tally": tally_text(comparison), "alone": alone(comparison), "notable": notable_rows, "chapters": chapters, "titles": comparison["chapters"],
+        "tally": tally_text(comparison), "alone": alone(comparison), "notable": notable_rows, "chapters": chapters,
     }  # fmt: skip
     return templates().get_template("compare.html").render(view)
 

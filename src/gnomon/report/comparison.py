@@ -50,6 +50,13 @@ def not_holding(names: Sequence[str], elements: Sequence[str]) -> list[dict[str,
     return out
 
 
+def marked(row: Mapping[str, Any], predicted: Reading | None, measured: Reading | None) -> tuple[list[str], list[str]]:
+    """The names of the elements that have a verdict, and the verdicts where each belongs to one number of the picture."""
+    main, relation, elements = measured or predicted, row["relation"], list(row.get("elements") or [])
+    names = words.element_names(main, relation, len(elements), predicted) if main and elements else []
+    return names, elements if main is not None and len(names) == main.value.size and relation not in ("order", "monotone") else []
+
+
 def cell(entry: Any) -> str:
     """A setting in a table: numbers as they are read, lists with a cross between."""
     if entry is None:

@@ -223,12 +223,12 @@ def _thinned(figure: Figure) -> Figure:
 
 
 def _averaged(figure: Figure) -> Figure:
-    """At most CELLS cells a side, each the mean of a block; block marks would mix elements, so they are dropped."""
+    """At most CELLS cells a side, each the mean of a block, all of one size (but the last of a side); block marks would mix elements, so they are dropped."""
     shape = figure.series[0].values.shape
     if max(shape) <= CELLS:
         return figure
-    blocks = [np.array_split(np.arange(length), min(length, CELLS)) for length in shape]
-
+    sizes = [-(-length // CELLS) for length in shape]
+    blocks = [[np.arange(start, min(start + size, length)) for start in range(0, length, size)] for length, size in zip(shape, sizes, strict=True)]
     starts = [[int(block[0]) for block in along] for along in blocks]
     tall, wide = ([float(len(block)) for block in along] for along in blocks)
     counts = np.outer(tall, wide)
@@ -236,8 +236,10 @@ def _averaged(figure: Figure) -> Figure:
     def mean(values: Array) -> Array:
         return np.asarray(np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1) / counts)
 
-    firsts: list[Any] = [tuple(axis.values[int(block[0])] for block in along) for axis, along in zip(figure.axes, blocks, strict=True)]
-    axes = tuple(dataclasses.replace(axis, values=first) for axis, first in zip(figure.axes, firsts, strict=True))
+    def place(axis: Axis, block: Array) -> Any:
+        return float(np.mean([axis.values[k] for k in block])) if figure.continuous else axis.values[int(block[0])]
+
+    axes = tuple(dataclasses.replace(axis, values=tuple(place(axis, block) for block in along)) for axis, along in zip(figure.axes, blocks, strict=True))
     series = tuple(dataclasses.replace(s, values=mean(s.values), low=mean(s.low), high=mean(s.high)) for s in figure.series)
     about = f"{figure.description} Drawn in blocks: each cell is the mean of up to {len(blocks[0][0])} × {len(blocks[1][0])} values."
     return dataclasses.replace(figure, axes=axes, series=series, allowed=None, elements=(), description=about)

@@ -132,8 +132,8 @@ class _Page:
         predicted, measured = words.reading_of(row["predicted"]), words.reading_of(row["measured"])
         relation, elements = row["relation"], row.get("elements") or []
         main = measured or predicted
-        names = words.element_names(main, relation, len(elements), predicted) if main and elements else []
-        picture = self._figure(anchor, row, predicted, measured, elements if len(names) == (main.value.size if main else 0) and relation not in ("order", "monotone") else [])
+        names, marks = comparison.marked(row, predicted, measured)
+        picture = self._figure(anchor, row, predicted, measured, marks)
         return {
             "anchor": anchor, "chapter": row["chapter"], "title": row["title"], "headline": row["headline"],
             "verdict": row["verdict"], "verdict_name": words.VERDICTS.get(row["verdict"], str(row["verdict"])),

@@ -99,9 +99,11 @@ def _heatmap(figure: Figure, ax: Any) -> None:
     ax.figure.colorbar(image, ax=ax, label=figure.unit)
     for line in figure.contours(s):
         ax.plot(*line.T, color="white", linewidth=0.7)
-    for axis, put, limit in ((figure.axes[0], ax.set_yticks, 20), (figure.axes[1], ax.set_xticks, 12)):
+    for axis, put, limit in ((figure.axes[0], ax.set_yticks, 20), (figure.axes[1], ax.set_xticks, 8)):
         places = range(0, len(axis.values), max(-(-len(axis.values) // limit), 1))
-        put(list(places), [v if isinstance(v, str) else f"{v:g}" for v in (axis.values[k] for k in places)])
+        put(list(places), [v if isinstance(v, str) else f"{v:.3g}" for v in (axis.values[k] for k in places)])
+    if figure.rises(s):  # coordinates grow upwards, numbers of elements downwards
+        ax.invert_yaxis()
     ax.set_ylabel(figure.axes[0].name)
     ax.set_xlabel(figure.axes[1].name)
 

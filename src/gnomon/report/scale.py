@@ -10,8 +10,6 @@ import numpy as np
 
 from gnomon.report import words
 
-_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
-
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
@@ -84,4 +82,4 @@ class Scale:
         if plain:
             return words.plain_number(float(f"{value:.3g}")) if value >= 1 else f"{value:.{-power}f}"
         lead = round(value / 10.0**power)
-        return ("" if lead == 1 else f"{lead} × ") + "10" + str(power).translate(_SUPERSCRIPT)
+        return ("" if lead == 1 else f"{lead} × ") + "10" + words.superscript(power)

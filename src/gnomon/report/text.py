@@ -29,33 +29,37 @@ _ASCII = {
 }  # fmt: skip
 
 
+def writer(stream: TextIO | None, width: int | None = None, *, usual: int, least: int) -> tuple[Console, Callable[..., Text]]:
+    """A console that keeps what is printed for a stream (standard output if not given), and what makes a text for it: ASCII where the stream is not UTF-8."""
+    stream = sys.stdout if stream is None else stream
+    plain = "utf" not in (getattr(stream, "encoding", None) or "ascii").lower()
+    styled = bool(getattr(stream, "isatty", bool)()) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    if width is None:
+        width = shutil.get_terminal_size((usual, 24)).columns if styled else usual
+    console = Console(
+        file=io.StringIO(), width=max(width, least), force_terminal=styled, color_system="standard" if styled else None, highlight=False, markup=False, emoji=False,
+        legacy_windows=False, force_jupyter=False,
+    )  # fmt: skip
+
+    def say(text: str, style: str = "") -> Text:
+        return Text(to_ascii(words.clean(text)) if plain else words.clean(text), style=style)
+
+    return console, say
+
+
+def written(console: Console) -> str:
+    """What a console of `writer` kept, without blanks at the ends of lines."""
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
 def summary(document: Mapping[str, Any], width: int | None = None, paths: Sequence[tuple[Any, int]] = (), *, stream: TextIO | None = None) -> str:
     """The report's summary, ready to print: what was examined, the headline rows, what to do, what was skipped, and the files `(path, bytes)`.
 
     Plain ASCII where the stream (standard output if not given) is not UTF-8; bold and faint text only where it is a terminal and NO_COLOR is not set.
     Units: `width` in characters; that of the terminal, or 100, if not given.   Cost: none.
     """
-    stream = sys.stdout if stream is None else stream
-    plain = "utf" not in (getattr(stream, "encoding", None) or "ascii").lower()
-    styled = bool(getattr(stream, "isatty", bool)()) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    if width is None:
-        width = shutil.get_terminal_size((100, 24)).columns if styled else 100
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=max(width, 40),
-        force_terminal=styled,
-        color_system="standard" if styled else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-        force_jupyter=False,
-    )
-
-    def say(text: str, style: str = "") -> Text:
-        return Text(to_ascii(words.clean(text)) if plain else words.clean(text), style=style)
-
+    console, say = writer(stream, width, usual=100, least=40)
     console.print(say(_title(document)))
     console.print()
     console.print(_table(document, say, console.width))
@@ -73,7 +77,7 @@ def summary(document: Mapping[str, Any], width: int | None = None, paths: Sequen
         line = " · ".join(files)
         for part in [line] if len(line) <= console.width else files:
             console.print(say(part), soft_wrap=True)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+    return written(console)
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -35,6 +35,11 @@ _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
+def superscript(power: int) -> str:
+    """`⁻⁵` for -5."""
+    return str(power).translate(_SUPERSCRIPT)
+
+
 def reading_of(data: Mapping[str, Any] | None) -> Reading | None:
     """The Reading of a row's JSON, without its replicates; None where there is none or its numbers are stored beside the report."""
     if data is None or isinstance(data.get("value"), Mapping):
@@ -130,7 +135,7 @@ def typeset(text: str) -> str:
     """A formatted number with a true minus and powers of ten: `-1.20e-05` becomes `−1.20 × 10⁻⁵`."""
 
     def power(match: re.Match[str]) -> str:
-        return f"{match.group(1)} × 10{str(int(match.group(2))).translate(_SUPERSCRIPT)}"
+        return f"{match.group(1)} × 10{superscript(int(match.group(2)))}"
 
     text = re.sub(r"(\d)e([+-]\d+)", power, text)
     return re.sub(r"(?<![\w.)])-(?=[\d∞])", "−", text)

@@ -13,6 +13,9 @@ from gnomon.core.errors import InvalidInput
 from gnomon.core.files import write_all as write_all
 from gnomon.core.files import write_atomic as write_atomic
 
+REPORT = "gnomon/report/1"
+"""The schema of a report."""
+
 
 def key_of(*parts: Any) -> str:
     """The key of a result: SHA-256 of the canonical JSON of what made it, 32 hexadecimal digits."""
@@ -32,7 +35,7 @@ def read_json(path: Path, *, schema: str) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InvalidInput(f"There is no file {path}.") from error
+        raise InvalidInput(f"There is no file {path}; give the document that gnomon wrote.") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {error}") from error
     kind, _, number = schema.rpartition("/")

@@ -39,7 +39,8 @@ class Tuned:
     `layers` are the names of its weighted layers; `weight_rates` and `bias_rates` what the learning rate of each is multiplied with (1/fan_in included);
     `lr` is 1 over the largest curvature of the loss on the inputs in parameters that are so scaled, measured: half of where gradient descent becomes unstable at the start.
     `kernel_lr` is what the mean tangent kernel of wide networks says of it, for examples that are all alike and a network that knows nothing yet: h of `loss` times the kernel is 1.
-    Where depth/width is not small most draws have a kernel far below its mean.   `predicted`, `before` and `after` are the mean square of each layer's output on the inputs.
+    Where depth/width is not small most draws have a kernel far below its mean.   `predicted`, `before` and `after` are the mean square of each layer's output on the inputs;
+    `vertex` is V/(n K^2) of the last of them, the relative variance from one draw to the next of what the outputs are made of.
     """
 
     model: nn.Module
@@ -53,13 +54,15 @@ class Tuned:
     predicted: Reading
     before: Reading
     after: Reading
+    vertex: float
 
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """One group a parameter for an optimizer of torch: `torch.optim.SGD(tuned.parameter_groups())`; lr times a layer's rate, `self.lr` where none is given.
 
         Parameters of activations (PReLU) learn at lr / depth.
 
-        For gradient descent and momentum; Adam divides by the size of the gradients, so that its steps do not see these factors.
+        For gradient descent; with momentum m give lr (1 - m), since its strides are 1/(1 - m) as long.  Adam divides by the size of the gradients, so that its steps do not see these factors:
+        give it the parameters and a rate of its own.
         """
         groups: list[dict[str, Any]] = []
         for name, weight, bias in zip(self.layers, self.weight_rates, self.bias_rates, strict=True):
@@ -77,7 +80,8 @@ class Tuned:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         head = f"{self.point.kind}: C_W {self.point.weight_variance:.6g}, C_b {self.point.bias_variance:.6g}; mean square of each layer's output"
         foot = f"lr {self.lr:.3g} for {self.loss}, by the curvature of this network ({self.kernel_lr:.3g} by the mean tangent kernel of wide ones)"
-        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows), foot])
+        spread = f"from one draw to the next the mean square of what the outputs are made of varies by {100 * self.vertex**0.5:.0f} %"
+        return "\n".join([head, *("  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True)) for row in rows), foot, spread])
 
 
 class CriticalMLP(nn.Sequential):
@@ -106,8 +110,8 @@ def critical_mlp(
 ) -> CriticalMLP:  # fmt: skip
     """A fully connected network initialised at the critical point of its activation, with the learning rates that let every layer take part alike.
 
-    W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K* where
-    the class has one.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.  Where no lr is given it is that of
+    W^(l) ~ N(0, C_W / fan_in), b^(l) ~ N(0, C_b) with C_W, C_b of `critical_point`; the first layer's weights are scaled so that its pre-activations have variance K*, or C_W where
+    the class has none.  `model.parameter_groups(lr)` are for torch.optim.SGD: lr lambda_W / fan_in and lr lambda_b, by `equivalent_learning_rates`.  Where no lr is given it is that of
     `Tuned`, for data whose examples are alike (`gnomon.tune(model, inputs)` measures it on yours) and the `loss` (cross_entropy, mse or bce_with_logits).
 
     Shapes: `depth` weighted layers, the hidden ones of `width` units.   `square` is the mean square of the inputs' components (1 where data are standardised).   Cost: some 20 gradients of one example.
@@ -131,8 +135,8 @@ def critical_mlp(
 def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = None, rng: Generator | None = None) -> Tuned:
     """Initialise a chain-like network anew, in place, at the critical point of its activation, with learning rates by which every layer takes part alike.
 
-    Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*
-    where the class has one.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD, for the
+    Every weight of a linear or convolution layer is drawn from N(0, C_W / fan_in), every bias from N(0, C_b); the first layer is scaled so that its outputs have variance K*,
+    or, where the class has none, that which inputs of mean square 1 would give.   print(tuned) shows each layer's signal before and after beside the predicted one; `tuned.parameter_groups()` go into torch.optim.SGD, for the
     `loss` that is named: cross_entropy, mse or bce_with_logits (of none: cross_entropy, or mse for one output).
 
     Shapes: `inputs` some examples as the network takes them; where there are none and the first layer is linear, standard normal ones stand for standardised data, and the
@@ -140,15 +144,16 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = Non
     Assumes: linear and convolution layers, one activation; zero padding, which dims the border, is not corrected for.   Cost: three forward passes of `inputs`, and some 20 gradients of
     MEASURED of them.
     Raises: OutOfScope that names the layer where the chain ends (normalisation, pooling, a sum of branches, attention ...), where activations differ, or where there is no
-    critical point; InvalidInput where there are no inputs to be had, they are zero, or the loss is another.
+    critical point; InvalidInput where there are no inputs to be had, the network does not take them, they are zero, or the loss is another.
     Source: Roberts, Yaida & Hanin 2022, chapters 5 and 9.
     """
     rng = rng or chance.generator(0, "tune")
     given = inputs if inputs is not None else _stand_in(model, rng)
+    _check_taken(model, given)
     found = architecture.read(model, given)
     layers, function = whole_chain(found)
     first = leaves(given)[0].double()
-    square = float(first.square().mean())
+    square = float(first.square().mean()) if inputs is not None else 1.0
     if not (square > 0 and math.isfinite(square)):
         raise InvalidInput("The inputs are zero or not finite: the first layer cannot be scaled by them.")
     last = layers[-1]
@@ -157,6 +162,21 @@ def tune(model: nn.Module, inputs: Tree | None = None, *, loss: str | None = Non
         function, loss_of(loss, last.units),
     )  # fmt: skip
     return _tune(model, plan, given, tree_map(lambda leaf: leaf[: MEASURED if inputs is not None else 1], given), square, rng)
+
+
+def _applied(model: nn.Module, inputs: Tree) -> Any:
+    with architecture.quiet(model), torch.no_grad(), chance.preserved():
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _check_taken(model: nn.Module, inputs: Tree) -> None:
+    said = ", ".join(f"{tuple(leaf.shape)} of {leaf.dtype}" for leaf in leaves(inputs)) or type(inputs).__name__
+    try:
+        _applied(model, inputs)
+    except Exception as error:  # whatever the network's own code raises
+        raise InvalidInput(
+            f"The network does not take these inputs ({said}): {(str(error).strip().splitlines() or [type(error).__name__])[0]}. Give a tensor of examples, without their targets, as it takes them."
+        ) from error
 
 
 def _stand_in(model: nn.Module, rng: Generator) -> Tensor:
@@ -183,7 +203,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
     names, fans, function = plan.names, plan.fans, plan.function
     point, depth = critical_point(function), len(names)
     c_w, c_b = point.weight_variance, point.bias_variance
-    read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else square
+    read = (point.kernel - c_b) / c_w if point.kind == "half-stable" else 1.0  # pixels from 0 to 255 would saturate tanh, and the softmax after ReLU
     children: list[Any] = [model if name == architecture.ROOT else model.get_submodule(name) for name in names]
     bare = next((name for name, child in zip(names, children, strict=True) if child.bias is None), None)
     if c_b and bare is not None:
@@ -191,7 +211,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
     weight_rates, bias_rates = equivalent_learning_rates(function, depth=depth).value
     settings: dict[str, Any] = {"depth": depth, "width": plan.width, "weight_variance": c_w, "bias_variance": c_b}
     parts = ntk_contributions(function, square=read, weight_rates=weight_rates, bias_rates=bias_rates, **settings)
-    predicted = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[0]
+    predicted, vertex = layer_by_layer(function, kernel=c_b + c_w * read, **settings)[:2]
     before, kept = _signals(model, children, names, inputs), copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for place, (child, fan_in) in enumerate(zip(children, fans, strict=True)):
@@ -210,7 +230,7 @@ def _tune(model: nn.Module, plan: _Plan, inputs: Tree, examples: Tree, square: f
         raise
     return Tuned(
         model, names, point, tuple(scaled), tuple(map(float, bias_rates)), plan.loss, 1 / curvature, 1 / (CURVATURE[plan.loss](plan.outputs) * float(parts.value.sum())),
-        predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs),
+        predicted.replace(axes=(Axis("layer", names),)), before, _signals(model, children, names, inputs), float(vertex.value[-1]),
     )  # fmt: skip
 
 
@@ -226,8 +246,7 @@ def _signals(model: nn.Module, children: Sequence[nn.Module], names: tuple[str, 
 
     handles = [child.register_forward_hook(hook(place)) for place, child in enumerate(children)]
     try:
-        with architecture.quiet(model), torch.no_grad():
-            model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        _applied(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -90,7 +90,7 @@ def correlation_depth(activation: Function, *, weight_variance: float, bias_vari
 def trainable_depth(activation: Function, *, weight_variance: float, bias_variance: float) -> Reading:
     """The depth up to which a network can be trained by gradient descent, as a rule: six times the depth scale of correlations.
 
-    Shapes: value ().   Units: layers.   Error: truncation, half of it: a rule read off heat maps of accuracy, not a theorem.   Assumes, Raises: as `correlation_depth`.
+    Shapes: value ().   Units: layers.   Error: truncation, half of it: a rule read off heat maps of accuracy, not a theorem.   Assumes, Cost, Raises: as `correlation_depth`.
     Source: Schoenholz et al. 2017, section 5 (experiments with tanh networks on MNIST and CIFAR-10).
     """
     depth = correlation_depth(activation, weight_variance=weight_variance, bias_variance=bias_variance)

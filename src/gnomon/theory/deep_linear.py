@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from scipy import integrate
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
+from gnomon.numerics.flow import moments_of
 
 SAXE_2014 = Source("saxe2014")
 FUKUMIZU_1998 = Source("fukumizu1998")
@@ -35,7 +36,7 @@ def mode_strengths(singular: Sequence[float] | Tensor, initial: Sequence[float] 
     """
     s = np.asarray(singular, dtype=np.float64).reshape(-1)
     start = np.broadcast_to(np.asarray(initial, dtype=np.float64), s.shape)
-    t = _times(times)
+    t = moments_of(times)
     if depth < 1 or depth != int(depth):
         raise InvalidInput(f"A deep linear network has a depth of 1 layer or more, not {depth}.")
     if (s < 0).any() or (start < 0).any() or not (np.isfinite(s).all() and np.isfinite(start).all()):
@@ -44,13 +45,6 @@ def mode_strengths(singular: Sequence[float] | Tensor, initial: Sequence[float] 
     axes = (Axis("time", tuple(t.tolist()), ""), Axis("mode", tuple(float(k) for k in range(1, len(s) + 1))))
     assumes = ("whitened inputs", "balanced weights, aligned with the modes", "gradient flow: lr × sharpness << 1")
     return Reading.predicted("mode_strength", value, unit="", error=error, error_kind="bound" if error else "exact", axes=axes, source=SAXE_2014, assumes=assumes)
-
-
-def _times(times: Sequence[float]) -> Float64[Array, "T"]:
-    t = np.asarray(times, dtype=np.float64).reshape(-1)
-    if not len(t) or not np.isfinite(t).all() or (t < 0).any() or (np.diff(t) < 0).any():
-        raise InvalidInput(f"Times must be finite, not negative and not fall, not {list(times)}.")
-    return t
 
 
 def _closed(s: Array, start: Array, t: Array, depth: int) -> Array:
@@ -70,7 +64,7 @@ def _integrated(s: Array, start: Array, t: Array, depth: int) -> Array:
         return np.broadcast_to(start, (len(t), len(s))).copy()
     solved = integrate.solve_ivp(slope, (0.0, float(t[-1])), start, method="DOP853", t_eval=t, rtol=1e-10, atol=1e-12 * max(float(s.max()), 1e-300))
     if not solved.success:
-        raise OutOfScope(f"The equation of the modes could not be integrated: {solved.message}")
+        raise OutOfScope(f"The equation of the modes could not be integrated ({solved.message}): take earlier times, or strengths of order 1")
     return np.asarray(solved.y.T)
 
 
@@ -103,7 +97,7 @@ def two_layer_maps(first: Float[Tensor, "h d"], second: Float[Tensor, "c k"], co
     Source: Fukumizu 1998 (the Riccati equation of Q Q'); written here without the inverse of F, so that any correlation will do.
     """
     w1, w2, corr = (part.detach().cpu().double() for part in (first, second, correlation))
-    t = _times(times)
+    t = moments_of(times)
     if w1.ndim != 2 or w2.ndim != 2 or w2.shape[1] != w1.shape[0] or corr.shape != (w2.shape[0], w1.shape[1]):
         raise InvalidInput(f"The layers (h, d), (c, h) and the correlation (c, d) do not fit: {tuple(w1.shape)}, {tuple(w2.shape)} and {tuple(corr.shape)}.")
     apart = float((w2.T @ w2 - w1 @ w1.T).norm()) / max(float(w2.square().sum() + w1.square().sum()), 1e-300)

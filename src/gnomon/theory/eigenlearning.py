@@ -49,7 +49,7 @@ def implicit_ridge(eigenvalues: ArrayLike, n: float, *, ridge: float = 0.0, coun
     """The constant k against which eigenvalues compete for n examples: modes with lambda_i above it are learned.
 
     `counts` says how many modes have each eigenvalue, one where it is not given.
-    Units: those of the kernel.   Error: rounding.   Cost: some tens of sums.   Raises: InvalidInput for negative eigenvalues, counts or ridge, or no example.
+    Shapes: eigenvalues, counts (m,).   Units: those of the kernel.   Error: rounding.   Cost: some tens of sums.   Raises: InvalidInput for negative eigenvalues, counts or ridge, or no example.
     Source: Simon et al. 2023 (the self-consistent equation above); Bordelon et al. 2020.
     """
     values = _eigenvalues(eigenvalues)

@@ -223,3 +223,17 @@ def _plan(n: int, order: int) -> dict[str, Int64[Array, "places"]]:
         return int(starts[3] + fours[at] * count**4 + np.ravel_multi_index((found[0][1][0], *rest), (count,) * 4))
 
     return {name: np.array([place(tuple(sorted(zip(at, FAMILIES[name], strict=True)))) for at in itertools.product(range(n), repeat=4)]) for name in NEEDED[order]}
+
+
+@functools.lru_cache(maxsize=32)
+def patterns(n: int, name: str) -> dict[tuple[Key, ...], tuple[Int64[Array, "places"], Int64[Array, "places"]]]:
+    """For each pattern of derivatives over distinct inputs where it stands among n^4 elements, and of which group of inputs it is."""
+    number = {group: index for size in range(1, 5) for index, group in enumerate(itertools.combinations(range(n), size))}
+    found: dict[tuple[Key, ...], tuple[list[int], list[int]]] = {}
+    for position, inputs in enumerate(itertools.product(range(n), repeat=4)):
+        group = tuple(sorted(set(inputs)))
+        pattern = tuple(tuple(sorted(order for a, order in zip(inputs, FAMILIES[name], strict=True) if a == own)) for own in group)
+        where, which = found.setdefault(pattern, ([], []))
+        where.append(position)
+        which.append(number[group])
+    return {pattern: (np.array(where), np.array(which)) for pattern, (where, which) in found.items()}

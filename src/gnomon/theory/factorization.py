@@ -14,6 +14,7 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Axis, Reading
 from gnomon.core.source import Source
+from gnomon.numerics.flow import moments_of
 
 ARORA_2019 = Source("arora2019")
 RAZIN_2020 = Source("razin2020")
@@ -101,9 +102,7 @@ def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tenso
     Source: Arora, Cohen & Hazan 2018, theorem 1, in the form of Arora, Cohen, Hu & Luo 2019.
     """
     _check_depth(depth)
-    t = np.asarray(times, dtype=np.float64)
-    if not t.size or (t < 0).any() or (np.diff(t) < 0).any():
-        raise InvalidInput(f"Times must not be negative and not fall, not {list(times)}.")
+    t = moments_of(times)
     first = start.detach().cpu().double()
 
     def velocity(_: float, flat: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -116,7 +115,7 @@ def end_to_end_path(start: Float[Tensor, "m n"], slope: Callable[[Tensor], Tenso
 
     solved = integrate.solve_ivp(velocity, (0.0, max(float(t[-1]), 1e-12)), first.reshape(-1).numpy(), method="DOP853", t_eval=t, rtol=1e-9, atol=1e-12)
     if not solved.success:
-        raise OutOfScope(f"The flow of the product could not be followed to t = {t[-1]:g}: {solved.message}")
+        raise OutOfScope(f"The flow of the product could not be followed to t = {t[-1]:g} ({solved.message}): ask for earlier times")
     value = solved.y.T.reshape(len(t), *first.shape)
     return Reading.predicted("product", value, unit="", error=1e-7 * float(np.abs(value).max()), error_kind="bound", source=ARORA_2019.at("section 3"), assumes=BALANCED_FLOW)
 

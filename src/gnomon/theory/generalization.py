@@ -42,6 +42,7 @@ def divergence_inversion(q: float, budget: float) -> float:
 def binomial_inversion(errors: int, trials: int, delta: float) -> float:
     """The largest error rate at which `errors` or fewer in `trials` still have probability `delta`: max {p : Bin(k; m, p) >= delta}.
 
+    Units: none.   Error: rounding.   Assumes: independent trials.   Cost: none.   Raises: InvalidInput for no trial, or errors outside 0 .. trials.
     Source: Langford 2005, section 3 (binomial tail inversion).
     """
     if not 0 <= errors <= trials or trials < 1:

@@ -24,7 +24,6 @@ from gnomon.theory.infinite.solve import solve as solve
 from gnomon.theory.infinite.solve import solve_cost as solve_cost
 
 JACOT_2018 = Source("jacot2018")
-CHIZAT_2019 = Source("chizat2019")
 LEE_2019 = Source("lee2019")
 BARATIN_2021 = Source("baratin2021")
 

@@ -6,16 +6,15 @@ A - B = a-^(i+j), and q p^j = (a+^(j+1) - a-^(j+1))/(j+1) delta, as the derivati
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from gnomon.core.reading import Array
 from gnomon.numerics.signs import Signs
-from gnomon.theory.exact_sources import FAMILIES, NEEDED, Key
+from gnomon.theory.exact_sources import NEEDED, Key, patterns
 from gnomon.theory.pairs import Table
 from gnomon.theory.sources import Sources
 
@@ -36,7 +35,7 @@ def kinked_sources(slopes: tuple[float, float], kernel: Float64[Array, "n n"], t
     parts = {}
     for name in NEEDED[order]:
         value = np.empty(n**4)
-        for pattern, (where, which) in _patterns(n, name).items():
+        for pattern, (where, which) in patterns(n, name).items():
             value[where] = found[len(pattern)].moment(pattern)[which]
         parts[name] = value.reshape((n,) * 4)
     return Sources.of(parts, two)
@@ -86,17 +85,3 @@ def _product(slopes: tuple[float, float], signs: Signs, pattern: tuple[Key, ...]
         if factor:
             total = total + factor * signs.moment(powers, signed)
     return total
-
-
-@functools.lru_cache(maxsize=32)
-def _patterns(n: int, name: str) -> dict[tuple[Key, ...], tuple[Int64[Array, "places"], Int64[Array, "places"]]]:
-    """For each pattern of derivatives over distinct inputs where it stands among n^4 elements, and of which group of inputs it is."""
-    number = {group: index for size in range(1, 5) for index, group in enumerate(itertools.combinations(range(n), size))}
-    found: dict[tuple[Key, ...], tuple[list[int], list[int]]] = {}
-    for position, inputs in enumerate(itertools.product(range(n), repeat=4)):
-        group = tuple(sorted(set(inputs)))
-        pattern = tuple(tuple(sorted(order for a, order in zip(inputs, FAMILIES[name], strict=True) if a == own)) for own in group)
-        where, which = found.setdefault(pattern, ([], []))
-        where.append(position)
-        which.append(number[group])
-    return {pattern: (np.array(where), np.array(which)) for pattern, (where, which) in found.items()}

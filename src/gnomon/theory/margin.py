@@ -18,7 +18,6 @@ from gnomon.core.source import Source
 
 SOUDRY_2018 = Source("soudry2018")
 POGGIO_2020 = Source("poggio2020")
-LAWSON_1995 = Source("lawson1995", "chapter 23")
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 LARGEST_PROGRAM = 2_000_000
 """Numbers in the data up to which the examples on the wrong side are found by a linear program."""

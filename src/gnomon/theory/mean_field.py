@@ -13,6 +13,7 @@ from torch import Tensor
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
+from gnomon.numerics.flow import moments_of
 
 SAAD_1995 = Source("saad1995")
 
@@ -33,7 +34,7 @@ def teacher_student_path(
     Source: Saad & Solla 1995 (the equations and their Gaussian averages).
     """
     q, r, t = (part.detach().cpu().double().numpy() for part in (student, cross, teacher))
-    moments, k = _times(times), len(q)
+    moments, k = moments_of(times), len(q)
     if q.shape != (k, k) or r.shape != (k, len(t)) or t.shape != (len(t), len(t)) or not k or not len(t):
         raise InvalidInput(f"Overlaps have the shapes (k, k), (k, m) and (m, m), not {q.shape}, {r.shape} and {t.shape}.")
     if lr <= 0 or noise < 0:
@@ -63,13 +64,6 @@ def teacher_student_path(
         source=SAAD_1995, assumes=("normal inputs, each seen once", "many inputs", "a fixed second layer"),
         details={"student": np.stack([state[0] for state in states]), "cross": np.stack([state[1] for state in states])},
     )  # fmt: skip
-
-
-def _times(times: Sequence[float]) -> Array:
-    t = np.asarray(times, dtype=np.float64).reshape(-1)
-    if not len(t) or not np.isfinite(t).all() or (t < 0).any() or (np.diff(t) < 0).any():
-        raise InvalidInput(f"Times must be finite, not negative and not fall, not {list(times)}.")
-    return t
 
 
 def generalization_error(student: Array, cross: Array, teacher: Array) -> float:

@@ -1,7 +1,8 @@
 """Expectations of an activation and its derivatives at one and two inputs, exactly: what carries tensors from layer to layer.
 
 With s^(i) the i-th derivative, in the sense of distributions where s has kinks, `two[i, j][a, b]` = <s^(i)(z_a) s^(j)(z_b)>_K.  For scale-invariant s = alpha z + beta |z| all follow from
-<s_a s_b> = alpha^2 c + kappa (sqrt(det) + c asin(rho)), kappa = 2 beta^2/pi, since the Gaussian density obeys dp/dK_aa = p_aa/2 and dp/dK_ab = p_ab.  For others: `numerics.chaos`.
+<s_a s_b> = alpha^2 c + kappa (sqrt(det) + c asin(rho)), kappa = 2 beta^2/pi, since the Gaussian density obeys dp/dK_aa = p_aa/2 and dp/dK_ab = p_ab.  For other
+kinks: product rules between them, derivatives beyond the second taken of the density.  For smooth ones: `numerics.chaos`.
 
 On the diagonal a = b and with kinks only sums have a meaning: of two derivatives D20 + D11 = <(s^2)''>/2 and D31 + D22 = <(s'^2)''>/2, of four the sums that make <(s^2)''''>
 and <(s'^2)''''>.  The elements there are set so that these sums are right.
@@ -9,7 +10,9 @@ and <(s'^2)''''>.  The elements there are set so that these sums are right.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,13 +21,20 @@ from gnomon.core.errors import OutOfScope
 from gnomon.core.reading import Array
 from gnomon.numerics import chaos
 from gnomon.numerics.nodes import derivatives
-from gnomon.theory.activations import Function, derivative, scale_invariant
+from gnomon.numerics.product_rule import Pieces, TooFine, Variables
+from gnomon.theory.activations import Function, scale_invariant
+from gnomon.theory.pieces import Piecewise, breaks_of
 
 KINDS = ((0, 0), (2, 0), (1, 1), (4, 0), (3, 1), (2, 2), (5, 1), (4, 2), (3, 3))
 TESTED = (0.05, 1.0, 20.0)
 """Kernels at which integration by parts is tried, to tell kinks."""
 CONVERGED = 1e-3
 """A series whose end is worth more than this, relative to the largest element, has not converged."""
+
+DIGITS = (13.0, 15.0)
+"""Digits of two product rules for two inputs; their distance is the error."""
+ROUNDING = 1e-15
+"""What rounding amounts to, relative to the size of what is summed, where inputs are far apart."""
 
 Table = dict[tuple[int, int], Float64[Array, "n n"]]
 
@@ -47,28 +57,6 @@ def smoothness(activation: Function) -> int:
             if abs(gap) > 1e-5 * size:
                 return order
     return 3
-
-
-def breaks_of(activation: Function) -> tuple[float, ...]:
-    """Where the slope of an activation jumps or has a corner, within 24 of 0: 0 always among them.   Error: 1e-12 where it jumps."""
-    at = np.linspace(-24.0, 24.0, 4801)
-    slope = derivative(activation)
-
-    def value(x: Float64[Array, "k"]) -> Float64[Array, "k"]:
-        return derivatives(slope, x, 0)[0]
-
-    gaps = np.abs(np.diff(value(at)))
-    candidates = np.flatnonzero(gaps > 10 * np.median(gaps) + 0.05 * np.abs(value(at)).max())
-    found = {0.0}
-    for index in candidates:
-        low, high = at[index], at[index + 1]
-        for _ in range(50):
-            middle = (low + high) / 2
-            a, b, c = value(np.array([low, middle, high]))
-            low, high = (low, middle) if abs(b - a) > abs(c - b) else (middle, high)
-        if abs(np.diff(value(np.array([low - 1e-9, high + 1e-9])))[0]) > 0.5 * gaps[index]:
-            found.add(round(float((low + high) / 2), 11))
-    return tuple(sorted(found))
 
 
 def pair_moments(activation: Function, kernel: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
@@ -101,16 +89,21 @@ def _closed(slopes: tuple[float, float], k: Float64[Array, "n n"]) -> Table:
 
 def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tuple[Table, float]:
     n, size = len(k), np.sqrt(np.diag(k))
-    breaks = (0.0,) if smooth == 3 else breaks_of(activation)
-    alike = breaks == (0.0,)  # at 0 the cut is the same for all
-    parts = [_along(activation, part, tuple(b / part[0] for b in breaks), smooth) for part in ([size] if alike else np.split(size, n))]
-    a, own, bends = (np.concatenate(each) for each in zip(*parts, strict=True))
-    two: Table = {}
-    worst = _unresolved(activation, float(size.max()), tuple(b / size.max() for b in breaks))
-    for i, j in KINDS:
-        two[i, j], tail = chaos.mehler(a, k, i, j)
-        off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
-        worst = max(worst, tail / max(float(off.max(initial=0.0)), 1e-300) if tail else 0.0)
+    if smooth < 3:
+        broken = Piecewise.of(activation)
+        cuts = [[broken.pieces(float(own), order=2, digits=digits) for own in np.diag(k)] for digits in DIGITS]
+        two, worst = _between(broken, k, cuts)
+        breaks = [tuple(edge / part for edge in some.edges[1:-1]) for some, part in zip(cuts[1], size, strict=True)]
+        own, bends = (np.concatenate(each) for each in zip(*(_along(activation, part, at, smooth) for part, at in zip(np.split(size, n), breaks, strict=True)), strict=True))
+        worst = max(worst, *(_unresolved(activation, float(part), at) for part, at in zip(size, breaks, strict=True)))
+    else:
+        own, bends = _along(activation, size, (0.0,), smooth)
+        two, worst = {}, _unresolved(activation, float(size.max()), (0.0,))
+        a = chaos.coefficients(derivatives(activation, size[:, None] * chaos.line()[0], 0)[0])
+        for i, j in KINDS:
+            two[i, j], tail = chaos.mehler(a, k, i, j)
+            off = np.abs(two[i, j][~np.eye(n, dtype=bool)])
+            worst = max(worst, tail / max(float(off.max(initial=0.0)), 1e-300) if tail else 0.0)
     second, fourth = own[:, :, 2] * math.sqrt(2) / size[:, None] ** 2, own[:, :, 4] * math.sqrt(24) / size[:, None] ** 4
     exact = {(0, 0): own[:, 0, 0], (1, 1): own[:, 1, 0], (2, 2): bends, (2, 0): second[:, 0] / 2 - own[:, 1, 0], (3, 1): second[:, 1] / 2 - bends}
     exact[4, 0] = (fourth[:, 0] - 8 * exact[3, 1] - 6 * exact[2, 2]) / 2
@@ -125,12 +118,64 @@ def _series(activation: Function, k: Float64[Array, "n n"], smooth: int) -> tupl
     return two, worst + 1e-13
 
 
-def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array, Array]:
-    """Coefficients of s, those of its square and of its slope's, and the mean square of its bend (0 where that is no function), at inputs of these sizes.   Shapes: (n, order), (n, 2, 5), (n,)."""
+def _between(broken: Piecewise, k: Float64[Array, "n n"], cuts: list[list[Pieces]]) -> tuple[Table, float]:
+    """All of `two` beside the diagonal, and how far two rules and rounding are apart, relative to the largest of a kind, of all with as many derivatives where these are more than two and are summed.
+
+    Raises: OutOfScope where inputs are too close.
+    """
+    n = len(k)
+    two: Table = {kind: np.zeros((n, n)) for kind in KINDS}
+    off: Table = {kind: np.zeros((n, n)) for kind in KINDS}
+    for a, b in itertools.combinations(range(n), 2):
+        variables = Variables(k[np.ix_((a, b), (a, b))])
+        found = []
+        for digits, pieces in zip(DIGITS, cuts, strict=True):
+            try:
+                found.append(_pair(broken, variables, variables.rules([pieces[a], pieces[b]], digits)))
+            except TooFine:
+                close = k[a, b] / math.sqrt(k[a, a] * k[b, b])
+                raise OutOfScope(f"inputs {a} and {b} have come so close (correlation {close:.9f}) that moments of kinks are not resolved; take fewer inputs or layers") from None
+        for (i, j), (value, back, worth) in found[1].items():
+            two[i, j][a, b], two[i, j][b, a] = value, back
+            off[i, j][a, b] = max(abs(value - found[0][i, j][0]), abs(back - found[0][i, j][1])) + worth
+    largest = {kind: float(np.abs(value).max()) for kind, value in two.items()}
+    size = {kind: max(largest[other] for other in KINDS if other == kind or sum(other) == sum(kind) > 2) for kind in KINDS}
+    return two, max(float(off[kind].max()) / max(size[kind], 1e-300) for kind in KINDS)
+
+
+def _pair(broken: Piecewise, variables: Variables, rule: list[tuple[Array, Array]]) -> dict[tuple[int, int], tuple[float, float, float]]:
+    """<s^(i)(z_a) s^(j)(z_b)>, the same with a and b exchanged, and what rounding is worth: of at most two derivatives of s, the others taken of the density p.
+
+    With L the inverse of the correlations and (u, v) = L (x, y) for unit variables, derivatives of -1 each make of p: u p, (u^2 - L_xx) p, (u^3 - 3 L_xx u) p and (u v - L_xy) p.
+    """
+    (x, f), (y, g) = ((at / size, made) for (at, made), size in zip((broken.factors(z, w, ((0,), (1,), (2,)), order=2) for z, w in rule), variables.size, strict=True))
+    p, own = variables.densities(x, y), float(variables.inverse[0, 0])
+    rho = -float(variables.inverse[0, 1]) / own
+    u, v = (x[:, None] - rho * y) * own, (y - rho * x[:, None]) * own
+    drawn: dict[tuple[int, int], Callable[[], Array | float]] = {
+        (0, 0): lambda: 1.0, (1, 0): lambda: u, (0, 1): lambda: v, (2, 0): lambda: u**2 - own, (0, 2): lambda: v**2 - own, (3, 0): lambda: u**3 - 3 * own * u, (0, 3): lambda: v**3 - 3 * own * v,
+        (1, 1): lambda: u * v + rho * own,
+    }  # fmt: skip
+    tables = {}
+    for more, polynomial in drawn.items():
+        weight = p * polynomial()
+        tables[more] = f @ weight @ g.T, np.abs(f) @ np.abs(weight) @ np.abs(g).T
+
+    def moment(i: int, j: int) -> tuple[float, float]:
+        more, scale = (max(i - 2, 0), max(j - 2, 0)), variables.size ** -np.array([max(i - 2, 0), max(j - 2, 0)])
+        value, size = (float(part[min(i, 2), min(j, 2)] * scale.prod()) for part in tables[more])
+        return value, ROUNDING * math.sqrt(own) * size
+
+    both = {(i, j): (moment(i, j), moment(j, i)) for i, j in KINDS}
+    return {kind: (one[0], other[0], max(one[1], other[1])) for kind, (one, other) in both.items()}
+
+
+def _along(activation: Function, size: Float64[Array, "n"], cuts: tuple[float, ...], smooth: int) -> tuple[Array, Array]:
+    """Coefficients of the square of s and of its slope's, and the mean square of its bend (0 where that is no function), at inputs of these sizes.   Shapes: (n, 2, 5), (n,)."""
     u, w = chaos.line(cuts)
     found = derivatives(activation, size[:, None] * u, 2 if smooth >= 2 else 1)
     squares = chaos.coefficients(np.stack([found[0] ** 2, found[1] ** 2], 1), cuts, 5)
-    return chaos.coefficients(found[0], cuts), squares, found[2] ** 2 @ w if smooth >= 2 else np.zeros(len(size))
+    return squares, found[2] ** 2 @ w if smooth >= 2 else np.zeros(len(size))
 
 
 def _unresolved(activation: Function, size: float, cuts: tuple[float, ...]) -> float:

@@ -15,6 +15,7 @@ from gnomon.core import rng as chance
 from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
+from gnomon.numerics.flow import moments_of
 from gnomon.numerics.nodes import sobol
 from gnomon.theory.activations import Function, derivative
 
@@ -43,13 +44,11 @@ def mean_field_path(
     """
     x, y = (part.detach().cpu().double() for part in (inputs, targets))
     seen = x if at is None else at.detach().cpu().double()
-    moments = np.asarray(times, dtype=np.float64).reshape(-1)
+    moments = moments_of(times)
     if x.ndim != 2 or y.shape != x.shape[:1] or not len(x) or seen.ndim != 2 or seen.shape[1:] != x.shape[1:]:
         raise InvalidInput(f"Inputs have the shape (examples, d), targets (examples,) and `at` (points, d), not {tuple(x.shape)}, {tuple(y.shape)} and {tuple(seen.shape)}.")
     if not (x.isfinite().all() and y.isfinite().all() and seen.isfinite().all()):
         raise InvalidInput("Inputs and targets must be finite.")
-    if not len(moments) or not np.isfinite(moments).all() or moments[0] < 0 or (np.diff(moments) < 0).any():
-        raise InvalidInput(f"Times must be finite, not negative and not fall, not {list(times)}.")
     if scrambles < 2 or min(deviations) <= 0:
         raise InvalidInput(f"At least 2 scrambles and deviations above 0 are needed, not {scrambles} and {deviations}.")
     seeds = rng or chance.generator(0)
@@ -89,7 +88,7 @@ def _path(x: Tensor, y: Tensor, seen: Tensor, times: Array, activation: Function
         velocity, (0.0, max(float(times[-1]), 1e-12)), start.numpy().reshape(-1), method="DOP853", t_eval=times, rtol=PRECISE, atol=PRECISE * min(deviations)
     )
     if solved.status != 0:
-        raise OutOfScope(f"The units' path could not be followed beyond time {solved.t[-1] if len(solved.t) else 0:.4g}: {solved.message}")
+        raise OutOfScope(f"The units' path could not be followed beyond time {solved.t[-1] if len(solved.t) else 0:.4g} ({solved.message}): ask for earlier times")
     states = [torch.from_numpy(np.ascontiguousarray(column)).reshape(start.shape) for column in solved.y.T]
     losses = [float((outputs(units, x) - y).square().mean()) / 2 for units in states]
     return np.stack([outputs(units, seen).numpy() for units in states]), np.array(losses)

@@ -1,12 +1,13 @@
 """The tensors of the effective theory at order 1/n for an activation, a depth and some inputs: how expectations are taken, the layers in turn, errors.
 
-Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Scale-invariant ones, such as ReLU: closed forms and an integral (`kinked_sources`).  Other
-kinks: nodes cut where an input changes sign, for one or two inputs with kinks at 0; else scrambled Sobol points, every scramble a recursion of its own, which gives a standard error.  What
-carries tensors from layer to layer is exact in any case (`pairs`).
+Smooth activations: exact Hermite series (`exact_sources`), at two cuts whose distance is the error.  Scale-invariant ones, such as ReLU: closed forms and an integral (`kinked_sources`).  Kinks
+anywhere: product rules between them (`piecewise_sources`), two of them again; where these would be too large, inputs being nearly dependent, scrambled Sobol points, every scramble a recursion of
+its own, which gives a standard error.  What carries tensors from layer to layer is exact in any case (`pairs`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +23,24 @@ from gnomon.core.errors import InvalidInput, OutOfScope
 from gnomon.core.reading import Array, Axis, Reading
 from gnomon.core.source import Source
 from gnomon.numerics import nodes
+from gnomon.numerics.product_rule import TooFine
 from gnomon.theory import first_order
 from gnomon.theory.activations import Function, scale_invariant
 from gnomon.theory.criticality import check_growth
 from gnomon.theory.exact_sources import exact_sources, lines
 from gnomon.theory.first_order import Layer, Through
 from gnomon.theory.kinked_sources import kinked_sources
-from gnomon.theory.pairs import Table, breaks_of, pair_moments, smoothness
+from gnomon.theory.pairs import Table, pair_moments, smoothness
+from gnomon.theory.pieces import Piecewise
+from gnomon.theory.piecewise_sources import piecewise_sources
 from gnomon.theory.sources import Sources, sources
 
 Rates = float | Sequence[float] | Array
 Rule = Callable[[Float64[Array, "n n"], Table, int], list[Sources]]
 """What a layer adds, to each of some recursions."""
+Cuts = Callable[[float], Sequence[Sources]]
+"""Sources that are good to so many digits, and finer ones."""
+Prepared = Callable[[Float64[Array, "n n"], Table, int], Cuts]
 
 PRINCIPLES = Source("roberts2022", "chapters 4, 8 and 11")
 ASSUMES = ("fully connected, equal widths, Gaussian weights and biases", "weights learn at the rate lambda_W / fan_in, biases at lambda_b")
@@ -44,8 +51,10 @@ FINEST = 16.0
 """Digits beyond which rounding is all that is left."""
 FALLS = 0.9
 """An error that does not fall below this part of what it was will not fall by refining more."""
-LEVELS = (16, 24)
-"""Sizes of two rules for activations with kinks; their distance is the error."""
+LEVELS = (32, 48)
+"""Nodes of two rules for four signs; their distance is the error."""
+FINER = 2.5
+"""Digits that the finer of two product rules has more: fewer would add no node to a short piece."""
 SPARE = 1.0
 """Digits by which two cuts agree better than they were made for, as a rule: the first try leaves them out."""
 SCRAMBLES = 8
@@ -54,6 +63,8 @@ CONDITION = 1e-8
 """Correlation matrices whose smallest eigenvalue is below this cannot be inverted to any use."""
 NEXT = 2.5
 """How many times depth/width the next order of a tensor is at most, relative to its largest element, over a grid of ensembles."""
+COARSEST = 1e-4
+"""The tolerance up to which product rules are made coarser before points are drawn."""
 CONVERGED = 1e-3
 """A tensor whose error is larger than this, relative to its largest element, has not converged."""
 
@@ -143,9 +154,10 @@ def tensors(
 
     Shapes: `inputs` (n, features), of which K = C_b + C_W x x^T / features is made, or that `kernel` (n, n) of the first layer itself, a number for one input; rates and variances one number,
     or one a layer.  `widths` (depth - 1,) are the units of the hidden layers where they differ; n is then their harmonic mean.
-    Units: those of pre-activations and rates.   Error: `errors` of the result: for smooth activations the distance of two cuts, the finer at most `tolerance` of each tensor's largest element
-    (1e-8, or 1e-4 for more than four inputs; what can be had where none is asked for and the kernel is large); rounding where s is scale invariant, and with other kinks at 0 for up to two
-    inputs; else a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4.
+    Units: those of pre-activations and rates.   Error: `errors` of the result: the distance of two cuts, the finer at most `tolerance` of each tensor's largest element (1e-8, or 1e-4 for more
+    than four inputs; what can be had where none is asked for and the kernel is large or inputs with kinks are close); rounding where s is scale invariant; with kinks and inputs that are nearly
+    dependent a standard error over `scrambles` of `points` points.   Assumes: weights and biases Gaussian.   Cost: at four inputs two hundredths of a second a layer, at eight a tenth, then n^4;
+    with kinks some ten times as much.
     Raises: InvalidInput for a kernel that is none, zero inputs, inputs that are multiples of each other, rates that fit no layer; OutOfScope for activations that jump or grow faster than a
     polynomial, for R to U where the slope or the bend jumps (the square of a delta), where the stated error stays above CONVERGED, or above the tolerance that was asked for.
     Source: Roberts, Yaida & Hanin 2022 (arXiv v2), eqs. (4.8) (the first layer), (4.90) (V) and (4.115) (G1), chapters 8 and 11 and the epilogue (definitions of the others);
@@ -168,13 +180,13 @@ def tensors(
             f"the activation's {('', 'slope', 'bend')[smooth]} jumps: the square of a delta stands in R, S, T and U, which do not exist at finite width; ask for through='dntk'"
         )
     if smooth == 3:
-        return _refined(activation, k, layers, through, tolerance)
+        return _refined(activation, k, layers, through, tolerance, smooth)
     slopes = scale_invariant(activation)
     if slopes is not None:
         return _run(activation, k, layers, through, _closed(slopes), smooth, 0)
     _check_condition(activation, k, 1)
-    if len(k) <= 2 and breaks_of(activation) == (0.0,):
-        return _run(activation, k, layers, through, _nodes(activation, smooth), smooth, 0)
+    with contextlib.suppress(TooFine):
+        return _refined(activation, k, layers, through, tolerance, smooth)
     generator = rng or chance.generator(0, "tensors")
     found = _converged(_run(activation, k, layers, through, _sampled(activation, points, scrambles, smooth, generator), smooth, scrambles))
     worst = max(found.relative_error(name) for name in found.errors)
@@ -220,7 +232,7 @@ def _first_kernel(inputs: Any, kernel: Any, first: Layer) -> Float64[Array, "n n
 
 
 def checked_kernel(kernel: Float64[Array, "n n"]) -> Float64[Array, "n n"]:
-    """The kernel of distinct inputs, made symmetric.  Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
+    """The kernel of distinct inputs, made symmetric.   Shapes: (n, n) -> (n, n).   Raises: InvalidInput where it is no covariance, an input is 0, or one is a multiple of another."""
     kernel = np.asarray(kernel, dtype=np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel) or not np.isfinite(kernel).all() or not np.allclose(kernel, kernel.T):
         raise InvalidInput(f"The kernel must be a finite symmetric matrix (inputs, inputs); what came is of shape {kernel.shape}, or not finite, or not symmetric.")
@@ -262,15 +274,15 @@ def _check_condition(activation: Function, k: Float64[Array, "n n"], layer: int)
         raise OutOfScope(f"by layer {layer} {what} (within {CONDITION:g}): with an activation that has kinks they must differ; take fewer inputs or layers")
 
 
-def _series(activation: Function, allowed: float) -> Rule:
-    """Two cuts of a series, in each layer so fine that its own sources agree to what is allowed."""
+def _refining(prepared: Prepared, allowed: float) -> Rule:
+    """Two cuts, in each layer so fine that its own sources agree to what is allowed."""
     digits = max(-math.log10(allowed) - SPARE, 1.0)
 
     def rule(k: Float64[Array, "n n"], two: Table, order: int) -> list[Sources]:
         nonlocal digits
-        known, before = lines(activation, k, order), math.inf
+        cuts, before = prepared(k, two, order), math.inf
         while True:
-            coarse, fine = exact_sources(activation, k, two, order=order, digits=digits, known=known)
+            coarse, fine = cuts(digits)
             apart = fine.distance(coarse)
             if apart <= allowed or digits >= FINEST or apart > FALLS * before:
                 if apart < allowed / 10:
@@ -282,12 +294,25 @@ def _series(activation: Function, allowed: float) -> Rule:
     return rule
 
 
+def _series(activation: Function) -> Prepared:
+    def prepared(k: Float64[Array, "n n"], two: Table, order: int) -> Cuts:
+        known = lines(activation, k, order)
+        return lambda digits: exact_sources(activation, k, two, order=order, digits=digits, known=known)
+
+    return prepared
+
+
+def _pieces(activation: Function) -> Prepared:
+    broken = Piecewise.of(activation)
+
+    def prepared(k: Float64[Array, "n n"], two: Table, order: int) -> Cuts:
+        return lambda digits: tuple(piecewise_sources(broken, k, two, order=order, digits=part) for part in (digits, digits + FINER))
+
+    return prepared
+
+
 def _closed(slopes: tuple[float, float]) -> Rule:
-    return lambda k, two, order: [kinked_sources(slopes, k, two, order=order, nodes=2 * level) for level in LEVELS]
-
-
-def _nodes(activation: Function, smooth: int) -> Rule:
-    return lambda k, two, order: [sources(activation, *nodes.polar(k, level), two, order=order, kernel=k if smooth == 1 else None) for level in LEVELS]
+    return lambda k, two, order: [kinked_sources(slopes, k, two, order=order, nodes=level) for level in LEVELS]
 
 
 def _sampled(activation: Function, points: int, scrambles: int, smooth: int, rng: Generator) -> Rule:
@@ -304,12 +329,22 @@ def _sampled(activation: Function, points: int, scrambles: int, smooth: int, rng
     return rule
 
 
-def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None) -> Tensors:
-    """Series cut finer until two cuts agree to the tolerance."""
+def _refined(activation: Function, k: Array, layers: list[Layer], through: Through, asked: float | None, smooth: int) -> Tensors:
+    """Cuts made finer until two of them agree to the tolerance.   Raises: TooFine where not even COARSEST can be had by a rule that is made."""
+    prepared = _series(activation) if smooth == 3 else _pieces(activation)
     tolerance = asked or (1e-8 if len(k) <= 4 else 1e-4)
-    allowed, before = tolerance / 2, math.inf
+    allowed, before, found = tolerance / 2, math.inf, None
     while True:
-        found = _run(activation, k, layers, through, _series(activation, allowed), 3, 0)
+        try:
+            found = _run(activation, k, layers, through, _refining(prepared, allowed), smooth, 0)
+        except TooFine:
+            if found is not None:
+                break
+            if asked or tolerance >= COARSEST:
+                raise
+            tolerance *= 100
+            allowed = tolerance / 2
+            continue
         worst = max(found.relative_error(name) for name in found.errors)
         if worst <= tolerance:
             return found
@@ -328,8 +363,8 @@ def _converged(found: Tensors) -> Tensors:
     for name in found.errors:
         if found.relative_error(name) > CONVERGED * (30 if found.scrambles else 1):
             raise OutOfScope(
-                f"the moments of {name} do not converge (its error is {found.relative_error(name):.2g} of its largest element): the activation bends within a small part of a large kernel; "
-                "take fewer inputs, a smaller kernel or more `points`"
+                f"the moments of {name} do not converge (its error is {found.relative_error(name):.2g} of its largest element): the activation bends within a small part of a large kernel, or inputs "
+                "with kinks have come close; take fewer inputs, a smaller kernel or more `points`"
             )
     return found
 

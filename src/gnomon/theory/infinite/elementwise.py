@@ -33,17 +33,26 @@ class Expression:
         for node in self.nodes:
             args, keywords = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
             if node in self.functions:
-                env[node] = self.functions[node](env[node.all_input_nodes[0]])
+                env[node] = self.functions[node](_number(env[node.all_input_nodes[0]], value))
             elif node.op == "call_method":
                 env[node] = getattr(args[0], str(node.target))(*args[1:], **keywords)
             else:
                 env[node] = node.target(*args, **keywords)  # type: ignore[operator]
-        made: Tensor = env[self.nodes[-1]]
-        return made
+        return _number(env[self.nodes[-1]], value)
+
+
+def _number(made: Tensor, like: Tensor) -> Tensor:
+    """1 and 0 for what is true and false."""
+    return made if made.is_floating_point() else made.to(like.dtype)
 
 
 def _identity(value: Tensor) -> Tensor:
     return value
+
+
+def stops(node: fx.Node) -> bool:
+    """Whether no gradient goes through a node: detach(), or under torch.no_grad()."""
+    return bool(node.meta.get("no_grad")) or (node.op == "call_method" and node.target in ("detach", "detach_"))
 
 
 def expression(node: fx.Node, layers: Mapping[fx.Node, Layer], order: Mapping[fx.Node, int], constants: Mapping[fx.Node, float]) -> Expression | None:
@@ -70,7 +79,7 @@ def expression(node: fx.Node, layers: Mapping[fx.Node, Layer], order: Mapping[fx
     if len(frontier) != 1:
         return None
     base = frontier.pop()
-    if base not in layers or layers[base].output_shape != layer.output_shape:
+    if base not in layers or layers[base].output_shape != layer.output_shape or any(map(stops, found)):
         return None
     return Expression(base, tuple(sorted(found, key=lambda one: order[one])), functions, constants)
 

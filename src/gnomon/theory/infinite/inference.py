@@ -138,29 +138,39 @@ def _checked(jitter: float) -> float:
 
 
 def targets_of(x: Tensor, y: Tensor) -> Float[Tensor, "n outputs"]:
-    """The targets in float64, checked, one row an example."""
+    """The targets in float64, one row an example.
+
+    Shapes: y (n,) or (n, outputs) -> (n, outputs).   Raises: InvalidInput for complex numbers, another number of rows than examples, or numbers that are not finite.
+    """
     if not isinstance(y, Tensor) or y.is_complex():
         raise InvalidInput(f"y_train must be a tensor of real numbers, not {y.dtype if isinstance(y, Tensor) else type(y).__name__}; torch.as_tensor makes one.")
     if y.ndim not in (1, 2) or len(y) != len(x):
         raise InvalidInput(f"y_train must have one row for each of the {len(x)} training examples, shape (n,) or (n, outputs); it has shape {tuple(y.shape)}.")
     targets = y.reshape(len(y), -1).double()
     if not bool(torch.isfinite(targets).all()):
-        raise InvalidInput("y_train holds numbers that are not finite.")
+        raise InvalidInput("y_train holds numbers that are not finite; leave their examples out.")
     return targets
 
 
 def _pair(kernel: KernelFunction, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    _is_kernel(kernel)
     made = kernel(a, b, ("nngp", "ntk"))
     return _matrix(made[0]), _matrix(made[1])
 
 
 def matrix_of(kernel: KernelFunction, a: Tensor, b: Tensor | None, kind: str) -> Tensor:
-    """A kernel matrix in float64.  Raises: InvalidInput where the output has positions."""
+    """A kernel matrix in float64.  Shapes: a (n, ...), b (m, ...) -> (n, m).  Raises: InvalidInput where the output has positions, or for several kinds at once."""
     if not isinstance(kind, str):
         raise InvalidInput(f"kind is one kind of kernel here, 'nngp' or 'ntk', not {kind!r}.")
+    _is_kernel(kernel)
     made = kernel(a, b, kind)
     assert isinstance(made, Tensor)
     return _matrix(made)
+
+
+def _is_kernel(kernel: object) -> None:
+    if isinstance(kernel, torch.nn.Module):
+        raise InvalidInput(f"A kernel is wanted, and a network ({type(kernel).__name__}) was given: pass infinite_width(network).")
 
 
 def _matrix(made: Tensor) -> Tensor:

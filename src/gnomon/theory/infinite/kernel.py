@@ -20,6 +20,7 @@ from gnomon.theory.infinite.plan import INSTEAD, Reader
 from gnomon.theory.infinite.recipe import Options, Parametrization, Plan, Variance
 from gnomon.theory.infinite.rewrite import functional, with_examples
 from gnomon.theory.infinite.tiles import Tiles
+from gnomon.theory.infinite.written import rewritten
 
 Kind = Literal["nngp", "ntk"]
 
@@ -31,6 +32,7 @@ class Kernel:
     """
 
     def __init__(self, model: nn.Module, options: Options) -> None:
+        model = getattr(model, "_orig_mod", model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model)  # what torch.compile wraps
         self._module = model if not isinstance(model, nn.Module) or any(True for _ in model.children()) else nn.Sequential(model)
         self._options = options
         self._graph = _traced(self._module)
@@ -42,7 +44,10 @@ class Kernel:
         return made[0] if isinstance(kind, str) else made
 
     def tiles(self, x1: Tensor, x2: Tensor | None = None, kind: str | tuple[str, ...] = "nngp") -> Tiles:
-        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.  Cost: what the network does to the data before its first weights."""
+        """The same kernel block by block: `.block(rows, columns)` makes one, `.cost(rows, columns)` says beforehand what it takes.
+
+        Cost: what the network does to the data before its first weights.   Raises: InvalidInput for an unknown kind, or data that are not alike.
+        """
         kinds = (kind,) if isinstance(kind, str) else tuple(kind)
         for name in kinds:
             if name not in get_args(Kind):
@@ -94,9 +99,10 @@ class Kernel:
                 example = example.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
             try:
                 with architecture.quiet(self._module):
-                    with_examples(self._graph, example)
-                self._plans[key] = Reader(self._module, self._graph, example, self._options).plan()
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    graph = rewritten(self._graph, self._module, example)
+                    with_examples(graph, example)
+                self._plans[key] = Reader(self._module, graph, example, self._options).plan()
+            except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
                 if isinstance(error, InvalidInput):
                     raise
                 hint = "" if x.is_floating_point() else f" (the data are {x.dtype}; for a layer that reads numbers convert them with .float())"
@@ -123,8 +129,8 @@ def infinite_width(
     `weight_variance` is C_W = fan_in x variance of a weight, a number or a mapping from layer to number, or "kaiming" | "xavier" | "orthogonal"; `bias_variance` is C_b;
     what is not given is the declared initialisation of the layer's class.  `tolerance` bounds what the Hermite series of an activation without a closed form leaves out (one with kinks has them taken out first, and 1e-10 where the variance allows it), `memory` the bytes that a call may hold.
 
-    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums,
-    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm and RMSNorm of pre-activations,
+    Covered: Linear, Conv1d/2d/3d (stride, dilation, every padding; groups of many channels), Embedding, elementwise activations (an expression of one layer, such as x * sigmoid(x), is one), residual sums, of activations too (which no activation reads then),
+    products and concatenations of branches, parts of the channels (chunk, split, slices, GLU), slices of positions, upsampling to the nearest, linear attention (Q K^T) V (its scores unbounded, heads many), average pooling (global too), LayerNorm, RMSNorm and GroupNorm (over channels, or over channels and all positions) before and behind activations,
     dropout (as in eval mode), flatten, factors; anything at all without weights before the first layer with weights.
     Weights that require no gradient are random and have no part in Theta (where none does, all are taken as trained).
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.

@@ -29,7 +29,7 @@ SEEN, ROUNDED = 1e-7, 1e-9
 CLOSE, LEAST = 2.0**-8, 2.0**-6
 """Width of the interval in which a kink is then searched by its order, and the shortest smooth piece beside one."""
 MOST = 16
-"""Kinks an activation may have."""
+"""Kinks an activation may have, where none other is said."""
 EDGE = 0.2534
 """Ends of the first intervals are this times powers of two, to the left a little less, so that no kink is at an end of one."""
 
@@ -96,8 +96,8 @@ class Rest:
         return out
 
 
-def find(function: Callable[[Any], Any]) -> tuple[Kink, ...]:
-    """The kinks of an activation that is smooth between few of them (jumps of itself and of its first two derivatives), or none where it is not of this kind.
+def find(function: Callable[[Any], Any], most: int = MOST) -> tuple[Kink, ...]:
+    """The kinks of an activation that is smooth between few of them (jumps of itself and of its first two derivatives), or none where it is not of this kind (or has more than `most`).
 
     Intervals are halved until Chebyshev interpolation tells the function; where it does not at width CLOSE, the pieces on either side say which derivative jumps, and where: at the root of
     the difference of the pieces' derivatives of one order less, or for a jump by bisection.
@@ -106,7 +106,7 @@ def find(function: Callable[[Any], Any]) -> tuple[Kink, ...]:
     """
     kinks = []
     with np.errstate(all="ignore"):  # a function may have values that are not finite, and is then not smooth there
-        brackets = _brackets(function)
+        brackets = _brackets(function, most)
         for number, (low, high) in enumerate(brackets):
             room = brackets[number - 1][1] if number else -math.inf, brackets[number + 1][0] if number + 1 < len(brackets) else math.inf
             kink = _kink(function, low, high, room)
@@ -137,15 +137,15 @@ def _smooth(function: Callable[[Any], Any], low: Float64[Array, "n"], high: Floa
     return smooth  # also false where a value is not finite
 
 
-def _brackets(function: Callable[[Any], Any]) -> list[tuple[float, float]]:
-    """Intervals of at most CLOSE in which the function is not smooth, none where they are more than MOST."""
+def _brackets(function: Callable[[Any], Any], most: int) -> list[tuple[float, float]]:
+    """Intervals of at most CLOSE in which the function is not smooth, none where they are more than `most`."""
     ends = EDGE * 2.0 ** np.arange(9)
     edges = np.concatenate([-0.93 * ends[::-1], ends])
     low, high = edges[:-1], edges[1:]
     while len(low) and (high - low).max() > CLOSE:
         rough = ~_smooth(function, low, high)
         low, high = low[rough], high[rough]
-        if len(low) > 4 * MOST:
+        if len(low) > 4 * most:
             return []
         wide = high - low > CLOSE
         middle = (low[wide] + high[wide]) / 2
@@ -158,7 +158,7 @@ def _brackets(function: Callable[[Any], Any]) -> list[tuple[float, float]]:
             merged[-1] = merged[-1][0], float(high[i])
         else:
             merged.append((float(low[i]), float(high[i])))
-    return merged if len(merged) <= MOST else []
+    return merged if len(merged) <= most else []
 
 
 def _side(function: Callable[[Any], Any], end: float, room: float) -> chebyshev.Chebyshev | None:

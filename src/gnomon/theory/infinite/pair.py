@@ -143,7 +143,7 @@ def add(a: Pair, b: Pair) -> Pair:
     if a.gap is None or b.gap is None:
         return Pair(first, second, a.covariance + b.covariance, None, None, ntk, a.full)
     (a1, a2), (b1, b2) = a.deviations, b.deviations
-    more = _excess((a1, b1), (a2, b2))
+    more = excess((a1, b1), (a2, b2))
     total = None
     if a.total is not None or b.total is not None:
         parts = [torch.addcmul(-x.gap, s1, s2, value=2) if x.total is None and x.gap is not None else x.total for x, s1, s2 in ((a, a1, a2), (b, b1, b2))]
@@ -182,8 +182,8 @@ def attended(query: Pair, key: Pair, value: Pair, size: float, asked: Asked) -> 
     return _mixed(cov, ntk, query.first.shape[1:], asked)
 
 
-def _excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
-    """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of positive numbers without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
+def excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
+    """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of numbers a, c >= 0 without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
     (p, q), (v, w) = _half(*one, torch.hypot(*one)), _half(*two, torch.hypot(*two))
     return torch.mul(p, w).addcmul_(q, v, value=-1).square_()
 
@@ -393,19 +393,20 @@ def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:
 
     `asked.variances` are those of the result for the two sets of examples, needed where something downstream asks for them; NaN stand where they are not known.
     """
-    d = x.dimensions
-
-    def mean(part: Tensor) -> Tensor:
-        for axis, window in enumerate(windows):
-            for dim in (2 + axis, 2 + d + axis) if window is not None else ():
-                assert window is not None
-                part = part.mean(dim, keepdim=True) if window.size == part.shape[dim] else window.summed(part, (dim,)).div_(window.size)
-        return part
-
-    x = x.without_gap()
-    cov, _, _, ntk = x.each(mean)
+    d, x = x.dimensions, x.without_gap()
+    cov, _, _, ntk = x.each(lambda part: averaged(part, windows, 2, 2 + d))
     assert cov is not None
     return _mixed(cov, ntk, cov.shape[2 : 2 + d], asked)
+
+
+def averaged(x: Tensor, windows: Sequence[Window | None], *starts: int) -> Tensor:
+    """The mean over windows, along the dimensions of positions that begin at each of `starts`."""
+    for axis, window in enumerate(windows):
+        for dim in [start + axis for start in starts] if window is not None else ():
+            assert window is not None
+            whole = window.size == x.shape[dim] and not (window.before or window.after)
+            x = x.mean(dim, keepdim=True) if whole else window.summed(x, (dim,)).div_(window.size)
+    return x
 
 
 def squeezed(x: Pair, axes: list[int]) -> Pair:
@@ -434,20 +435,6 @@ def with_gap(x: Pair, same: Tensor | None = None) -> Pair:
     if same is not None:
         gap = gap.masked_fill(same, 0)
     return dataclasses.replace(x, cov=None, gap=gap, total=torch.addcmul(x.covariance, one, two).clamp_min_(0))
-
-
-def normalised(x: Pair, eps: float, *, scale: bool, shift: bool) -> Pair:
-    """Layer normalisation of Gaussian pre-activations, whose mean over many features is 0: k / sqrt((q1 + eps)(q2 + eps)), Theta likewise.
-
-    A trained gain (at 1) adds k to Theta, a trained shift (at 0) adds 1; both are of the order of the biases.   Source: derived here.
-    """
-    r1, r2 = x.spread((x.first + eps).rsqrt(), (x.second + eps).rsqrt())
-    cov, gap, total, _ = x.each(lambda part: part * r1 * r2)
-    made = Pair(x.first / (x.first + eps), x.second / (x.second + eps), cov, gap, total, None, x.full)
-    if x.ntk is None:
-        return made
-    ntk = x.ntk * r1 * r2
-    return dataclasses.replace(made, ntk=ntk + (made.covariance if scale else 0) + (1 if shift else 0))
 
 
 def concatenated(parts: Sequence[tuple[Pair, int]]) -> Pair:

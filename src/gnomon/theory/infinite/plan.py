@@ -15,14 +15,15 @@ from gnomon.core import architecture
 from gnomon.core.errors import InvalidInput, OutOfScope, unknown
 from gnomon.core.layers import PARAMETRISED, Layer
 from gnomon.theory.activations import compose
-from gnomon.theory.infinite import elementwise, rules
+from gnomon.theory.infinite import elementwise, normalisation, places, rules
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Dual
+from gnomon.theory.infinite.means import Mean
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance, layouts
 from gnomon.theory.infinite.recognise import dual, factor
 from gnomon.theory.infinite.rewrite import PARTS
-from gnomon.theory.infinite.shapes import permutation, pooling, repeats, taken
+from gnomon.theory.infinite.shapes import permutation, pooling, taken
 from gnomon.theory.infinite.window import Window
 
 INSTEAD = "; what can be done: average the kernels of finite wide networks, gnomon.instruments.kernels.monte_carlo_kernel"
@@ -66,6 +67,8 @@ class Reader:
         for node in self.graph_module.graph.nodes:
             if node in needed:
                 self._read(node)
+                if elementwise.stops(node) and node not in self.data and node in self.names:
+                    self.known[self.names[node]] = places.still(self.steps[-1], self.names[node], self.known[self.names[node]])
         if output in self.data:
             raise OutOfScope("no layer with weights stands between the data and the output: there is no kernel of random weights")
         name, known = self.names[output], self._of(output)
@@ -125,17 +128,17 @@ class Reader:
             self._weights(node, layer, sources)
             return
         if "batch" in layer.why.lower() and "norm" in layer.why.lower():
-            self.refuse(layer, "BatchNorm couples the examples of a batch, so that no kernel of two examples exists (Yang et al. 2019); use LayerNorm, or no normalisation")
+            self.refuse(layer, normalisation.BATCH)
         if node.op == "get_attr":
             value = self.graph_module.get_parameter(str(node.target)) if str(node.target) in dict(self.graph_module.named_parameters()) else None
             if value is not None:
                 self.refuse(
                     layer,
-                    "a parameter that is not read by a layer of its own, whose class declares its distribution; call the layer (self.fc(x), not F.linear(x, self.fc.weight)), or make it a buffer",
+                    "a parameter that is not read by a layer whose class declares its distribution (nn.Linear, a convolution, nn.Embedding); read it through such a layer, or make it a buffer",
                 )
         if all(source in self.data for source in sources):
             if module is not None and any(True for _ in module.parameters()) and layer.kind != "activation":
-                self.refuse(layer, "it has weights of its own and reads the data directly")
+                self.refuse(layer, layer.why if layer.why and layer.kind != "norm" else "it has weights of its own and reads the data directly")
             self.data[node] = layer
             return
         self._random(node, layer, sources, module)
@@ -149,8 +152,8 @@ class Reader:
             self._attend(layer, sources, str(called))
         elif called in PARTS or (called == "getitem" and getattr(sources[0].target, "__name__", sources[0].target) in PARTS):
             self._part(node, layer, sources[0], str(called))
-        elif called in ("interpolate", "Upsample", "UpsamplingNearest2d"):
-            self._repeat(node, layer, sources[0], module)
+        elif places.covers(str(called)):
+            self._move(node, layer, sources[0], module)
         elif called == "getitem":
             self._take(node, layer, sources[0])
         elif called in ("GLU", "glu"):
@@ -169,12 +172,13 @@ class Reader:
             self._sum(node, layer, sources)
         elif called in ("cat", "concat", "concatenate"):
             self._concatenate(node, layer, sources)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            self._layer_norm(layer, sources[0], module)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+            self._normalise(layer, sources[0], module)
         elif layer.kind == "pool":
             self._pool(node, layer, sources[0], module, str(called))
         else:
-            self.refuse(layer, rules.SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered")
+            why = rules.SOFTMAX if layer.kind == "attention" else layer.why or f"{called} is not covered"
+            self.refuse(layer, f"{called}: {normalisation.INSTANCE}" if "instance" in layer.why.lower() else why)
 
     def _of(self, node: fx.Node) -> Known:
         return self.known[self.names[node]]
@@ -196,8 +200,7 @@ class Reader:
         return name
 
     def _weights(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
-        child = architecture.child_of(self.module, layer)
-        source = sources[0]
+        child, source = self.graph_module.get_submodule(layer.name), sources[0]
         self._check_own(layer, child)
         weight, bias, how = self._variances(layer, child)
         self.variances[layer.name] = (weight, bias, how)
@@ -270,7 +273,13 @@ class Reader:
         if by is not None:
             chain = (*before.chain, layer) if before.chain else ()
             square = by**2
-            self._emit(layer, (self.names[source],), lambda given, _: given[0].scaled(square), dataclasses.replace(before, chain=chain), folds=True)
+            self._emit(
+                layer,
+                (self.names[source],),
+                lambda given, _: given[0].scaled(square),
+                dataclasses.replace(before, chain=chain, means=tuple(one.scaled(by) for one in before.means)),
+                folds=True,
+            )
             return
         chain, base = (*before.chain, layer), before.base or self.names[source]
         if not (before.gaussian or before.chain):
@@ -282,11 +291,12 @@ class Reader:
                 )
             self.refuse(
                 layer,
-                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product or a flatten): put a layer with weights, or the activation, before it",
+                "an activation of features that are not identically distributed Gaussians (after a concatenation, a product, a normalisation of activations, a flatten or a reshape of them): put a layer with weights, or the activation, before it",
             )
         applied, rule = self._applied(layer, chain, self.known[base])
-        known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base, gain="")
-        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, nonlinear=applied)
+        mean = Mean(base, applied, compose([one.function for one in chain if one.function is not None]))
+        known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base, gain="", means=(mean,))
+        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, reads=self.known[base].reach, nonlinear=applied)
 
     def _applied(self, layer: Layer, chain: tuple[Layer, ...], base: Known) -> tuple[Dual, Callable[[Pair, Asked], Pair]]:
         """The dual of activations and their rule; a trained gain right before them is no mean over channels."""
@@ -294,12 +304,13 @@ class Reader:
         if base.gain == "mixed" and self.options.parametrization != "standard":
             self.refuse(
                 layer,
-                "an activation of a sum with features whose gain is trained: in this parametrisation the gain's part of the tangent kernel is of leading order, and no factor of the activation's; "
+                "an activation of a sum (or of a pooling over gains of each position's own) with features whose gain is trained: in this parametrisation the gain's part of the tangent kernel is of leading order, and no factor of the activation's; "
                 "put a layer with weights between, or give the normalisation elementwise_affine=False",
             )
-        if base.gain != "own":
+        if base.gain not in ("own", "placed"):
             return applied, functools.partial(rules.apply, applied)
-        return applied, rules.gained(applied, compose([one.function for one in chain if one.function is not None]), self.options.tolerance)
+        whole = compose([one.function for one in chain if one.function is not None])
+        return applied, rules.gained(applied, whole, self.options.tolerance, placed=base.gain == "placed")
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)
@@ -309,29 +320,30 @@ class Reader:
         channel = -1 if before.last else 0
         if len(layer.output_shape) > 1 and before.positions and layer.input_shape[channel] == layer.output_shape[channel]:
             positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
-            self._emit(layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), dataclasses.replace(before, positions=positions), reads="all", folds=True)
+            self._emit(
+                layer, (self.names[source],), lambda given, _: given[0].reshaped(positions), before.at(positions, lambda x: x.reshape(-1, *positions)), reads="all", folds=True
+            )
             return
         if len(layer.output_shape) != 1:
             self.refuse(layer, "a reshape other than one of positions among themselves or of all of them into features")
         many = math.prod(before.positions) > 1
-        known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="")
+        known = dataclasses.replace(before, positions=(), last=True, gaussian=before.gaussian and not many, chain=(), base="", means=(), alike=before.alike and not many)
         self._emit(layer, (self.names[source],), lambda given, _: pairs.flattened(given[0]), known, reads="all")
 
     def _sum(self, node: fx.Node, layer: Layer, sources: list[fx.Node]) -> None:
         if len(sources) != 2 or len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
             self.refuse(layer, "a sum with a constant, with itself or with a factor" if len(sources) < 2 else "a sum with a factor")
         names, knowns = self._branches(layer, sources)
-        positions = {known.positions for known in knowns}
-        if len(positions) > 1:
+        if knowns[0].positions != knowns[1].positions:
             self.refuse(layer, "a sum of branches of different shapes")
         shared = rules.shared(knowns)
         if shared:
             self.refuse(layer, f"both branches read {', '.join(sorted(shared))!r} without weights between, so that they are not independent")
-        if not any(known.centred for known in knowns):
-            self.refuse(layer, "neither branch ends in a layer with weights, so that the product of their means enters")
-        known = Known(all(k.gaussian for k in knowns), all(k.centred for k in knowns), knowns[0].roots | knowns[1].roots, knowns[0].last, knowns[0].positions)
-        known = dataclasses.replace(known, gain="mixed" if any(k.gain for k in knowns) else "")
-        self._emit(layer, names, lambda given, _: pairs.add(*given), known)
+        made = rules.summed(names, knowns, minus="sub" in getattr(node.target, "__name__", str(node.target)))
+        if isinstance(made, str):
+            self.refuse(layer, made)
+        names, rule, known, reads = made
+        self._emit(layer, names, rule, known, reads=reads)
 
     def _branches(self, layer: Layer, sources: list[fx.Node]) -> tuple[tuple[str, ...], list[Known]]:
         """The branches that meet, with data read in the layout of the random ones."""
@@ -384,7 +396,8 @@ class Reader:
         channels, positions, gone = places
         if channels is None:
             sizes = [len(range(*part.indices(n))) for part, n in zip(positions, before.positions, strict=True)]
-            known = dataclasses.replace(before, positions=tuple(n for axis, n in enumerate(sizes) if axis not in gone), chain=(), base="")
+            left = tuple(n for axis, n in enumerate(sizes) if axis not in gone)
+            known = before.at(left, lambda x: x[(slice(None), *positions)].reshape(-1, *left))
             self._emit(layer, (of,), lambda given, _: rules.selected(given[0], positions, gone), known, reads="all")
             return
         start, stop = channels
@@ -394,13 +407,11 @@ class Reader:
         roots = frozenset(f"{root}{rules.PART if rules.PART not in root else ', '}{start}:{stop} of slices of {of!r}" for root in before.roots)
         self._emit(layer, (of,), lambda given, _: given[0], dataclasses.replace(before, roots=roots), folds=True)
 
-    def _repeat(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
-        before = self._of(source)
-        times = repeats(node, layer, before, module)
-        if isinstance(times, str):
-            self.refuse(layer, times)
-        known = dataclasses.replace(before, positions=layer.output_shape[1:], chain=(), base="")
-        self._emit(layer, (self.names[source],), lambda given, _: rules.repeated(given[0], times), known, reads="all")
+    def _move(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None) -> None:
+        made = places.moved(node, layer, self._of(source), module)
+        if isinstance(made, str):
+            self.refuse(layer, made)
+        self._emit(layer, (self.names[source],), *made, reads="all")
 
     def _along_channels(self, dim: object, before: Known) -> bool:
         return isinstance(dim, int) and dim % (len(before.positions) + 2) == (len(before.positions) + 1 if before.last else 1)
@@ -412,7 +423,7 @@ class Reader:
         if not self._along_channels(dim, before) or not (before.gaussian and before.alike):
             self.refuse(layer, "a gated linear unit of other than the channels of Gaussian pre-activations; give it dim, and a layer with weights directly before it")
         gate, applied = self._applied(layer, (Layer(layer.name, "activation", activation="sigmoid", function=torch.sigmoid),), before)
-        self._emit(layer, (self.names[source],), rules.gate(applied), dataclasses.replace(before, gaussian=False, chain=(), base="", gain=""), nonlinear=gate)
+        self._emit(layer, (self.names[source],), rules.gate(applied), dataclasses.replace(before, gaussian=False, chain=(), base="", gain=""), reads=before.reach, nonlinear=gate)
 
     def _turn(self, node: fx.Node, layer: Layer, source: fx.Node, called: str) -> None:
         """A permutation that moves the channels to the end or to the front."""
@@ -462,30 +473,27 @@ class Reader:
         known = Known(False, all(known.centred for known in knowns), roots, last, knowns[0].positions, alike=False)
         self._emit(layer, names, lambda given, _: pairs.concatenated(list(zip(given, counts, strict=True))), known)
 
-    def _layer_norm(self, layer: Layer, source: fx.Node, module: nn.LayerNorm | nn.RMSNorm) -> None:
+    def _normalise(self, layer: Layer, source: fx.Node, module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) -> None:
         before = self._of(source)
-        if not before.gaussian or (before.positions and not before.last) or len(module.normalized_shape) != 1:
-            self.refuse(
-                layer, "a LayerNorm of other than the channels of Gaussian pre-activations (the mean that it subtracts is then not 0); put it directly after a layer with weights"
-            )
-        scale, shift = self._trained(module)
-        eps = module.eps if module.eps is not None else torch.finfo(torch.get_default_dtype()).eps
-        known = dataclasses.replace(before, gain=("mixed" if before.gain else "own") if scale else before.gain)
-        self._emit(layer, (self.names[source],), lambda given, _: pairs.normalised(given[0], eps, scale=scale, shift=shift), known)
+        norm = normalisation.read(module, before, layer.input_shape[-1 if before.last else 0])
+        if isinstance(norm, str):
+            self.refuse(layer, norm)
+        names, rule, known, reads = normalisation.step(self.names[source], before, norm, self._trained(module))
+        self._emit(layer, names, rule, known, reads=reads)
 
     def _pool(self, node: fx.Node, layer: Layer, source: fx.Node, module: nn.Module | None, called: str) -> None:
         before = self._of(source)
         windows = pooling(node, layer, before, module, called)
         if isinstance(windows, str):
             self.refuse(layer, windows)
-        kept = before.positions if len(layer.output_shape) - 1 == len(before.positions) else tuple(n for n, w in zip(before.positions, windows, strict=True) if w is None)
         positions = layer.output_shape[:-1] if before.last else layer.output_shape[1:]
         squeeze = len(positions) != len(before.positions)
         axes = [axis for axis, window in enumerate(windows) if window is not None]
+        times = math.prod(before.positions[axis] for axis in axes) if called == "sum" else 1
 
         def rule(given: list[Pair], asked: Asked) -> Pair:
             out = pairs.pooled(given[0], windows, asked)
-            return pairs.squeezed(out, axes) if squeeze else out
+            return (pairs.squeezed(out, axes) if squeeze else out).scaled(times**2)
 
-        assert squeeze is False or positions == kept
-        self._emit(layer, (self.names[source],), rule, dataclasses.replace(before, positions=positions, chain=(), base=""), reads="all", pools=True)
+        known = before.at(positions, lambda x: times * pairs.averaged(x, windows, 1).reshape(-1, *positions), joins=True)
+        self._emit(layer, (self.names[source],), rule, known, reads="all", pools=True)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from gnomon.core.layers import Layer, Scheme
+from gnomon.theory.infinite.means import Mean
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recognise import factor
 
 Parametrization = Literal["standard", "ntk", "mup", "mean_field"]
 Variance = float | Mapping[str, float] | None
+Reads = Literal["same", "near", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Known:
     `gaussian`: its channels are identically distributed Gaussians; `centred`: their means are 0; `roots`: the layers with fresh weights that it is made of;
     `chain`: the activations applied to the Gaussian layer `base`; `last`: channels are the last dimension; `positions`: the shape of what is not channels; `alike`: its channels
     are identically distributed; `scores`: what attention's scores are made of: the layers of queries and keys, and the square of their factor times how many channels they have;
-    `gain`: whether each channel is times a trained gain of its own, or a sum with such.
+    `gain`: whether each channel is times a trained gain of its own, each channel at each position (`placed`), or a sum with such; `means`: where the means are not 0, what they are the sum of (none: not known).
     """
 
     gaussian: bool
@@ -48,11 +50,26 @@ class Known:
     chain: tuple[Layer, ...] = ()
     alike: bool = True
     scores: tuple[str, str, float] | None = None
-    gain: Literal["", "own", "mixed"] = ""
+    gain: Literal["", "own", "placed", "mixed"] = ""
+    means: tuple[Mean, ...] = ()
+
+    @property
+    def reach(self) -> Reads:
+        """What an activation of it reads: the same position, but for a gain of each position's own, which has to know which one it is."""
+        return "all" if self.gain == "placed" else "same"
+
+    @property
+    def gathers(self) -> Reads:
+        """What is read of the layers that tell its mean: the same position, but where positions were moved since."""
+        return "all" if any(mean.moves for mean in self.means) else "same"
+
+    def at(self, positions: tuple[int, ...], move: Callable[[Tensor], Tensor], *, joins: bool = False) -> Known:
+        """The same channels at other positions: `move` makes numbers of these, (n, *S), of those of all; `joins`: several positions meet in one, or one becomes several."""
+        gain = "mixed" if joins and self.gain == "placed" else self.gain
+        return dataclasses.replace(self, positions=positions, chain=(), base="", means=tuple(mean.moved(move) for mean in self.means), gain=gain)
 
 
 Rule = Callable[[list[Pair], Asked], Pair]
-Reads = Literal["same", "near", "all"]
 
 
 @dataclasses.dataclass

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnomon.theory.infinite import means
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Arguments, Dual, PiecewiseLinear
+from gnomon.theory.infinite.normalisation import equal_positions
 from gnomon.theory.infinite.pair import Asked, Pair
-from gnomon.theory.infinite.recipe import Known
+from gnomon.theory.infinite.recipe import Known, Reads, Rule
 from gnomon.theory.infinite.series import Series
 
 PART = ", part "
@@ -47,10 +49,11 @@ class Slope:
         return value.detach() * slope
 
 
-def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float) -> Callable[[Pair, Asked], Pair]:
+def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float, *, placed: bool = False) -> Callable[[Pair, Asked], Pair]:
     """An activation of u with a trained gain at 1 of its own on every u_i, whose part of Theta is k: Theta -> E s' s' (Theta - k) + E u s'(u) u' s'(u').
 
-    The gain's part is no mean over channels: it is u_i u_i' of the very u_i that s' reads, so that it does not take s' s' as a factor.   Source: derived here.
+    The gain's part is no mean over channels: it is u_i u_i' of the very u_i that s' reads, so that it does not take s' s' as a factor; with a gain of each position's own (`placed`)
+    it is there at equal positions alone.   Source: derived here.
     """
     slope = Series(Slope(function), "the slope of an activation behind a trained gain", tolerance)
 
@@ -58,9 +61,9 @@ def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float) -> C
         if x.ntk is None:
             return apply(applied, x, asked)
         x = x.resolved()
-        own = x.covariance
+        own, here = x.covariance, equal_positions(x) if placed and x.full else 1.0
         assert x.ntk is not None
-        made = apply(applied, dataclasses.replace(x, ntk=x.ntk - own), asked._replace(into=(None, None))).resolved()
+        made = apply(applied, dataclasses.replace(x, ntk=x.ntk - own * here), asked._replace(into=(None, None))).resolved()
         if isinstance(applied, PiecewiseLinear):  # z s'(z) = s(z)
             more = made.covariance
         else:
@@ -70,7 +73,7 @@ def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float) -> C
             assert found.cov is not None
             more = found.cov
         assert made.ntk is not None
-        return dataclasses.replace(made, ntk=made.ntk + more)
+        return dataclasses.replace(made, ntk=made.ntk + more * here)
 
     return rule
 
@@ -95,21 +98,29 @@ def shared(knowns: list[Known]) -> set[str]:
     }
 
 
+def summed(names: tuple[str, ...], knowns: list[Known], *, minus: bool) -> tuple[tuple[str, ...], Rule, Known, Reads] | str:
+    """The layers that a sum of two independent branches reads, its rule, what is known of it and which positions it reads; or why it is not covered."""
+    one, two = knowns
+    parts = one.means, tuple(part.scaled(-1.0 if minus else 1.0) for part in two.means)
+    unknown = [name for name, known in zip(names, knowns, strict=True) if not (known.centred or known.means)]
+    known = Known(one.gaussian and two.gaussian, one.centred and two.centred, one.roots | two.roots, one.last, one.positions)
+    known = dataclasses.replace(known, gain="mixed" if one.gain or two.gain else "", means=() if unknown else parts[0] + parts[1])
+    if one.centred or two.centred:
+        return names, lambda given, _: pairs.add(*given), known, "same"
+    if unknown:
+        return f"neither branch ends in a layer with weights, so that the product of their means enters, and that of {unknown[0]!r} is not known here"
+    first = len(parts[0])
+
+    def rule(given: list[Pair], _: Asked) -> Pair:
+        a, b, *bases = given
+        return means.add(a, b, means.total(parts[0], bases[:first]), means.total(parts[1], bases[first:]))
+
+    return (*names, *(part.base for part in known.means)), rule, known, known.gathers
+
+
 def selected(x: Pair, chosen: list[slice], gone: list[int]) -> Pair:
     """Some positions, without the dimensions that are `gone`, of which one is left."""
     x = x.resolved()
     index = (slice(None), slice(None), *chosen, *(chosen if x.full else ()))
     one, two = x.first[(slice(None), *chosen)], x.second[(slice(None), *chosen)]
     return pairs.squeezed(Pair(one, two, *x.each(lambda part: part[index]), x.full), gone)
-
-
-def repeated(x: Pair, times: list[int]) -> Pair:
-    """Each position several times in a row."""
-    x = x.resolved()
-
-    def spread(part: Tensor, first: int) -> Tensor:
-        for axis in range(first, part.ndim):
-            part = part.repeat_interleave(times[(axis - first) % len(times)], axis)
-        return part
-
-    return Pair(spread(x.first, 1), spread(x.second, 1), *x.each(lambda part: spread(part, 2)), x.full)

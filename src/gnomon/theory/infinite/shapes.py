@@ -26,13 +26,13 @@ def pooling(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None
         out = layer.output_shape[1:]
         if all(n % m == 0 for n, m in zip(positions, out, strict=True)):
             return [Window(n // m, n // m) for n, m in zip(positions, out, strict=True)]
-    if called == "mean":
+    if called in ("mean", "sum"):
         dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
         dims = (dims,) if isinstance(dims, int) else tuple(dims)
         axes = {dim % (d + 2) - (1 if before.last else 2) for dim in dims}
         if axes and axes <= set(range(d)):
             return [Window(n) if axis in axes else None for axis, n in enumerate(positions)]
-    return f"{layer.why}; covered are average pooling, adaptive average pooling to a divisor of the size, and .mean over positions"
+    return f"{layer.why}; covered are average pooling, adaptive average pooling to a divisor of the size, and .mean and .sum over positions"
 
 
 def _average(said: dict[str, Any], positions: tuple[int, ...]) -> list[Window | None] | str:
@@ -88,13 +88,3 @@ def permutation(node: fx.Node, called: str, rank: int) -> list[int] | None:
         a, b = (-2, -1) if called == "mT" else dims
         order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
     return order
-
-
-def repeats(node: fx.Node, layer: Layer, before: Known, module: nn.Module | None) -> list[int] | str:
-    """How often each position stands in a row after an upsampling to the nearest, or why it is not covered."""
-    names = ("input", "size", "scale_factor", "mode")
-    mode = getattr(module, "mode", None) or (dict(zip(names, node.args, strict=False)) | dict(node.kwargs)).get("mode", "nearest")
-    out = layer.output_shape[1:]
-    if mode not in ("nearest", "nearest-exact") or before.last or any(m % n for n, m in zip(before.positions, out, strict=True)):
-        return "an interpolation other than to the nearest position by whole factors"
-    return [m // n for n, m in zip(before.positions, out, strict=True)]

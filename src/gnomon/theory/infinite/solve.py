@@ -100,7 +100,7 @@ def solve(
         raise InvalidInput(f"ridge must be finite and at least 0, not {ridge}.")
     y = targets.reshape(n, -1)
     if not bool(torch.isfinite(y).all()):
-        raise InvalidInput("The targets hold numbers that are not finite.")
+        raise InvalidInput("The targets hold numbers that are not finite; leave their examples out.")
     itemsize = matrix.element_size() if isinstance(matrix, Tensor) else matrix.dtype.itemsize
     cost = solve_cost(n, y.shape[1], method=method, memory=memory, rank=rank, itemsize=itemsize)
     logger.info("a system of %d examples is solved by %s; Cholesky takes %.3g GB and %.3g GB are allowed", n, cost, HELD * 8 * n * n / 1e9, memory / 1e9)
@@ -148,7 +148,7 @@ def check_finite(matrix: Float64[Tensor, "n n"]) -> None:
 def cholesky(matrix: Float64[Tensor, "n n"], shift: float) -> Float64[Tensor, "n n"]:
     """The lower factor of a kernel matrix with `shift` on its diagonal, in place of the matrix.
 
-    Raises: NotPositiveDefinite where the smallest eigenvalue, found by inverse iteration, is not above rounding.
+    Shapes: (n, n) -> (n, n).   Raises: NotPositiveDefinite where the smallest eigenvalue, found by inverse iteration, is not above rounding.
     """
     n = len(matrix)
     matrix.diagonal().add_(shift)

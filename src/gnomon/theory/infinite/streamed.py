@@ -62,7 +62,10 @@ class Streamed:
         return torch.cat([self.kernel(part, self.x, self.trained).double().cpu() @ weights for part in new.split(self.columns)])
 
     def prediction(self, targets: Float64[Tensor, "n outputs"], new: Tensor, *, flow: bool) -> tuple[Float64[Tensor, "m outputs"], Float64[Tensor, "m m"]]:
-        """The mean at new examples, whose kernels with the training ones are kept beside those, and the covariance: K_** - K_* A T_*^T, and for a `flow` + T_* A (K A T_*^T - K_*^T)."""
+        """The mean at new examples, whose kernels with the training ones are kept beside those, and the covariance: K_** - K_* A T_*^T, and for a `flow` + T_* A (K A T_*^T - K_*^T).
+
+        Raises: NotEnoughMemory where the covariance takes more than a quarter of what is left; NotPositiveDefinite where the equations are not solved.
+        """
         m, needed = len(new), SHARE * ARRAYS * 8 * len(new) ** 2
         if needed > self.room:
             raise NotEnoughMemory(

@@ -16,7 +16,6 @@ from gnomon.core.source import Source
 from gnomon.numerics.potentials import Potential
 from gnomon.theory.stochastic.langevin import Edges, axes_of, grid_of
 
-SCHARFETTER_1969 = Source("scharfetter1969")
 RISKEN_1989 = Source("risken1989")
 
 

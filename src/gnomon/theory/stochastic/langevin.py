@@ -104,7 +104,7 @@ def cell_points(edges: Sequence[Array], order: int) -> tuple[Float64[Array, "*ce
 
 
 def grid_of(edges: Sequence[Edges]) -> list[Float64[Array, "k"]]:
-    """Edges as arrays.  Raises: InvalidInput for edges that do not grow, and for no or more than two dimensions."""
+    """Edges as arrays.   Shapes: (k,) for each of one or two dimensions.   Raises: InvalidInput for edges that do not grow, and for no or more than two dimensions."""
     arrays = [np.asarray(e, dtype=np.float64) for e in edges]
     if not 1 <= len(arrays) <= 2 or any(e.ndim != 1 or len(e) < 3 or not (np.diff(e) > 0).all() for e in arrays):
         raise InvalidInput("A grid is given by the edges of its cells, growing, at least three, in one or two dimensions.")
@@ -112,5 +112,5 @@ def grid_of(edges: Sequence[Edges]) -> list[Float64[Array, "k"]]:
 
 
 def axes_of(edges: Sequence[Float64[Array, "k"]]) -> tuple[Axis, ...]:
-    """The middles of the cells as axes."""
+    """The middles of the cells as axes.   Shapes: edges (k,) -> an axis of k - 1 values for each dimension."""
     return tuple(Axis(name, tuple(((e[:-1] + e[1:]) / 2).tolist())) for name, e in zip("xy", edges, strict=False))

@@ -207,7 +207,7 @@ def check_stable(problem: Quadratic, sgd: Sgd) -> None:
     Raises: OutOfScope above the limit, which it names, and where a direction has no curvature; InvalidInput where the data are not those that `sgd` speaks of.
     """
     if problem.examples not in (None, sgd.examples):
-        raise InvalidInput(f"The steps are said to be on {sgd.examples} examples, the data hold {problem.examples}.")
+        raise InvalidInput(f"The steps are said to be on {sgd.examples} examples, the data hold {problem.examples}: give Sgd that number as `examples`.")
     if problem.curvatures[0] + sgd.weight_decay <= 1e-12 * _curved(problem):
         raise OutOfScope("a direction has no curvature: the steps wander there, and no covariance is stationary. Leave it out, or use weight decay.")
     if _radius(problem, sgd) >= 1:
@@ -221,7 +221,7 @@ def _radius(problem: Quadratic, sgd: Sgd) -> float:
 
 def _curved(problem: Quadratic) -> float:
     if problem.sharpness <= 0:
-        raise OutOfScope("the loss has no curvature in any direction")
+        raise OutOfScope("the loss has no curvature in any direction: no step has a limit of stability")
     return problem.sharpness
 
 

@@ -30,7 +30,7 @@ def scaled(sgd: Sgd, factor: float, rule: Rule) -> Sgd:
         raise unknown("scaling rule", str(rule), get_args(Rule))
     batch = sgd.batch_size * factor
     if factor <= 0 or abs(batch - round(batch)) > 1e-9 * batch:
-        raise InvalidInput(f"{factor:g} times a batch of {sgd.batch_size} is not a whole number of examples.")
+        raise InvalidInput(f"{factor:g} times a batch of {sgd.batch_size} is not a whole number of examples; take another factor.")
     return sgd.replace(batch_size=round(batch), lr=sgd.lr * (factor if rule == "linear" else math.sqrt(factor)))
 
 
@@ -104,7 +104,7 @@ def steps_and_examples(fewest_steps: float, fewest_examples: float, batches: Seq
     """
     critical, sizes = float(critical_batch_size(fewest_steps, fewest_examples)), np.asarray(batches, dtype=np.float64)
     if sizes.ndim != 1 or not (sizes > 0).all():
-        raise InvalidInput("Batch sizes must be a list of numbers above 0.")
+        raise InvalidInput("Batch sizes must be a list of numbers above 0: leave out those that are not.")
     value = np.stack([fewest_steps * (1 + critical / sizes), fewest_examples * (1 + sizes / critical)])
     axes = (Axis("cost", ("steps", "examples")), Axis("batch size", tuple(sizes.tolist()), "examples", "log"))
     return Reading.predicted("steps_and_examples", value, unit="steps, examples", axes=axes, source=MCCANDLISH_2018.at("section 2.3"), assumes=("one noise scale all along",))

@@ -44,7 +44,7 @@ def discrete_covariance(problem: Quadratic, sgd: Sgd) -> Reading:
     Without momentum and in one dimension C = lr f S / (h (2 - lr h)).  Batches of shuffled epochs make up for each other: directions that an epoch's steps do not
     forget (lr h N / B << 1) fluctuate less than with independent batches.  The value is then the mean over an epoch's steps; `details` has `epoch_end`, after its last.
 
-    Shapes: value (d, d).   Units: parameter^2.   Error: exact for noise that does not depend on theta.   Cost: d^3; for epochs N / B d^2.
+    Shapes: value (d, d).   Units: parameter^2.   Error: exact for noise that does not depend on theta.   Assumes: such noise.   Cost: d^3; for epochs N / B d^2.
     Raises: as `ou_covariance`, but for shuffled epochs, which it covers.
     Source: Liu, Ziyin & Ueda 2021 (noise and fluctuation of finite-rate SGD); Kuhn & Rosenow 2023 (that epochs' noise is anti-correlated); the covariance of epochs is derived here.
     """
@@ -103,7 +103,7 @@ def _with_multiplicative_noise(problem: Quadratic, sgd: Sgd, *, continuous: bool
     operator = LinearOperator((d * d, d * d), matvec=lambda flat: flat - left(at.multiplicative(_even(flat, d))).ravel(), dtype=np.float64)
     found, stopped = gmres(operator, first.ravel(), rtol=1e-11, atol=0.0, restart=min(d * d, 200), maxiter=50)
     if stopped:
-        raise OutOfScope(f"the second moments are so near to diverging (feedback {fed:.4f}) that their equation could not be solved")
+        raise OutOfScope(f"the second moments are so near to diverging (feedback {fed:.4f}) that their equation could not be solved; take a smaller learning rate")
     return _even(found, d), at, fed
 
 
@@ -111,7 +111,7 @@ def stationary_covariances(problem: Quadratic, sgd: Sgd) -> Reading:
     """The three side by side: the Ornstein-Uhlenbeck process, the discrete steps with the noise of the minimum, and those with the noise as it is.
 
     Shapes: value (3, d, d); `details` has trace, excess loss and the variance along the sharpest direction of each.   Units: parameter^2.
-    Error: exact for the last on least squares; its distance from each is what the simpler ones leave out.   Cost, Raises: those of the three.
+    Error: exact for the last on least squares; its distance from each is what the simpler ones leave out.   Assumes, Cost, Raises: those of the three.
     Source: Mandt, Hoffman & Blei 2017; Liu, Ziyin & Ueda 2021; Dieuleveut, Durmus & Bach 2020.
     """
     each = [made(problem, sgd).value for made in (ou_covariance, discrete_covariance, exact_covariance)]
@@ -151,7 +151,7 @@ def variance_over_ou(problem: Quadratic, sgd: Sgd, lrs: Sequence[float], *, depa
 def excess_loss(covariance: Array | Reading, hessian: Array) -> Reading:
     """What fluctuations of this covariance cost in loss: tr(H C) / 2.
 
-    Shapes: covariance (d, d), hessian (d, d) -> ().   Units: loss.   Error: exact for a quadratic loss.   Cost: d^2.   Raises: InvalidInput for other shapes.
+    Shapes: covariance (d, d), hessian (d, d) -> ().   Units: loss.   Error: exact.   Assumes: a quadratic loss.   Cost: d^2.   Raises: InvalidInput for other shapes.
     Source: Mandt, Hoffman & Blei 2017, section 3.
     """
     c, h = _pair(covariance, hessian)
@@ -165,7 +165,7 @@ def effective_temperature(covariance: Array | Reading, hessian: Array) -> Readin
     along each eigenvector of the Hessian, which are then equal.  Noise in proportion to curvature, as it is near a minimum that fits, gives C the same in all
     directions instead, and sharp ones are hotter.  For the Ornstein-Uhlenbeck process without momentum T = lr f tr S / (2 d).
 
-    Shapes: (d, d), (d, d) -> ().   Units: loss.   Error: exact for a quadratic loss.   Cost: d^3.   Raises: InvalidInput for other shapes.
+    Shapes: (d, d), (d, d) -> ().   Units: loss.   Error: exact.   Assumes: a quadratic loss.   Cost: d^3.   Raises: InvalidInput for other shapes.
     Source: Mandt, Hoffman & Blei 2017, section 3.
     """
     c, h = _pair(covariance, hessian)
