@@ -4,7 +4,7 @@ All numbers stay on the CPU, so that kernels, derivatives and transforms of torc
 A function mode answers `x.device`, turns moves into copies and refuses what the CPU alone can do (numpy, draws of a CPU generator); a dispatch mode
 sees every operation, below autograd and torch.func, and refuses arguments of both places where CUDA does.
 
-Not seen: the gradient of a move (CUDA moves it back, here it stays where it was).
+Not seen: the gradient of a move (CUDA moves it back, here it stays where it was), kernels that CUDA does not have, what a recorded trace makes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEVICE, CPU = torch.device("cuda", 0), torch.device("cpu")
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
 DEVICE_OF, IS_CUDA = torch.Tensor.device.__get__, torch.Tensor.is_cuda.__get__
-BETWEEN = {"copy_", "_foreach_copy_", "set_"}
-"""Operations between devices."""
-INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
-"""What lies on the device may be indexed by tensors on the CPU."""
+BETWEEN = {"copy_", "_foreach_copy_", "set_"}  # operations between devices
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}  # what lies on the device may be indexed by tensors on the CPU
+# where a CPU tensor without dimensions is refused too: these are not elementwise
 STRICT = {"stack", "cat", "index_select", "gather", "scatter", "scatter_add", "index_add", "index_copy", "equal"}
-"""Where a CPU tensor without dimensions is refused too: these are not elementwise."""
-PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "convolution"}
-"""What CUDA does not do with integers."""
-PLAIN = {"__get__", "__set__", "_parse_to", "size", "dim", "numel", "__len__", "is_floating_point"}
-"""Asked often, and of no device."""
-UNSEEN = {"__deepcopy__", "tensor", "as_tensor"}
-"""What makes tensors without an operation."""
+PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "convolution"}  # what CUDA does not do with integers
+PLAIN = {"__get__", "__set__", "_parse_to", "size", "dim", "numel", "__len__", "is_floating_point"}  # asked often, and of no device
+UNSEEN = {"__deepcopy__", "tensor", "as_tensor"}  # what makes tensors without an operation
 
 
 @contextlib.contextmanager
@@ -105,8 +100,8 @@ class Pretended(TorchFunctionMode):
             asked, args = args[1], (own, *(args[2:] if args[2:3] != (None,) else (own.dtype, *args[3:])))
         if asked is not None:
             return args, CPU if torch.device(asked).type == "cpu" else DEVICE
-        numbers = name == "tensor" and own is None  # read out of a list they lie on the CPU
-        here = not numbers and any(self.has(tensor) for tensor in _tensors((args, kwargs)))
+        # numbers that are read out of a list lie on the CPU
+        here = (name != "tensor" or own is not None) and any(self.has(tensor) for tensor in _tensors((args, kwargs)))
         return args, DEVICE if here else CPU
 
 
@@ -122,13 +117,11 @@ class _Kernels(TorchDispatchMode):
         tensors = list(_tensors((args, kwargs)))
         there = any(self.places.has(tensor) for tensor in tensors)
         if there and name not in BETWEEN:
-            written = [given for given, argument in zip(args, schema, strict=False) if argument.is_write] + [given for key, given in kwargs.items() if key == "out"]
-            self._check(name, tensors, written)
+            self._check(name, tensors, [given for given, argument in zip(args, schema, strict=False) if argument.is_write] + [kwargs.get("out")])
         if there and name in PRODUCTS and not tensors[0].is_floating_point() and not tensors[0].is_complex():
             raise RuntimeError(f"\"addmm_cuda\" not implemented for 'Long' (in {name})")
         result = func(*args, **kwargs)
-        made = any(argument.name == "device" for argument in schema)
-        if name not in BETWEEN and (self.places.place == DEVICE if made else there):
+        if name not in BETWEEN and (self.places.place == DEVICE if any(argument.name == "device" for argument in schema) else there):
             for tensor in _tensors(result):
                 self.places.hold(tensor)
         return result

@@ -113,8 +113,9 @@ def perceptron():
 
 def readings(instrument):
     """Readings of one instrument on the CPU and on the device, on the first small network that it is for."""
-    for subject in (*(subject_for(instrument, network, torch.float32) for network in NETWORKS), perceptron()):
+    for subject in filter(None, (*(subject_for(instrument, network, torch.float32) for network in NETWORKS), perceptron())):
         with contextlib.suppress(OutOfScope):
+            subject = subject.with_chunk(40)  # sums over chunks are carried apart
             here = contract.take(instrument, subject)
             with pretended():
                 there = moved(subject, DEVICE, torch.float32)
@@ -186,9 +187,8 @@ def test_what_wide_networks_predict_stays_on_the_device():
 def test_kernels_on_disk_are_used_from_the_device(monkeypatch, tmp_path):
     monkeypatch.setattr(inference, "_beyond", lambda *sizes: True)
     x, y, new, kernel = INPUTS[:4], INPUTS[:4, 0, 0], INPUTS[4:6], kernels.infinite_width(network(nn.Flatten, lambda: nn.Linear(36, 8), nn.ReLU, lambda: nn.Linear(8, 1)))
-    folders = (tmp_path / str(number) for number in range(4))
+    folders = (tmp_path / str(number) for number in range(2))
     both(lambda to: kernels.posterior(kernel, to(x), to(y), to(new), noise=0.1, folder=next(folders)))
-    both(lambda to: (kernels.ridge_regression(kernel, to(x), to(y), to(new), kind="nngp", ridge=0.1, folder=next(folders)),))
 
 
 def frozen(to):
@@ -246,7 +246,7 @@ def test_a_network_is_tuned_and_watched_where_it_lies(tmp_path):
 def test_a_whole_report_is_made_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(walks, "TRACED_AFTER", math.inf)  # a trace writes down where things are made, which is the CPU in truth
     with pretended():
-        document = examine(frozen(lambda x: x.to(DEVICE)), budget=3.0, store=tmp_path, threads=1).document
+        document = examine(frozen(lambda x: x.to(DEVICE)), budget=2.0, store=tmp_path, threads=1).document
     assert document["environment"]["device"] == "cuda:0"
     assert len(document["rows"]) > 5
     assert not [row["title"] for row in document["rows"] if row["verdict"] == "error"]
