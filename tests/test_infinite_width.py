@@ -418,7 +418,7 @@ def test_bad_input_is_refused_with_what_to_do():
         infinite_width(network, weight_variance="kaimin")
     with pytest.raises(InvalidInput, match="one row for each of the 2"):
         gradient_flow(kernel, x, torch.ones(3), time=1.0)
-    with pytest.raises(InvalidInput, match="time must be at least 0"):
+    with pytest.raises(InvalidInput, match="time must be a number of at least 0"):
         gradient_flow(kernel, x, torch.ones(2), time=math.nan)
 
 

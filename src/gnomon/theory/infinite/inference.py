@@ -53,8 +53,8 @@ def gradient_flow(
     """
     if not getattr(kernel, "lazy", True):
         raise OutOfScope("in this kernel's parametrisation features move at any width, so that no fixed kernel describes training; use 'standard' or 'ntk'")
-    if not time >= 0:
-        raise InvalidInput(f"time must be at least 0 (math.inf for the end of training), not {time}.")
+    if isinstance(time, str) or not time >= 0:
+        raise InvalidInput(f"time must be a number of at least 0 (math.inf for the end of training), not {time!r}.")
     if kind not in ("ntk", "nngp"):
         raise unknown("kind of training", str(kind), ("ntk", "nngp"))
     targets, n, m = targets_of(x_train, y_train), len(x_train), 0 if x_test is None else len(x_test)

@@ -466,6 +466,7 @@ def flattened(x: Pair) -> Pair:
 def finite(name: str, first: Tensor, second: Tensor) -> None:
     """Check the sums of the variances, which bound the covariances.  Raises: OutOfScope where the numbers of this dtype do not hold them."""
     if not math.isfinite(float(first) + float(second)):
+        wider = "" if first.dtype == torch.float64 else "float64, or "
         raise OutOfScope(
-            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {first.dtype}; use float64, or a weight variance nearer to criticality"
+            f"the kernel is no longer finite at layer {name!r}: its variance grows beyond the numbers of {first.dtype}; use {wider}a weight variance nearer to criticality"
         )
