@@ -55,12 +55,10 @@ class Pretended(TorchFunctionMode):
         self.place = CPU  # of what an operation makes out of nothing
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies on the device."""
         storage = _storage(tensor)
         return storage is not None and storage._cdata in self.held
 
     def hold(self, tensor: Tensor) -> None:
-        """Write down that a tensor lies on the device."""
         storage = _storage(tensor)
         if storage is not None and storage._cdata not in self.held:
             self.held[storage._cdata] = StorageWeakRef(storage)
@@ -100,8 +98,7 @@ class Pretended(TorchFunctionMode):
             asked, args = args[1], (own, *(args[2:] if args[2:3] != (None,) else (own.dtype, *args[3:])))
         if asked is not None:
             return args, CPU if torch.device(asked).type == "cpu" else DEVICE
-        # numbers that are read out of a list lie on the CPU
-        here = (name != "tensor" or own is not None) and any(self.has(tensor) for tensor in _tensors((args, kwargs)))
+        here = (name != "tensor" or own is not None) and any(self.has(tensor) for tensor in _tensors((args, kwargs)))  # numbers read out of a list lie on the CPU
         return args, DEVICE if here else CPU
 
 
