@@ -228,6 +228,20 @@ def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = Fal
     return shaped(near), None if far is None else shaped(far)
 
 
+def _between(u: Tensor, v: Tensor, one: Tensor, two: Tensor, n: Tensor) -> Tensor:
+    """n |u - v|^2 / 2 of unit vectors at all pairs of positions, n the product of the deviations `one` and `two`, in their dtype.   Shapes: (K, n1, P), (K, n2, Q) -> that of n.
+
+    Error: 1e-15 n; below float64 1e-15 of the largest n, the deviations being multiplied into the vectors.
+    """
+    if one.dtype == torch.float64 or len(u) <= FEW:
+        return apart(u, v, full=True, mend=False)[0].to(n).reshape(n.shape).mul_(n)
+    (_, n1, count), (_, n2, other) = u.shape, v.shape
+    a, b = (torch.cat([s, sign * s * w.flatten(1)]) for s, w, sign in ((one.double().reshape(1, -1), u, -1), (two.double().reshape(1, -1), v, 1)))
+    made = torch.mm(a.T, b).to(one.dtype)
+    torch.nn.functional.threshold(made, ROUNDING * float(one.max()) * float(two.max()), 0.0, inplace=True)
+    return made.reshape(n1, count, n2, other).transpose(1, 2).contiguous().reshape(n.shape)
+
+
 def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
     made, difference = torch.add(*spread(one[0], two[0], full=full), alpha=sign).square_(), None
     for a, b in zip(one[1:], two[1:], strict=True):
@@ -324,7 +338,7 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     if math.prod(window.size for window in windows) > 1:
         a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
         a = a if asked.rows is None else a[:, :, asked.rows]
-        more = apart(a.flatten(2), b.flatten(2), full=True, mend=False)[0].to(x.first).reshape(n.shape).mul_(n)
+        more = _between(a.flatten(2), b.flatten(2), one, two, n)
     elif bias:
         more = _turned(x, u.turn, v.turn).square_()
     else:
