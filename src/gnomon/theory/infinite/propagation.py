@@ -14,7 +14,7 @@ from gnomon.core.errors import InvalidInput
 from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
 from gnomon.theory.infinite.recipe import Plan, Step
 
-TILE = 1 << 19
+TILE = 3 << 18
 """Bytes of covariances worked on at a time."""
 SLAB = 3 << 19
 """Bytes of covariances of one layer worked on at a time where they are more than that for one pair of examples."""
