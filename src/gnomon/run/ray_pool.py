@@ -101,7 +101,7 @@ class RayPool:
 
 
 def _received(connection: Connection) -> Any:
-    """What the driver says: () once it has joined, (position, result), an error to raise, None at the end."""
+    """What the driver, a process of this one's own, says: () once it has joined, (position, result), an error to raise, None at the end."""
     try:
         return pickle.loads(connection.recv_bytes())
     except (EOFError, OSError) as error:
