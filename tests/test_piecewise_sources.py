@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from gnomon.core import rng as chance
 from gnomon.core.errors import OutOfScope
-from gnomon.instruments import ensembles
-from gnomon.models import perceptrons
 from gnomon.numerics import nodes
 from gnomon.theory import first_order
 from gnomon.theory.exact_sources import exact_sources
@@ -114,18 +112,3 @@ def test_kinks_that_are_slight_and_inputs_that_are_nearly_dependent():
     assert max(near.relative_error(name) for name in near.errors) <= 1e-8
     with pytest.raises(OutOfScope, match="inputs 0 and 1 have come so close"):
         tensors(inputs=np.array([[1.0, 0.0], [1.0, 1e-3]]), **settings)
-
-
-def test_hidden_units_of_real_networks_with_a_clamp():
-    """A, B, D and F from every pair of hidden units, two inputs: within 2.5 L/n and three standard errors."""
-    depth, width, x = 3, 40, torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
-    settings = {"depth": depth, "weight_variance": 1.6, "bias_variance": 0.1, "weight_rates": 0.8, "bias_rates": 0.6}
-    drawn = perceptrons.draw(clamped, features=3, width=width, members=3_000, rng=chance.generator(5), **settings)
-    z, theta = (torch.cat(part) for part in zip(*(networks.hidden_ntk(x) for networks in drawn), strict=True))
-    found = tensors(clamped, inputs=x.numpy(), through="ntk", **settings)
-    for name, measured in ensembles.ntk_covariances(z, theta).items():
-        value = found.value(name)[-1]
-        value = value.transpose(0, 2, 1, 3) if name in "BF" else value
-        largest, error = np.abs(value).max(), np.asarray(measured.error)
-        assert (np.abs(np.asarray(measured.value) - value) < 2.5 * depth / width * largest + 3 * error).all(), name
-        assert error.max() < 0.15 * largest, f"an ensemble that says something of {name}"

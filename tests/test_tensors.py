@@ -227,12 +227,19 @@ def test_the_published_curve_of_another_program():
     np.testing.assert_allclose(found.H1[-1, 0], [1.41440, -0.32457], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("function", "c_w", "c_b"), [(torch.tanh, 1.3, 0.1), (F.gelu, 1.983, 0.173), (torch.relu, 2.0, 0.1)])
-def test_kernels_of_all_pairs_of_units_have_the_covariances(function, c_w, c_b):
-    """A, B, D and F from every pair of hidden units, two inputs: within 2.5 L/n and three standard errors, which are small; ReLU's kink is nothing to first derivatives."""
-    depth, width, x = 4, 40, torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
+def clamped(z):
+    return (1.3 * z).clamp(-0.4, 1.7)
+
+
+@pytest.mark.parametrize(
+    ("function", "c_w", "c_b", "depth", "members"),
+    [(torch.tanh, 1.3, 0.1, 4, 1_500), (F.gelu, 1.983, 0.173, 4, 1_500), (torch.relu, 2.0, 0.1, 4, 1_500), (clamped, 1.6, 0.1, 3, 3_000)],
+)
+def test_kernels_of_all_pairs_of_units_have_the_covariances(function, c_w, c_b, depth, members):
+    """A, B, D and F from every pair of hidden units, two inputs: within 2.5 L/n and three standard errors, which are small; kinks are nothing to first derivatives."""
+    width, x = 40, torch.tensor([[1.0, 0.5, -0.3], [-0.2, 1.1, 0.7]], dtype=torch.float64)
     settings = {"depth": depth, "weight_variance": c_w, "bias_variance": c_b, "weight_rates": 0.8, "bias_rates": 0.6}
-    drawn = perceptrons.draw(function, features=3, width=width, members=1_500, rng=chance.generator(5), **settings)
+    drawn = perceptrons.draw(function, features=3, width=width, members=members, rng=chance.generator(5), **settings)
     z, theta = (torch.cat(part) for part in zip(*(networks.hidden_ntk(x) for networks in drawn), strict=True))
     found = tensors(function, inputs=x.numpy(), through="ntk", **settings)
     for name, measured in ensembles.ntk_covariances(z, theta).items():

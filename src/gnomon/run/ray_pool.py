@@ -16,11 +16,11 @@ from gnomon.core.errors import GnomonError, InvalidInput, require
 from gnomon.run.pool import Task, execute, ignore_interrupt
 
 CLIENT = "the client of Ray"
-STARTS = 120.0
+START_SECONDS = 120.0
 """Seconds that a local cluster has to start."""
-GRACE = 3.0
+LEAVE_SECONDS = 3.0
 """Seconds that Ray's client has to take its leave; what it has started on this machine ends with it."""
-START = "Start one with: ray start --head, and give the address that it prints; or leave --address out for a local one."
+ADVICE = "Start one with: ray start --head, and give the address that it prints; or leave --address out for a local one."
 
 
 class DriverDied(GnomonError):
@@ -71,18 +71,18 @@ class RayPool:
         driver.start()
         there.close()
         try:
-            if not here.poll(STARTS if self.address is None else self.patience):
+            if not here.poll(START_SECONDS if self.address is None else self.patience):
                 if self.address is None:
                     raise DriverDied("A local cluster did not start.")
                 raise InvalidInput(
-                    f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. If it is one that asks for a token, RAY_AUTH_MODE=token must be set here too. {START}"
+                    f"What listens at {self.address} does not answer as a Ray cluster within {self.patience:g} s. If it is one that asks for a token, RAY_AUTH_MODE=token must be set here too. {ADVICE}"
                 )
             while (message := _received(here)) is not None:
                 if isinstance(message, BaseException):
                     raise message
                 if message:
                     yield message
-            driver.join(GRACE)
+            driver.join(LEAVE_SECONDS)
         finally:
             driver.kill()
             driver.join()
@@ -97,7 +97,7 @@ class RayPool:
         try:
             socket.create_connection((host, int(port)), timeout=self.patience / 3).close()
         except (OSError, OverflowError) as error:
-            raise InvalidInput(f"No Ray cluster answers at {address}: {error}. {START}") from error
+            raise InvalidInput(f"No Ray cluster answers at {address}: {error}. {ADVICE}") from error
 
 
 def _received(connection: Connection) -> Any:
@@ -140,7 +140,7 @@ def _join(address: str | None, cpus: int) -> None:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:
-        raise InvalidInput(f"No Ray cluster can be joined at {address}: {_last_line(str(error))}. {START}") from error
+        raise InvalidInput(f"No Ray cluster can be joined at {address}: {_last_line(str(error))}. {ADVICE}") from error
 
 
 def _results(pool: RayPool, left: Mapping[int, Task], count: int) -> Iterator[tuple[int, Any]]:

@@ -228,7 +228,7 @@ def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = Fal
     return shaped(near), None if far is None else shaped(far)
 
 
-def _between(u: Tensor, v: Tensor, one: Tensor, two: Tensor, n: Tensor) -> Tensor:
+def _missing(u: Tensor, v: Tensor, one: Tensor, two: Tensor, n: Tensor) -> Tensor:
     """n |u - v|^2 / 2 of unit vectors at all pairs of positions, n the product of the deviations `one` and `two`, in their dtype.   Shapes: (K, n1, P), (K, n2, Q) -> that of n.
 
     Error: 1e-15 n; below float64 1e-15 of the largest n, the deviations being multiplied into the vectors.
@@ -338,7 +338,7 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     if math.prod(window.size for window in windows) > 1:
         a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
         a = a if asked.rows is None else a[:, :, asked.rows]
-        more = _between(a.flatten(2), b.flatten(2), one, two, n)
+        more = _missing(a.flatten(2), b.flatten(2), one, two, n)
     elif bias:
         more = _turned(x, u.turn, v.turn).square_()
     else:
