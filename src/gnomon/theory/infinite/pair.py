@@ -22,8 +22,6 @@ FAR = -0.75
 """The correlation above which n + k is as well known from n - k."""
 ROUNDING = 1e-15
 """Half the squared distance of unit vectors that a product in float64 cannot tell from 0."""
-KEPT = 2.0**-8
-"""The share of what is taken away below which a difference of means is mended by differences."""
 GATHERED = 1 << 16
 """Differences that are gathered at a time."""
 
@@ -184,11 +182,11 @@ def attended(query: Pair, key: Pair, value: Pair, size: float, asked: Asked) -> 
 
 def excess(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """sqrt(a^2 + b^2) sqrt(c^2 + d^2) - a c - b d of numbers a, c >= 0 without cancellation: with (a, b) = r (cos t, sin t) it is 2 r r' sin^2((t - t')/2)."""
-    (p, q), (v, w) = _half(*one, torch.hypot(*one)), _half(*two, torch.hypot(*two))
+    (p, q), (v, w) = half_turn(*one, torch.hypot(*one)), half_turn(*two, torch.hypot(*two))
     return torch.mul(p, w).addcmul_(q, v, value=-1).square_()
 
 
-def _half(a: Tensor, b: Tensor | float, length: Tensor) -> tuple[Tensor, Tensor]:
+def half_turn(a: Tensor, b: Tensor | float, length: Tensor) -> tuple[Tensor, Tensor]:
     """2^{1/4} sqrt(r) times sine and cosine of half the angle of (a, b), r its length: with c^2 = (a + r) / sqrt(2) they are b / (sqrt(2) c) and c."""
     cosine = torch.add(a, length).mul_(math.sqrt(0.5)).sqrt_()
     return b * math.sqrt(0.5) / cosine.clamp_min(torch.finfo(a.dtype).tiny), cosine
@@ -228,178 +226,12 @@ def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = Fal
     return shaped(near), None if far is None else shaped(far)
 
 
-def _missing(u: Tensor, v: Tensor, one: Tensor, two: Tensor, n: Tensor) -> Tensor:
-    """n |u - v|^2 / 2 of unit vectors at all pairs of positions, n the product of the deviations `one` and `two`, in their dtype.   Shapes: (K, n1, P), (K, n2, Q) -> that of n.
-
-    Error: 1e-15 n; below float64 1e-15 of the largest n, the deviations being multiplied into the vectors.
-    """
-    if one.dtype == torch.float64 or len(u) <= FEW:
-        return apart(u, v, full=True, mend=False)[0].to(n).reshape(n.shape).mul_(n)
-    (_, n1, count), (_, n2, other) = u.shape, v.shape
-    a, b = (torch.cat([s, sign * s * w.flatten(1)]) for s, w, sign in ((one.double().reshape(1, -1), u, -1), (two.double().reshape(1, -1), v, 1)))
-    made = torch.mm(a.T, b).to(one.dtype)
-    torch.nn.functional.threshold(made, ROUNDING * float(one.max()) * float(two.max()), 0.0, inplace=True)
-    return made.reshape(n1, count, n2, other).transpose(1, 2).contiguous().reshape(n.shape)
-
-
 def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
     made, difference = torch.add(*spread(one[0], two[0], full=full), alpha=sign).square_(), None
     for a, b in zip(one[1:], two[1:], strict=True):
         difference = torch.add(*spread(a, b, full=full), alpha=sign, out=difference)
         made.addcmul_(difference, difference)
     return made.mul_(0.5)
-
-
-def linear(x: Pair, windows: Sequence[Window], asked: Asked, *, weight: float, bias: float, ntk_weight: float, ntk_bias: float) -> Pair:
-    """A linear layer, or a convolution over `windows`, of weight variance C_W / fan_in and bias variance C_b: k -> C_W <k> + C_b, Theta -> C_W <Theta> + w <k> + b.
-
-    < > is the mean over the places of the window, which both positions read at the same place; w and b are those of the parametrisation.
-    Source: Lee et al. 2018, section 2 for k; Jacot et al. 2018, theorem 1 for Theta; Novak et al. 2019 and Arora et al. 2019 for convolutions.
-    """
-    size, d = math.prod(window.size for window in windows), x.dimensions
-    each = weight * x.factor / size
-    if x.gap is not None:
-        x = dataclasses.replace(x, cov=None)
-    if weight == 0 and x.gap is not None:  # the same number everywhere
-        made = linear(x.without_gap(), windows, asked, weight=weight, bias=bias, ntk_weight=ntk_weight, ntk_bias=ntk_bias)
-        return dataclasses.replace(made, cov=None, gap=torch.zeros_like(made.covariance))
-
-    def total(part: Tensor) -> Tensor:
-        for axis, window in enumerate(windows):
-            part = window.summed(part, (2 + axis, 2 + d + axis) if x.full else (2 + axis,), asked.rows if axis == 0 else None)
-        return part
-
-    def own(side: int, q: Tensor) -> Side:
-        (made,) = asked.once(side, "side", lambda: (_side(q, windows, each, bias),), 1)
-        made = made if asked.rows is None or side == 1 else made[:, :, asked.rows]
-        variance, deviation, lesser = made[:3].unbind()
-        return Side(variance, deviation, lesser, made[3:])
-
-    sides = own(0, x.first), own(1, x.second)
-    if x.gap is None:
-        made = Pair(sides[0].variance, sides[1].variance, _scaled(total(x.covariance), each, bool(windows)).add_(bias), None, None, None, x.full)
-    else:
-        made = _gaps(x, sides, windows, total, asked, each=each, bias=bias)
-    if x.ntk is None:
-        return made
-    if weight == 0:
-        return dataclasses.replace(made, ntk=_scaled(total(x.covariance), ntk_weight * x.factor / size, bool(windows)).add_(ntk_bias))
-    rate = ntk_weight / weight
-    rest = ntk_bias - rate * bias
-    if not x.ntk.ndim:
-        ntk = rate * made.covariance + weight * x.factor * x.ntk
-    elif rate == 1:
-        summed = total(x.ntk)
-        ntk = torch.add(made.covariance, summed, alpha=each, out=summed if windows else None)
-    else:
-        ntk = _scaled(total(x.ntk), each, bool(windows)).add_(made.covariance, alpha=rate)
-    return dataclasses.replace(made, ntk=ntk.add_(rest) if rest else ntk)
-
-
-def _scaled(x: Tensor, by: float, own: bool) -> Tensor:
-    """x times a number, in place where nobody else has it."""
-    return x.mul_(by) if own else x * by
-
-
-class Side(NamedTuple):
-    """What one side alone gives a linear layer: variances, standard deviations, the latter over sqrt(2), and sine, cosine and -sine of half the angle whose tangent is the ratio of the bias's deviation
-    to the rest's.
-
-    Shapes: (n, *S), and (3, n, *S) for the last.
-    """
-
-    variance: Tensor
-    deviation: Tensor
-    lesser: Tensor
-    turn: Tensor
-
-
-def _side(q: Tensor, windows: Sequence[Window], each: float, bias: float) -> Tensor:
-    for axis, window in enumerate(windows):
-        q = window.summed(q, (1 + axis,))
-    rest = each * q
-    variance = rest + bias
-    deviation = variance.sqrt()
-    sine, cosine = _half(rest.sqrt_(), math.sqrt(bias), deviation)
-    return torch.stack([variance, deviation, math.sqrt(0.5) * deviation, sine, cosine, -sine])
-
-
-def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
-    """k, n - k and, where it is known, n + k behind a linear layer; `total` is the sum over the places of its windows.
-
-    n - k grows, beside its own mean, by what is missing between the mean of the products of standard deviations and the product of their root mean squares.
-    """
-    assert x.gap is not None
-    u, v = sides
-    if math.prod(window.size for window in windows) > 1 and not x.full:
-        return _patches(x, sides, windows, total, asked, each=each, bias=bias)
-    one, two = x.spread(u.deviation, v.deviation)
-    n, own = torch.mul(one, two), bool(windows)
-    if math.prod(window.size for window in windows) > 1:
-        a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
-        a = a if asked.rows is None else a[:, :, asked.rows]
-        more = _missing(a.flatten(2), b.flatten(2), one, two, n)
-    elif bias:
-        more = _turned(x, u.turn, v.turn).square_()
-    else:
-        more = None
-    means = [total(part) for part in (x.gap, x.total) if part is not None]
-    room = [part if own else more if part is means[-1] else None for part in means]
-    made = [_scaled(part, each, own) if more is None else torch.add(more, part, alpha=each, out=into) for part, into in zip(means, room, strict=True)]
-    if len(made) > 1 and bias:
-        made[1].add_(2 * bias)
-    return Pair(u.variance, v.variance, n.sub_(made[0]), made[0], made[1] if len(made) > 1 else None, None, x.full)
-
-
-def _turned(x: Pair, u: Tensor, v: Tensor) -> Tensor:
-    """The sine of half the angle on one side times the cosine on the other, less the same the other way round.  Shapes: (3, n1, *S), (3, n2, *S)."""
-    if not x.dimensions and u.device.type == "cpu" and (u.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"):
-        return torch.mm(u[:2].T, v[1:])
-    return torch.mul(*x.spread(u[0], v[1])).addcmul_(*x.spread(u[1], v[2]))
-
-
-def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: Callable[[Tensor], Tensor], asked: Asked, *, each: float, bias: float) -> Pair:
-    """The same for windows of several places at equal positions.
-
-    With standard deviations a and a', n - k + (a - a')^2 / 2 = E (z - z')^2 / 2 is linear in the covariances: the mean of it is taken, and (a - a')^2 / 2 of the layer's own away.
-    Where nearly all of it goes, between patches that are multiples of one another, directions of patches are compared instead, with the digits of their differences.
-    """
-    assert x.gap is not None
-    u, v = sides
-    one, two = x.spread(u.deviation, v.deviation)
-    before, after = x.between, torch.sub(*x.spread(u.lesser, v.lesser)).square_()
-    if before is None:
-        roots = (asked.once(side, "roots", lambda q=q: (q.sqrt(),))[0] for side, q in enumerate((x.first, x.second)))
-        before = torch.sub(*x.spread(*roots)).square_().mul_(0.5)
-    made = []
-    for part, constant in ((x.gap, 0.0), (x.total, 2 * bias)):
-        if part is None:
-            continue
-        summed = total(torch.add(part, before))
-        minus = torch.sub(after, summed, alpha=each, out=summed)
-        minus = minus.sub_(constant) if constant else minus
-        lost = torch.add(minus, after, alpha=2 * KEPT)
-        if float(lost.max()) > 0:
-            exact = total(part)
-            a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second)))
-            for at in (lost > 0).nonzero().split(max(1, GATHERED // len(a))):
-                i, j, *p = at.unbind(1)
-                missing = (a[:, i, *p] - b[:, j, *p]).square().sum(0) / 2
-                minus[i, j, *p] = -each * exact[i, j, *p] - one[i, 0, *p] * two[0, j, *p] * missing - constant
-        made.append(minus)
-    cov = torch.addcmul(made[0], one, two)
-    gap, *rest = (part.neg_() for part in made)
-    return Pair(u.variance, v.variance, cov, gap, rest[0] if rest else None, None, x.full, between=after)
-
-
-def _directions(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, double: bool) -> Tensor:
-    """Unit vectors of the standard deviations in each window, and of the bias.  Shapes: (n, *S) -> (K, n, *S)."""
-    views = [(each * q).sqrt()]
-    for axis, window in enumerate(windows):
-        views = [part for view in views for part in window.views(view, 1 + axis)]
-    vectors = torch.stack([*views, torch.full_like(views[0], math.sqrt(bias))] if bias else views)
-    vectors = vectors.double() if double else vectors
-    return vectors / vectors.square().sum(0).sqrt_().clamp_min(torch.finfo(q.dtype).tiny)
 
 
 def pooled(x: Pair, windows: Sequence[Window | None], asked: Asked) -> Pair:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
@@ -18,6 +17,7 @@ from gnomon.theory.activations import compose
 from gnomon.theory.infinite import elementwise, normalisation, places, rules
 from gnomon.theory.infinite import pair as pairs
 from gnomon.theory.infinite.duals import Dual
+from gnomon.theory.infinite.linear import Linear
 from gnomon.theory.infinite.means import Mean
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recipe import Entry, Known, Options, Plan, Reads, Rule, Step, Variance, layouts
@@ -221,13 +221,11 @@ class Reader:
         standard, has_bias = self.options.parametrization == "standard", getattr(child, "bias", None) is not None
         moves, shifts = self._trained(child)
         tangent = (float(layer.fan_in), float(has_bias)) if standard else (weight, bias)
-        of = {"weight": weight, "bias": bias, "ntk_weight": tangent[0] * moves, "ntk_bias": tangent[1] * shifts}
         if isinstance(child, nn.Embedding) and (child.padding_idx is not None or child.max_norm is not None):
             self.refuse(layer, "an embedding with a padding row or a bounded norm: its rows are not identically distributed")
-        windows = [
-            Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True)
-        ]  # fmt: skip
-        self._emit(layer, (name,), lambda given, asked: pairs.linear(given[0], windows, asked, **of), known, reads="near" if windows else "same", folds=True)
+        windows = tuple(Window(k, s, *p, d, layer.padding_mode) for k, s, p, d in zip(layer.kernel, layer.stride, layer.padding, layer.dilation, strict=True))
+        rule = Linear(windows, weight, bias, tangent[0] * moves, tangent[1] * shifts)
+        self._emit(layer, (name,), rule, known, reads="near" if windows else "same", folds=True)
 
     def _trained(self, child: nn.Module) -> list[bool]:
         """Whether weight and bias are; where nothing requires a gradient, all is taken as trained."""
@@ -296,9 +294,9 @@ class Reader:
         applied, rule = self._applied(layer, chain, self.known[base])
         mean = Mean(base, applied, compose([one.function for one in chain if one.function is not None]))
         known = dataclasses.replace(before, gaussian=False, centred=False, chain=chain, base=base, gain="", means=(mean,))
-        self._emit(layer, (base,), lambda given, asked: rule(given[0], asked), known, reads=self.known[base].reach, nonlinear=applied)
+        self._emit(layer, (base,), rule, known, reads=self.known[base].reach, nonlinear=applied)
 
-    def _applied(self, layer: Layer, chain: tuple[Layer, ...], base: Known) -> tuple[Dual, Callable[[Pair, Asked], Pair]]:
+    def _applied(self, layer: Layer, chain: tuple[Layer, ...], base: Known) -> tuple[Dual, rules.Activation]:
         """The dual of activations and their rule; a trained gain right before them is no mean over channels."""
         applied = dual(chain, self.options.tolerance)
         if base.gain == "mixed" and self.options.parametrization != "standard":
@@ -308,9 +306,9 @@ class Reader:
                 "put a layer with weights between, or give the normalisation elementwise_affine=False",
             )
         if base.gain not in ("own", "placed"):
-            return applied, functools.partial(rules.apply, applied)
+            return applied, rules.Activation(applied)
         whole = compose([one.function for one in chain if one.function is not None])
-        return applied, rules.gained(applied, whole, self.options.tolerance, placed=base.gain == "placed")
+        return applied, rules.Activation(applied, rules.gained(applied, whole, self.options.tolerance, placed=base.gain == "placed"))
 
     def _flatten(self, layer: Layer, source: fx.Node) -> None:
         before = self._of(source)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
+from gnomon.theory.infinite.fused import joined
 from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
 from gnomon.theory.infinite.recipe import Plan, Step
 
@@ -32,7 +33,7 @@ class Propagation:
     ) -> None:
         self.room = room
         self.plan, self.first, self.second, self.ntk, self.own = plan, first, second, ntk, own
-        self._groups = plan.groups()
+        self._groups = joined(plan).groups()
         self._kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._bytes = 0
         self._prepared: set[tuple[int, int]] = set()
@@ -128,10 +129,9 @@ class Propagation:
             near = head.reads == "near"
             parts = given if near else [one.narrowed(rows) for one in given]
             first = asked(head)._replace(rows=rows) if near else asked(head, rows)
-            rest = [asked(step, rows) for step in group[1:]]
-            into = (_rows(out.gap, rows), _rows(out.ntk, rows)) if rest and out is not None else (None, None)
-            rest[-1:] = [last._replace(into=into) for last in rest[-1:]]
-            part = self._run(group, parts, [first, *rest])
+            into = (None, None) if out is None else (_rows(out.gap, rows), _rows(out.ntk, rows))
+            whats = [first, *(asked(step, rows) for step in group[1:])]
+            part = self._run(group, parts, [*whats[:-1], whats[-1]._replace(into=into)])
             out = _blank(part, length) if out is None else out
             for name in ("cov", "gap", "total", "ntk"):
                 whole, piece = getattr(out, name), getattr(part, name)

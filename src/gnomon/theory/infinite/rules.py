@@ -36,6 +36,18 @@ def apply(applied: Dual, x: Pair, asked: Asked) -> Pair:
 
 
 @dataclasses.dataclass(frozen=True)
+class Activation:
+    """An activation behind one layer: `apply`, or what stands in its place behind a trained gain."""
+
+    dual: Dual
+    gained: Callable[[Pair, Asked], Pair] | None = None
+
+    def __call__(self, given: list[Pair], asked: Asked) -> Pair:
+        """The pair behind it."""
+        return apply(self.dual, given[0], asked) if self.gained is None else self.gained(given[0], asked)
+
+
+@dataclasses.dataclass(frozen=True)
 class Slope:
     """z s'(z): what an output moves by with the logarithm of the gain before an activation s."""
 
@@ -78,11 +90,11 @@ def gained(applied: Dual, function: Callable[[Any], Any], tolerance: float, *, p
     return rule
 
 
-def gate(applied: Callable[[Pair, Asked], Pair]) -> Callable[[list[Pair], Asked], Pair]:
+def gate(applied: Activation) -> Callable[[list[Pair], Asked], Pair]:
     """a s(b), a and b independent and both of the given pair."""
 
     def rule(given: list[Pair], asked: Asked) -> Pair:
-        return pairs.multiply(given[0], applied(given[0], asked._replace(gap=given[0].gap is not None, into=(None, None))).resolved())
+        return pairs.multiply(given[0], applied(given[:1], asked._replace(gap=given[0].gap is not None, into=(None, None))).resolved())
 
     return rule
 

@@ -1,0 +1,173 @@
+"""A layer with weights and the rectifier that alone reads it, as one step: on a CPU their covariances are gone through once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnomon.theory.infinite.duals import PiecewiseLinear
+from gnomon.theory.infinite.linear import Linear, directions
+from gnomon.theory.infinite.pair import Asked, Pair
+from gnomon.theory.infinite.recipe import Plan, Step
+from gnomon.theory.infinite.rules import Activation, apply
+from gnomon.theory.infinite.window import Window
+
+SHARE = 1 << 16
+"""Covariances from which on threads share the work."""
+
+
+def joined(plan: Plan) -> Plan:
+    """The plan with every such pair of steps as one."""
+    steps: list[Step] = []
+    for step in plan.steps:
+        last = steps[-1] if steps else None
+        alone = last is not None and step.sources == (last.name,) and last.readers == 1 and last.name != plan.output
+        if alone and last is not None and isinstance(last.rule, Linear) and _rectifies(step):
+            rule = Rectified(last.rule, step.rule.dual)  # type: ignore[union-attr]
+            steps[-1] = dataclasses.replace(step, sources=last.sources, rule=rule, reads=last.reads, folds=True, source_full=last.source_full)
+        else:
+            steps.append(step)
+    return dataclasses.replace(plan, steps=steps)
+
+
+def _rectifies(step: Step) -> bool:
+    rule = step.rule
+    return isinstance(rule, Activation) and rule.gained is None and isinstance(rule.dual, PiecewiseLinear) and rule.dual.kinked and step.reads == "same"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rectified:
+    """The two rules as one: `loops.rectified` where it applies, else one after the other.
+
+    Error: rounding; what is missing in a window comes from the differences of directions, so that n - k keeps its digits where it is small.
+    """
+
+    linear: Linear
+    dual: PiecewiseLinear
+
+    def __call__(self, given: list[Pair], asked: Asked) -> Pair:
+        """The pair behind the activation."""
+        x = given[0]
+        if x.gap is None or x.gap.device.type != "cpu" or self.linear.weight == 0:
+            return self._in_turn(x, asked)
+        one, two = (self._side(side, q, x, asked) for side, q in enumerate((x.first, x.second)))
+        alive = all(float(asked.once(side, "least", lambda q=q: (q.min(),), None)[0]) > 0 for side, q in enumerate((one[0], two[0])))
+        if not alive and self.dual.at_zero != 0:
+            return self._in_turn(x, asked)
+        made = self._at_once(x, one, two, asked)
+        if alive or made.ntk is None:
+            return made
+        dead = x.spread((one[0] > 0).to(made.ntk), (two[0] > 0).to(made.ntk))
+        return dataclasses.replace(made, ntk=made.ntk.mul_(dead[0]).mul_(dead[1]))
+
+    def _in_turn(self, x: Pair, asked: Asked) -> Pair:
+        return apply(self.dual, self.linear([x], asked._replace(gap=True, into=(None, None))), asked)
+
+    def _at_once(self, x: Pair, one: Tensor, two: Tensor, asked: Asked) -> Pair:
+        from gnomon.theory.infinite.loops import ANGLE, BEND, rectified  # numba takes a while to be imported
+
+        assert x.gap is not None
+        linear, dual, positions = self.linear, self.dual, tuple(x.first.shape[1:])
+        one = one if asked.rows is None else one[:, :, asked.rows]
+        ntk = x.ntk if x.ntk is not None and x.ntk.ndim else None
+        shape = (len(x.first), len(x.second), *positions, *(positions if x.full else ()))
+        parts, places = [None if part is None else part.expand(shape) for part in (x.gap, x.total, ntk)], _places(linear.windows, positions, x.full, x.gap.dtype)
+        start = 0 if asked.rows is None else asked.rows.start * math.prod(positions[1:])
+        if places is None:
+            parts, start = [None if part is None else linear.summed(x, part, asked) for part in parts], 0
+            places = _places((), tuple(two.shape[2:]), x.full, x.gap.dtype)
+        assert places is not None
+        made_shape = (len(x.first), len(x.second), *one.shape[2:], *(two.shape[2:] if x.full else ()))
+        rows = (shape[0], 1, shape[1]) if not positions else (shape[0] * shape[1], math.prod(one.shape[2:]) if x.full else 1, math.prod(two.shape[2:]))
+        mean, bend = (dual.low**2 + dual.high**2) / 2, (dual.high - dual.low) ** 2 / (2 * math.pi)
+        away, each, rate = dual.low * dual.high / mean, linear.weight * x.factor / linear.size, linear.ntk_weight / linear.weight
+        rest = linear.ntk_bias - rate * linear.bias + (0.0 if x.ntk is None or ntk is not None else linear.weight * x.factor * float(x.ntk))
+        flags = bool(positions) and not x.full, x.total is not None, x.total is not None and away > 0, x.ntk is not None, asked.gap
+        made = [_room(x.gap, made_shape, into) if asks else None for asks, into in ((True, asked.into[0] if asked.gap else None), (flags[2], None), (flags[3], asked.into[1]))]
+        sides = [
+            _numbers(side, (len(side), -1, 1) if not positions and number == 0 else (len(side), 1, -1) if not positions else (*side.shape[:2], -1))
+            for number, side in enumerate((one[1:], two[1:]))
+        ]
+        kind = sides[0].dtype.type
+        work = (
+            tuple(_numbers(part, (rows[0], -1, rows[2])) if part is not None else sides[0][:0] for part in parts),
+            tuple(_numbers(part, rows) if part is not None else sides[0][:0] for part in made),
+            *sides,
+            places,
+            tuple(kind(number) for number in (each, 2 * linear.bias, rate, rest, bend / mean, away, 0, 1, 2)),
+            flags,
+            *(tuple(kind(number) for number in numbers[kind]) for numbers in (ANGLE, BEND)),
+        )
+        _shared(lambda low, high: rectified((low, high, start), *work), rows)
+        return Pair(one[0], two[0], None if asked.gap else made[0], made[0] if asked.gap else None, made[1], made[2], x.full, mean)
+
+    def _side(self, side: int, q: Tensor, x: Pair, asked: Asked) -> Tensor:
+        """What one side alone gives: variances, standard deviations, their inverses (0 where they are 0) and directions over sqrt(2).  Shapes: (n, *S) -> (3 + K, n, *S)."""
+        return asked.once(side, "directions", lambda: (self._made(q, self.linear.weight * x.factor / self.linear.size),), 1)[0]
+
+    def _made(self, q: Tensor, each: float) -> Tensor:
+        from gnomon.theory.infinite.loops import BLOCK
+
+        linear, summed = self.linear, q
+        for axis, window in enumerate(linear.windows):
+            summed = window.summed(summed, (1 + axis,))
+        variance = each * summed + linear.bias
+        deviation = variance.sqrt()
+        parts = [variance[None], deviation[None], torch.where(deviation > 0, 1 / deviation, 0)[None]]
+        if linear.size > 1 or linear.bias:
+            found = (directions(q, linear.windows, each, linear.bias, double=True) * math.sqrt(0.5)).to(q)
+            parts += [found, found.new_zeros(-len(found) % BLOCK, *found.shape[1:])]
+        return torch.cat(parts)
+
+
+def _room(like: Tensor, shape: tuple[int, ...], into: Tensor | None) -> Tensor:
+    """Where a result is written."""
+    return into if into is not None and into.is_contiguous() and into.shape == shape else like.new_empty(shape)
+
+
+def _numbers(x: Tensor, shape: tuple[int, ...]) -> Any:
+    return x.detach().reshape(shape).contiguous().numpy()
+
+
+def _shared(work: Callable[[int, int], None], rows: tuple[int, int, int]) -> None:
+    """The rows in as many parts as torch has threads."""
+    count, threads = rows[0] * rows[1], torch.get_num_threads()
+    if threads == 1 or count * rows[2] < SHARE:
+        work(0, count)
+        return
+    ends = [count * part // threads for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, ends[:-1], ends[1:]))
+
+
+@functools.lru_cache(maxsize=256)
+def _places(windows: tuple[Window, ...], positions: tuple[int, ...], full: bool, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """What each place of a window reads, as distances between flat positions, where all are at the same distance; None where they are not (strides, paddings that repeat data, other lengths).
+
+    Rows and columns ahead, which rows are (within the data), the mask of columns that are (-1: all that there are), and the masks.
+    """
+    if any(w.stride != 1 or w.length(n) != n or (w.mode != "zeros" and (w.before or w.after)) for w, n in zip(windows, positions, strict=False)):
+        return None
+    count, steps = math.prod(positions), [math.prod(positions[axis + 1 :]) for axis in range(len(positions))]
+    at, found, masks = np.indices(positions).reshape(len(positions), count), [], list[Any]()
+    for place in itertools.product(*(range(w.size) for w in windows)):
+        offsets = [p * w.dilation - w.before for p, w in zip(place, windows, strict=True)]
+        inside = np.ones(count, bool)
+        for axis, offset in enumerate(offsets):
+            inside &= (at[axis] + offset >= 0) & (at[axis] + offset < positions[axis])
+        if inside.any():
+            ahead = sum(offset * step for offset, step in zip(offsets, steps, strict=False))
+            whole = inside[max(0, -ahead) : count - max(0, ahead)].all()
+            found.append((ahead if full else 0, ahead, inside if full else np.ones(1, bool), -1 if whole else len(masks)))
+            masks += [] if whole else [inside]
+    rows, columns, valid, number = (np.array(part) for part in zip(*found, strict=True))
+    return rows, columns, valid, number, np.array(masks, dtype=str(dtype).partition(".")[2]).reshape(len(masks), count)

@@ -1,0 +1,176 @@
+"""One layer of weights and the rectifier behind it in one pass over their covariances, row by row: loops compiled for the processor at hand, which keep in its registers what a chain of operations would write to memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Numbers = npt.NDArray[Any]
+BLOCK = 5
+"""Components of directions that are compared at a time; there are a multiple of so many."""
+ANGLE = {
+    np.float64: (
+        0.9999999999999999, 0.083333333333381, 0.018749999994887395, 0.005580357359544115, 0.001898866700217143, 0.000699195178549289, 0.0002705562428799403, 0.00011269686358655027,
+        2.908058015756967e-05, 7.179378545774666e-05, -0.00012117413285500441, 0.00024170243545992032, -0.0003262055706979571, 0.00033365819930609243, -0.00024256787149814154,
+        0.00012100726393978694, -3.6946632563759546e-05, 5.3808098398167465e-06,
+    ),
+    np.float32: (0.9999999887, 0.08333477336, 0.0187202861, 0.005810106183, 0.001045711809, 0.002360617307, -0.001407597136, 0.0008568279941),
+}  # fmt: skip
+"""theta / sqrt(2 g) for g = 1 - cos theta in [0, 1] by rising powers of g: interpolated at Chebyshev points, which misses 2e-16 of it, or 2e-8."""
+BEND = {
+    np.float64: (
+        0.33333333333333326, 0.0166666666666998, 0.0026785714257675955, 0.0006200397759919919, 0.00017262305525795132, 5.3796322631137854e-05, 1.795868338985993e-05, 6.9685155009579114e-06,
+        5.401736167588166e-07, 5.310685715671067e-06, -7.297116906957925e-06, 9.717628059571215e-06, -8.376545655408196e-06, 5.019142671965274e-06, -1.7936757567999036e-06, 3.1252295628314493e-07,
+    ),
+    np.float32: (0.3333333372, 0.01666629283, 0.002684430931, 0.0005862921802, 0.0002624292381, -6.229623294e-05, 8.289814664e-05),
+}  # fmt: skip
+"""(sin theta - theta cos theta) / (2 g)^{3/2} likewise."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled when it is first called, and kept on disk where there is a place for it."""
+    how: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **how)(function)
+    except RuntimeError:  # neither this package's folder nor the user's can be written to
+        return njit(**how)(function)
+
+
+@compiled
+@no_type_check
+def _polynomial(coefficients: tuple[float, ...], x: float) -> float:
+    made = coefficients[len(coefficients) - 1]
+    for i in range(len(coefficients) - 2, -1, -1):
+        made = made * x + coefficients[i]
+    return made
+
+
+@compiled
+@no_type_check
+def _summed(x: Numbers, pair: int, row: int, places: tuple[Numbers, ...], into: Numbers) -> None:
+    """The sum of what a row's window reads."""
+    rows, columns, valid, inside, masks = places
+    length = len(into)
+    into[:] = 0
+    for place in range(len(rows)):
+        if valid[place, row]:
+            ahead = columns[place]
+            low, high = max(0, -ahead), min(length, length - ahead)
+            source, target = x[pair, row + rows[place], low + ahead : high + ahead], into[low:high]
+            if inside[place] < 0:
+                for q in range(high - low):
+                    target[q] += source[q]
+            else:
+                mask = masks[inside[place], low:high]
+                for q in range(high - low):
+                    target[q] += mask[q] * source[q]
+
+
+@compiled
+@no_type_check
+def _scaled(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, norm: Numbers, inverse: Numbers) -> None:
+    """The product of standard deviations and its inverse."""
+    b, c = two[0, j], two[1, j]
+    if vector:
+        e, f = one[0, i], one[1, i]
+        for q in range(len(norm)):
+            norm[q] = e[q] * b[q]
+            inverse[q] = f[q] * c[q]
+    else:
+        u, v = one[0, i, p], one[1, i, p]
+        for q in range(len(norm)):
+            norm[q] = u * b[q]
+            inverse[q] = v * c[q]
+
+
+@compiled
+@no_type_check
+def _apart(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, into: Numbers) -> None:
+    """The squared distance of directions."""
+    into[:] = 0
+    for k in range(2, len(one), BLOCK):
+        b0, b1, b2, b3, b4 = two[k, j], two[k + 1, j], two[k + 2, j], two[k + 3, j], two[k + 4, j]
+        if vector:
+            a0, a1, a2, a3, a4 = one[k, i], one[k + 1, i], one[k + 2, i], one[k + 3, i], one[k + 4, i]
+            for q in range(len(into)):
+                d0, d1, d2, d3, d4 = a0[q] - b0[q], a1[q] - b1[q], a2[q] - b2[q], a3[q] - b3[q], a4[q] - b4[q]
+                into[q] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4
+        else:
+            c0, c1, c2, c3, c4 = one[k, i, p], one[k + 1, i, p], one[k + 2, i, p], one[k + 3, i, p], one[k + 4, i, p]
+            for q in range(len(into)):
+                d0, d1, d2, d3, d4 = c0 - b0[q], c1 - b1[q], c2 - b2[q], c3 - b3[q], c4 - b4[q]
+                into[q] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4
+
+
+@compiled
+@no_type_check
+def rectified(
+    rows: tuple[int, int, int],
+    read: tuple[Numbers, Numbers, Numbers],
+    made: tuple[Numbers, Numbers, Numbers],
+    one: Numbers,
+    two: Numbers,
+    places: tuple[Numbers, ...],
+    numbers: tuple[float, ...],
+    flags: tuple[bool, bool, bool, bool, bool],
+    angles: tuple[float, ...],
+    bends: tuple[float, ...],
+) -> None:
+    """Some rows of what a linear layer and a piecewise linear activation of slopes l and h make of n - k, n + k and Theta, in units of m = (l^2 + h^2)/2.
+
+    Behind the layer  n - k = c S(n - k) + n |u - v|^2,  n + k = c S(n + k) + n |u - v|^2 + 2 b,  Theta = c S(Theta) + w k + r  with S the sum over the window and u, v directions over sqrt(2).
+    Then with g = 1 - cos theta = (n - k)/n, t = n (sin theta - theta cos theta), e = (h - l)^2/(2 pi m) and f = l h / m = 1 - pi e:
+    k -> k + e t,  n - k -> n - k - e t,  n + k -> n + k + e t,  Theta -> (1 - e theta) Theta; beyond pi/2 all of it from pi - theta, of which nothing is taken away.
+
+    `rows` are the first and the last but one of the rows made, and the row of what is read that the first row of a pair stands at;  `read` and `made` are n - k (k where the last of `flags`, wanted, is false),
+    n + k and Theta, (pairs, rows, columns);  `one` and `two` standard deviations, their inverses and directions, (2 + K, examples, rows or columns) and (2 + K, examples, columns);
+    `numbers` are c, 2 b, w, r, e, f, 0, 1, 2, `angles` and `bends` those of ANGLE and BEND, all of the dtype of the rows;  `flags`: whether `one` goes with the columns, whether n + k is read, and made, whether Theta is made, and wanted.
+    """
+    start, stop, offset = rows
+    gap, total, ntk = read
+    each, twice, rate, rest, bend, away, zero, unit, two_ = numbers
+    vector, far, beyond, trained, wanted = flags
+    height, length, second = made[0].shape[1], made[0].shape[2], two.shape[1]
+    near, opposite, tangent, missing = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
+    norm, inverse, spare, other = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
+    opposite[:] = zero
+    tangent[:] = zero
+    for at in range(start, stop):
+        pair, p = at // height, at % height
+        i, j = pair // second, pair % second
+        _summed(gap, pair, offset + p, places, near)
+        if far:
+            _summed(total, pair, offset + p, places, opposite)
+        if trained and len(ntk) > 0:
+            _summed(ntk, pair, offset + p, places, tangent)
+        _scaled(one, i, p, two, j, vector, norm, inverse)
+        _apart(one, i, p, two, j, vector, missing)
+        out, out_total, out_ntk = made[0][pair, p], made[1][pair, p] if beyond else spare, made[2][pair, p] if trained else other
+        for q in range(length):
+            n = norm[q]
+            lost = n * missing[q]
+            close = each * near[q] + lost
+            close = close if close > zero else zero
+            away_from = each * opposite[q] + (lost + twice) if far else two_ * n - close
+            g = close * inverse[q]
+            obtuse = g > unit
+            g = away_from * inverse[q] if obtuse else g
+            g = g if g > zero else zero
+            k = away_from - n if obtuse else n - close
+            double = g + g
+            root = math.sqrt(double)
+            angle = root * _polynomial(angles, g)
+            turned = bend * (n * double * root * _polynomial(bends, g))
+            flat = away * n * (unit - g)
+            if wanted:
+                out[q] = n + flat - turned if obtuse else close - turned
+            else:
+                out[q] = turned - flat if obtuse else k + turned
+            out_total[q] = n * (unit - away) + away * (n * g) + turned if obtuse else away_from + turned
+            slope = away + bend * angle if obtuse else unit - bend * angle
+            out_ntk[q] = (each * tangent[q] + (rate * k + rest)) * slope
