@@ -6,23 +6,19 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gnomon.theory.infinite.compiled import array, shared
 from gnomon.theory.infinite.duals import PiecewiseLinear
-from gnomon.theory.infinite.linear import Linear, directions
+from gnomon.theory.infinite.linear import Linear
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recipe import Plan, Step
 from gnomon.theory.infinite.rules import Activation, apply
 from gnomon.theory.infinite.window import Window
-
-SHARE = 1 << 16
-"""Covariances from which on threads share the work."""
 
 
 def joined(plan: Plan) -> Plan:
@@ -30,18 +26,25 @@ def joined(plan: Plan) -> Plan:
     steps: list[Step] = []
     for step in plan.steps:
         last = steps[-1] if steps else None
-        alone = last is not None and step.sources == (last.name,) and last.readers == 1 and last.name != plan.output
-        if alone and last is not None and isinstance(last.rule, Linear) and _rectifies(step):
-            rule = Rectified(last.rule, step.rule.dual)  # type: ignore[union-attr]
+        rule = _both(last, step) if last is not None and step.sources == (last.name,) and last.readers == 1 and last.name != plan.output else None
+        if last is not None and rule is not None:
             steps[-1] = dataclasses.replace(step, sources=last.sources, rule=rule, reads=last.reads, folds=True, source_full=last.source_full)
         else:
             steps.append(step)
     return dataclasses.replace(plan, steps=steps)
 
 
-def _rectifies(step: Step) -> bool:
-    rule = step.rule
-    return isinstance(rule, Activation) and rule.gained is None and isinstance(rule.dual, PiecewiseLinear) and rule.dual.kinked and step.reads == "same"
+def alone(plan: Plan) -> bool:
+    """Whether the plan has no other activations."""
+    return all(isinstance(step.rule, Rectified) for step in joined(plan).steps if step.nonlinear)
+
+
+def _both(one: Step, two: Step) -> Rectified | None:
+    """The rule of two steps, the second of which alone reads the first."""
+    first, second = one.rule, two.rule
+    if not isinstance(first, Linear) or not isinstance(second, Activation) or second.gained is not None or two.reads != "same":
+        return None
+    return Rectified(first, second.dual) if isinstance(second.dual, PiecewiseLinear) and second.dual.kinked else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +60,21 @@ class Rectified:
     def __call__(self, given: list[Pair], asked: Asked) -> Pair:
         """The pair behind the activation."""
         x = given[0]
-        if x.gap is None or x.gap.device.type != "cpu" or self.linear.weight == 0:
+        if not self.covers(x):
             return self._in_turn(x, asked)
         one, two = (self._side(side, q, x, asked) for side, q in enumerate((x.first, x.second)))
-        alive = all(float(asked.once(side, "least", lambda q=q: (q.min(),), None)[0]) > 0 for side, q in enumerate((one[0], two[0])))
+        alive = all(float(asked.once(side, "least", lambda q=q: (q.min(),), None)[0]) > 0 for side, q in enumerate((one[:, 0], two[:, 0])))
         if not alive and self.dual.at_zero != 0:
             return self._in_turn(x, asked)
         made = self._at_once(x, one, two, asked)
         if alive or made.ntk is None:
             return made
-        dead = x.spread((one[0] > 0).to(made.ntk), (two[0] > 0).to(made.ntk))
+        dead = x.spread((one[:, 0] > 0).to(made.ntk), (two[:, 0] > 0).to(made.ntk))
         return dataclasses.replace(made, ntk=made.ntk.mul_(dead[0]).mul_(dead[1]))
+
+    def covers(self, x: Pair) -> bool:
+        """Whether the loops are for such a pair."""
+        return x.gap is not None and x.gap.device.type == "cpu" and self.linear.weight > 0
 
     def _in_turn(self, x: Pair, asked: Asked) -> Pair:
         return apply(self.dual, self.linear([x], asked._replace(gap=True, into=(None, None))), asked)
@@ -93,60 +100,50 @@ class Rectified:
         rest = linear.ntk_bias - rate * linear.bias + (0.0 if x.ntk is None or ntk is not None else linear.weight * x.factor * float(x.ntk))
         flags = bool(positions) and not x.full, x.total is not None, x.total is not None and away > 0, x.ntk is not None, asked.gap
         made = [_room(x.gap, made_shape, into) if asks else None for asks, into in ((True, asked.into[0] if asked.gap else None), (flags[2], None), (flags[3], asked.into[1]))]
-        sides = [
-            _numbers(side, (len(side), -1, 1) if not positions and number == 0 else (len(side), 1, -1) if not positions else (*side.shape[:2], -1))
-            for number, side in enumerate((one[1:], two[1:]))
-        ]
+        sides = [array(side, (*side.shape[:2], -1)) for side in (one, two if positions else two.T[None])]
         kind = sides[0].dtype.type
         work = (
-            tuple(_numbers(part, (rows[0], -1, rows[2])) if part is not None else sides[0][:0] for part in parts),
-            tuple(_numbers(part, rows) if part is not None else sides[0][:0] for part in made),
+            tuple(array(part, (rows[0], -1, rows[2])) if part is not None else sides[0][:0] for part in parts),
+            tuple(array(part, rows) if part is not None else sides[0][:0] for part in made),
             *sides,
             places,
             tuple(kind(number) for number in (each, 2 * linear.bias, rate, rest, bend / mean, away, 0, 1, 2)),
             flags,
             *(tuple(kind(number) for number in numbers[kind]) for numbers in (ANGLE, BEND)),
         )
-        _shared(lambda low, high: rectified((low, high, start), *work), rows)
-        return Pair(one[0], two[0], None if asked.gap else made[0], made[0] if asked.gap else None, made[1], made[2], x.full, mean)
+        shared(lambda low, high: rectified((low, high, start), *work), rows[0] * rows[1], rows[2])
+        return Pair(one[:, 0], two[:, 0], None if asked.gap else made[0], made[0] if asked.gap else None, made[1], made[2], x.full, mean)
 
     def _side(self, side: int, q: Tensor, x: Pair, asked: Asked) -> Tensor:
-        """What one side alone gives: variances, standard deviations, their inverses (0 where they are 0) and directions over sqrt(2).  Shapes: (n, *S) -> (3 + K, n, *S)."""
-        return asked.once(side, "directions", lambda: (self._made(q, self.linear.weight * x.factor / self.linear.size),), 1)[0]
+        """What one side alone gives, in the order of the loops.  Shapes: (n, *S) -> (n, 3 + K, *S)."""
+        dim = 0 if x.dimensions else 1  # what is contiguous for some examples
+        (made,) = asked.once(side, "directions", lambda: (self._made(q, self.linear.weight * x.factor / self.linear.size).movedim(0, dim).contiguous(),), dim)
+        return made.movedim(dim, 0)
 
     def _made(self, q: Tensor, each: float) -> Tensor:
-        from gnomon.theory.infinite.loops import BLOCK
+        from gnomon.theory.infinite.loops import BLOCK, DIRECTIONS
 
-        linear, summed = self.linear, q
+        linear, summed, views = self.linear, q, [(each * q).sqrt_()]
         for axis, window in enumerate(linear.windows):
             summed = window.summed(summed, (1 + axis,))
+            views = [part for view in views for part in window.views(view, 1 + axis)]
         variance = each * summed + linear.bias
         deviation = variance.sqrt()
-        parts = [variance[None], deviation[None], torch.where(deviation > 0, 1 / deviation, 0)[None]]
-        if linear.size > 1 or linear.bias:
-            found = (directions(q, linear.windows, each, linear.bias, double=True) * math.sqrt(0.5)).to(q)
-            parts += [found, found.new_zeros(-len(found) % BLOCK, *found.shape[1:])]
-        return torch.cat(parts)
+        inverse = torch.where(deviation > 0, deviation.reciprocal(), 0)
+        count = 0 if linear.size == 1 and not linear.bias else len(views) + bool(linear.bias)
+        made = q.new_zeros(len(q), DIRECTIONS + count + -count % BLOCK, *variance.shape[1:])
+        made[:, 0], made[:, 1], made[:, 2] = variance, deviation, inverse
+        scale = math.sqrt(0.5) * inverse
+        for at, view in enumerate(views[:count]):
+            torch.mul(view, scale, out=made[:, DIRECTIONS + at])
+        if linear.bias:
+            torch.mul(scale, math.sqrt(linear.bias), out=made[:, DIRECTIONS + count - 1])
+        return made
 
 
 def _room(like: Tensor, shape: tuple[int, ...], into: Tensor | None) -> Tensor:
     """Where a result is written."""
     return into if into is not None and into.is_contiguous() and into.shape == shape else like.new_empty(shape)
-
-
-def _numbers(x: Tensor, shape: tuple[int, ...]) -> Any:
-    return x.detach().reshape(shape).contiguous().numpy()
-
-
-def _shared(work: Callable[[int, int], None], rows: tuple[int, int, int]) -> None:
-    """The rows in as many parts as torch has threads."""
-    count, threads = rows[0] * rows[1], torch.get_num_threads()
-    if threads == 1 or count * rows[2] < SHARE:
-        work(0, count)
-        return
-    ends = [count * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, ends[:-1], ends[1:]))
 
 
 @functools.lru_cache(maxsize=256)

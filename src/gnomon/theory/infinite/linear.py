@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnomon.theory.infinite.pair import FEW, GATHERED, ROUNDING, Asked, Pair, apart, half_turn
+from gnomon.theory.infinite.pair import GATHERED, Asked, Pair, apart, half_turn
 from gnomon.theory.infinite.window import Window
 
 KEPT = 2.0**-8
@@ -123,9 +123,9 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     one, two = x.spread(u.deviation, v.deviation)
     n, own = torch.mul(one, two), bool(windows)
     if math.prod(window.size for window in windows) > 1:
-        a, b = (asked.once(side, "patches", lambda q=q: (directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
+        a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
         a = a if asked.rows is None else a[:, :, asked.rows]
-        more = _missing(a.flatten(2), b.flatten(2), one, two, n)
+        more = apart(a.flatten(2), b.flatten(2), u.deviation.flatten(1), v.deviation.flatten(1), full=True)[0].reshape(n.shape)
     elif bias:
         more = _turned(x, u.turn, v.turn).square_()
     else:
@@ -136,20 +136,6 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     if len(made) > 1 and bias:
         made[1].add_(2 * bias)
     return Pair(u.variance, v.variance, n.sub_(made[0]), made[0], made[1] if len(made) > 1 else None, None, x.full)
-
-
-def _missing(u: Tensor, v: Tensor, one: Tensor, two: Tensor, n: Tensor) -> Tensor:
-    """n |u - v|^2 / 2 of unit vectors at all pairs of positions, n the product of the deviations `one` and `two`, in their dtype.   Shapes: (K, n1, P), (K, n2, Q) -> that of n.
-
-    Error: 1e-15 n; below float64 1e-15 of the largest n, the deviations being multiplied into the vectors.
-    """
-    if one.dtype == torch.float64 or len(u) <= FEW:
-        return apart(u, v, full=True, mend=False)[0].to(n).reshape(n.shape).mul_(n)
-    (_, n1, count), (_, n2, other) = u.shape, v.shape
-    a, b = (torch.cat([s, sign * s * w.flatten(1)]) for s, w, sign in ((one.double().reshape(1, -1), u, -1), (two.double().reshape(1, -1), v, 1)))
-    made = torch.mm(a.T, b).to(one.dtype)
-    torch.nn.functional.threshold(made, ROUNDING * float(one.max()) * float(two.max()), 0.0, inplace=True)
-    return made.reshape(n1, count, n2, other).transpose(1, 2).contiguous().reshape(n.shape)
 
 
 def _turned(x: Pair, u: Tensor, v: Tensor) -> Tensor:
@@ -182,7 +168,7 @@ def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total
         lost = torch.add(minus, after, alpha=2 * KEPT)
         if float(lost.max()) > 0:
             exact = total(part)
-            a, b = (asked.once(side, "patches", lambda q=q: (directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second)))
+            a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=False),), 1)[0] for side, q in enumerate((x.first, x.second)))
             for at in (lost > 0).nonzero().split(max(1, GATHERED // len(a))):
                 i, j, *p = at.unbind(1)
                 missing = (a[:, i, *p] - b[:, j, *p]).square().sum(0) / 2
@@ -193,7 +179,7 @@ def _patches(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total
     return Pair(u.variance, v.variance, cov, gap, rest[0] if rest else None, None, x.full, between=after)
 
 
-def directions(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, double: bool) -> Tensor:
+def _directions(q: Tensor, windows: Sequence[Window], each: float, bias: float, *, double: bool) -> Tensor:
     """Unit vectors of the standard deviations in each window, and of the bias.  Shapes: (n, *S) -> (K, n, *S)."""
     views = [(each * q).sqrt()]
     for axis, window in enumerate(windows):

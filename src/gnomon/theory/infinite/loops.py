@@ -11,6 +11,13 @@ import numpy.typing as npt
 from numba import njit
 
 Numbers = npt.NDArray[Any]
+unsigned = np.uintp
+"""What indices are made, so that none has to be looked at for counting from the end."""
+ONE, TWO, THREE, FOUR = (unsigned(k) for k in range(1, 5))
+VARIANCE, DEVIATION, INVERSE, DIRECTIONS = range(4)
+"""What stands where among the numbers of one side."""
+PIECE = 128
+"""Products that are looked through at a time for those to mend."""
 BLOCK = 5
 """Components of directions that are compared at a time; there are a multiple of so many."""
 ANGLE = {
@@ -59,33 +66,30 @@ def _summed(x: Numbers, pair: int, row: int, places: tuple[Numbers, ...], into: 
     into[:] = 0
     for place in range(len(rows)):
         if valid[place, row]:
-            ahead = columns[place]
-            low, high = max(0, -ahead), min(length, length - ahead)
-            source, target = x[pair, row + rows[place], low + ahead : high + ahead], into[low:high]
+            low, high, at = max(0, -columns[place]), min(length, length - columns[place]), unsigned(row + rows[place])
+            first, start, count = unsigned(low), unsigned(low + columns[place]), unsigned(max(0, high - low))
             if inside[place] < 0:
-                for q in range(high - low):
-                    target[q] += source[q]
+                for q in range(count):
+                    into[first + q] += x[pair, at, start + q]
             else:
-                mask = masks[inside[place], low:high]
-                for q in range(high - low):
-                    target[q] += mask[q] * source[q]
+                mask = unsigned(inside[place])
+                for q in range(count):
+                    into[first + q] += masks[mask, first + q] * x[pair, at, start + q]
 
 
 @compiled
 @no_type_check
 def _scaled(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, norm: Numbers, inverse: Numbers) -> None:
     """The product of standard deviations and its inverse."""
-    b, c = two[0, j], two[1, j]
     if vector:
-        e, f = one[0, i], one[1, i]
-        for q in range(len(norm)):
-            norm[q] = e[q] * b[q]
-            inverse[q] = f[q] * c[q]
+        for q in range(unsigned(len(norm))):
+            norm[q] = one[i, DEVIATION, q] * two[j, DEVIATION, q]
+            inverse[q] = one[i, INVERSE, q] * two[j, INVERSE, q]
     else:
-        u, v = one[0, i, p], one[1, i, p]
-        for q in range(len(norm)):
-            norm[q] = u * b[q]
-            inverse[q] = v * c[q]
+        u, v = one[i, DEVIATION, p], one[i, INVERSE, p]
+        for q in range(unsigned(len(norm))):
+            norm[q] = u * two[j, DEVIATION, q]
+            inverse[q] = v * two[j, INVERSE, q]
 
 
 @compiled
@@ -93,17 +97,17 @@ def _scaled(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, no
 def _apart(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, into: Numbers) -> None:
     """The squared distance of directions."""
     into[:] = 0
-    for k in range(2, len(one), BLOCK):
-        b0, b1, b2, b3, b4 = two[k, j], two[k + 1, j], two[k + 2, j], two[k + 3, j], two[k + 4, j]
+    for block in range(DIRECTIONS, one.shape[1], BLOCK):
+        k = unsigned(block)
         if vector:
-            a0, a1, a2, a3, a4 = one[k, i], one[k + 1, i], one[k + 2, i], one[k + 3, i], one[k + 4, i]
-            for q in range(len(into)):
-                d0, d1, d2, d3, d4 = a0[q] - b0[q], a1[q] - b1[q], a2[q] - b2[q], a3[q] - b3[q], a4[q] - b4[q]
+            for q in range(unsigned(len(into))):
+                d0, d1, d2 = one[i, k, q] - two[j, k, q], one[i, k + ONE, q] - two[j, k + ONE, q], one[i, k + TWO, q] - two[j, k + TWO, q]
+                d3, d4 = one[i, k + THREE, q] - two[j, k + THREE, q], one[i, k + FOUR, q] - two[j, k + FOUR, q]
                 into[q] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4
         else:
-            c0, c1, c2, c3, c4 = one[k, i, p], one[k + 1, i, p], one[k + 2, i, p], one[k + 3, i, p], one[k + 4, i, p]
-            for q in range(len(into)):
-                d0, d1, d2, d3, d4 = c0 - b0[q], c1 - b1[q], c2 - b2[q], c3 - b3[q], c4 - b4[q]
+            c0, c1, c2, c3, c4 = one[i, k, p], one[i, k + ONE, p], one[i, k + TWO, p], one[i, k + THREE, p], one[i, k + FOUR, p]
+            for q in range(unsigned(len(into))):
+                d0, d1, d2, d3, d4 = c0 - two[j, k, q], c1 - two[j, k + ONE, q], c2 - two[j, k + TWO, q], c3 - two[j, k + THREE, q], c4 - two[j, k + FOUR, q]
                 into[q] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4
 
 
@@ -128,30 +132,31 @@ def rectified(
     k -> k + e t,  n - k -> n - k - e t,  n + k -> n + k + e t,  Theta -> (1 - e theta) Theta; beyond pi/2 all of it from pi - theta, of which nothing is taken away.
 
     `rows` are the first and the last but one of the rows made, and the row of what is read that the first row of a pair stands at;  `read` and `made` are n - k (k where the last of `flags`, wanted, is false),
-    n + k and Theta, (pairs, rows, columns);  `one` and `two` standard deviations, their inverses and directions, (2 + K, examples, rows or columns) and (2 + K, examples, columns);
+    n + k and Theta, (pairs, rows, columns);  `one` and `two` variances, standard deviations, their inverses (0 where they are 0) and directions,
+    (examples, 3 + K, rows or columns) and (examples, 3 + K, columns);
     `numbers` are c, 2 b, w, r, e, f, 0, 1, 2, `angles` and `bends` those of ANGLE and BEND, all of the dtype of the rows;  `flags`: whether `one` goes with the columns, whether n + k is read, and made, whether Theta is made, and wanted.
     """
     start, stop, offset = rows
     gap, total, ntk = read
     each, twice, rate, rest, bend, away, zero, unit, two_ = numbers
     vector, far, beyond, trained, wanted = flags
-    height, length, second = made[0].shape[1], made[0].shape[2], two.shape[1]
+    height, length, second = made[0].shape[1], made[0].shape[2], len(two)
     near, opposite, tangent, missing = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
     norm, inverse, spare, other = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
     opposite[:] = zero
     tangent[:] = zero
     for at in range(start, stop):
-        pair, p = at // height, at % height
-        i, j = pair // second, pair % second
-        _summed(gap, pair, offset + p, places, near)
+        pair, p = unsigned(at // height), unsigned(at % height)
+        i, j, row = unsigned(at // height // second), unsigned(at // height % second), offset + at % height
+        _summed(gap, pair, row, places, near)
         if far:
-            _summed(total, pair, offset + p, places, opposite)
+            _summed(total, pair, row, places, opposite)
         if trained and len(ntk) > 0:
-            _summed(ntk, pair, offset + p, places, tangent)
+            _summed(ntk, pair, row, places, tangent)
         _scaled(one, i, p, two, j, vector, norm, inverse)
         _apart(one, i, p, two, j, vector, missing)
         out, out_total, out_ntk = made[0][pair, p], made[1][pair, p] if beyond else spare, made[2][pair, p] if trained else other
-        for q in range(length):
+        for q in range(unsigned(length)):
             n = norm[q]
             lost = n * missing[q]
             close = each * near[q] + lost
@@ -174,3 +179,32 @@ def rectified(
             out_total[q] = n * (unit - away) + away * (n * g) + turned if obtuse else away_from + turned
             slope = away + bend * angle if obtuse else unit - bend * angle
             out_ntk[q] = (each * tangent[q] + (rate * k + rest)) * slope
+
+
+@compiled
+@no_type_check
+def distances(first: int, last: int, product: Numbers, u: Numbers, v: Numbers, one: Numbers, two: Numbers, made: Numbers, sign: float, near: float, rounding: float) -> None:
+    """n (1 + s u v) = n |u + s v|^2 / 2 of unit vectors for some rows of their product, from the differences where it is less than `near`, and 0 below `rounding`.
+
+    Shapes: product (n1 P, n2 Q), u (K, n1 P), v (K, n2 Q), one (n1, P), two (n2, Q) -> made (n1, n2, P, Q), whose dtype may be another.
+    """
+    height, length = one.shape[1], two.shape[1]
+    for at in range(first, last):
+        i, p, row = unsigned(at // height), unsigned(at % height), unsigned(at)
+        deviation = np.float64(one[i, p])
+        for second in range(len(two)):
+            j, start = unsigned(second), unsigned(second * length)
+            for begin in range(0, length, PIECE):
+                few, count, left, right = 0, unsigned(min(PIECE, length - begin)), start + unsigned(begin), unsigned(begin)
+                for q in range(count):
+                    square = 1.0 + sign * product[row, left + q]
+                    few += square < near
+                    square = square if square > rounding else 0.0
+                    made[i, j, p, right + q] = square * (deviation * two[j, right + q])
+                if few > 0:
+                    for q in range(count):
+                        if 1.0 + sign * product[row, left + q] < near:
+                            square = 0.0
+                            for k in range(len(u)):
+                                square += (u[k, row] + sign * v[k, left + q]) ** 2
+                            made[i, j, p, right + q] = square / 2 * (deviation * two[j, right + q])

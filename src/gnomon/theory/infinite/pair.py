@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gnomon.core.errors import OutOfScope
+from gnomon.theory.infinite.compiled import array, shared
 from gnomon.theory.infinite.window import Window
 
 FEW = 4
@@ -192,38 +193,46 @@ def half_turn(a: Tensor, b: Tensor | float, length: Tensor) -> tuple[Tensor, Ten
     return b * math.sqrt(0.5) / cosine.clamp_min(torch.finfo(a.dtype).tiny), cosine
 
 
-def apart(one: Tensor, two: Tensor, *, full: bool, mend: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
-    """|u - v|^2 / 2 of unit vectors, and where `total` |u + v|^2 / 2 if some are nearly opposite.
+def apart(u: Tensor, v: Tensor, one: Tensor, two: Tensor, *, full: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
+    """n |u - v|^2 / 2 of unit vectors, n the products of the deviations `one` and `two`, and where `total` n |u + v|^2 / 2 if some are nearly opposite.
 
-    Shapes: (K, n1, P), (K, n2, P) -> (n1, n2, P), or (K, n1, P), (K, n2, Q) -> (n1, n2, P, Q) where `full`.
-    Error: rounding of each difference; with many components, where a product takes the place of differences, 1e-15 absolute, mended by differences where it is small if `mend`.
+    Shapes: u (K, n1, P), v (K, n2, P), one (n1, P), two (n2, P) -> (n1, n2, P), or v (K, n2, Q), two (n2, Q) -> (n1, n2, P, Q) where `full`.
+    Error: rounding of each difference; with many components, where a product takes the place of differences, ROUNDING n, in float64 mended by differences where it is small (on a GPU not where `full`).
     """
-    (components, n1, count), (_, n2, other) = one.shape, two.shape
+    (components, n1, count), (_, n2, other) = u.shape, v.shape
     if components <= FEW or (count > 1 and not full):
-        return _distance(one, two, full, -1), _distance(one, two, full, 1) if total else None
-    a, b = one.double().flatten(1), two.double().flatten(1)
-
-    def shaped(square: Tensor) -> Tensor:
-        return square.reshape(n1, count, n2, other).transpose(1, 2).contiguous() if full else square[..., None]
-
-    if not (mend or total):  # 1 - u v in one product
-        ones = [a.new_ones(1, side.shape[1]) for side in (a, b)]
-        product = torch.mm(torch.cat([ones[0], -a]).T, torch.cat([ones[1], b]))
-        return shaped(torch.nn.functional.threshold(product, ROUNDING, 0.0, inplace=True)), None
+        n = torch.mul(*spread(one, two, full=full))
+        near, far = (None if sign == 1 and not total else _distance(u, v, full, sign).to(one) for sign in (-1, 1))
+        return n * near, far if far is None else far * n  # type: ignore[operator]
+    shape, a, b = (n1, n2, count, other) if full else (n1, n2, count), u.double().flatten(1), v.double().flatten(1)
     product = torch.mm(a.T, b)
-    least, most = product.aminmax()
-    far = 1 + product if total and float(least) < FAR else None
-    near = torch.add(product.new_ones(()), product, alpha=-1, out=product)
-    for square, sign, close in ((near, -1, float(most) > 1 - NEAR), (far, 1, float(least) < NEAR - 1)):
-        if square is None or not close:
-            continue
-        if not mend:
-            torch.nn.functional.threshold(square, ROUNDING, 0.0, inplace=True)
-            continue
-        for at in (square < NEAR).nonzero().split(max(1, GATHERED // components)):
+    opposite = total and float(product.min()) < FAR
+    make = _compiled if product.device.type == "cpu" else _mended
+    return make(product, a, b, one, two, -1).reshape(shape), make(product, a, b, one, two, 1).reshape(shape) if opposite else None
+
+
+def _compiled(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sign: int) -> Tensor:
+    """n (1 +- u v), mended.  Shapes: (n1 P, n2 Q), (K, n1 P), (K, n2 Q), (n1, P), (n2, Q) -> (n1, n2, P, Q)."""
+    from gnomon.theory.infinite.loops import distances  # numba takes a while to be imported
+
+    two = two if one.shape[1] > 1 else two.reshape(1, -1)  # long rows
+    made = one.new_empty(len(one), len(two), one.shape[1], two.shape[1])
+    work = (*(array(x, tuple(x.shape)) for x in (product, a, b, one, two, made)), float(sign), NEAR if one.dtype == torch.float64 else 0.0, ROUNDING)
+    shared(lambda first, last: distances(first, last, *work), len(product), product.shape[1])
+    return made
+
+
+def _mended(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sign: int) -> Tensor:
+    """The same by torch's operations, mended where there is one position."""
+    square = torch.add(product.new_ones(()), product, alpha=sign)
+    if one.shape[1] > 1 or one.dtype != torch.float64:
+        torch.nn.functional.threshold(square, ROUNDING, 0.0, inplace=True)
+    else:
+        for at in (square < NEAR).nonzero().split(max(1, GATHERED // len(a))):
             i, j = at.unbind(1)
             square[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
-    return shaped(near), None if far is None else shaped(far)
+    made = square.to(one).reshape(len(one), one.shape[1], len(two), two.shape[1]).transpose(1, 2).contiguous()
+    return made.mul_(one[:, None, :, None]).mul_(two[None, :, None, :])
 
 
 def _distance(one: Tensor, two: Tensor, full: bool, sign: int) -> Tensor:
@@ -304,8 +313,7 @@ def flattened(x: Pair) -> Pair:
         return made
     count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
     u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None]).T[..., None] for q, mean in ((x.first, first), (x.second, second)))
-    one, two = made.deviations
-    more = apart(u, v, full=False, mend=True)[0][..., 0].mul_(one).mul_(two)
+    more = apart(u, v, first.sqrt()[:, None], second.sqrt()[:, None], full=False)[0][..., 0]
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
 

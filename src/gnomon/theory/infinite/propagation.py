@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput
-from gnomon.theory.infinite.fused import joined
+from gnomon.theory.infinite.fused import Rectified, joined
 from gnomon.theory.infinite.pair import Asked, Pair, apart, finite, spread, with_gap
 from gnomon.theory.infinite.recipe import Plan, Step
 
-TILE = 3 << 18
-"""Bytes of covariances worked on at a time."""
+TILE, WIDE = 3 << 18, 3 << 20
+"""Bytes of covariances worked on at a time: by chains of operations, and where every layer is gone through once."""
 SLAB = 3 << 19
 """Bytes of covariances of one layer worked on at a time where they are more than that for one pair of examples."""
 KEPT = 1 << 29
@@ -121,7 +121,7 @@ class Propagation:
         length = head.positions[0]
         row = len(x.first) * len(x.second) * math.prod(head.positions) * math.prod(head.positions[1:])
         height = max(1, SLAB // (row * x.first.element_size()))
-        if height >= length:
+        if height >= length or (len(group) == 1 and isinstance(head.rule, Rectified) and head.rule.covers(x)):  # it is gone through row by row as it is
             return self._run(group, given, [asked(step) for step in group])
         out: Pair | None = None
         for start in range(0, length, height):
@@ -217,17 +217,14 @@ def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> P
     out = Pair(first, second, None, None, None, nothing, full)
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if asked.gap:
-        some, (one, two) = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b))), out.deviations
+        some = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b)))
         if channels == 1:  # products of numbers and of their sizes round alike
             x, y = a[..., 0], b[..., 0]
             n, cov = torch.mul(*out.spread(x.abs(), y.abs())), torch.mul(*out.spread(x, y))
             return dataclasses.replace(out, gap=torch.sub(n, cov), total=n.add_(cov) if some else None)
         (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
-        near, far = (
-            None if part is None else part.to(first).reshape(doubled).mul_(one).mul_(two)
-            for part in apart(u, v, full=full, mend=not full and first.dtype == torch.float64, total=some)
-        )
-        return dataclasses.replace(out, gap=near, total=far)
+        near, far = apart(u, v, *(q.sqrt().reshape(len(q), -1) for q in (first, second)), full=full, total=some)
+        return dataclasses.replace(out, gap=near.reshape(doubled), total=None if far is None else far.reshape(doubled))
     a, b = a.reshape(n1, -1, channels), b.reshape(n2, -1, channels)
     if full:
         cov = (a.reshape(-1, channels) @ b.reshape(-1, channels).T / channels).reshape(n1, a.shape[1], n2, a.shape[1]).transpose(1, 2).contiguous()

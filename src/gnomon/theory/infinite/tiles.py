@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gnomon.core.errors import InvalidInput, NotEnoughMemory
-from gnomon.theory.infinite.propagation import KEPT, TILE, Propagation, own, read
+from gnomon.theory.infinite.fused import alone
+from gnomon.theory.infinite.propagation import KEPT, TILE, WIDE, Propagation, own, read
 from gnomon.theory.infinite.recipe import Plan
 
 HELD = 16
@@ -22,7 +23,7 @@ STRIPS = 2
 """Strips in a tile's side where a symmetric kernel is filled."""
 ROWS = 256
 """Rows that are mirrored at a time."""
-MANY = 8
+MANY = 4
 """Tiles, and pairs in one, from which on what one side alone gives is made beforehand."""
 NUMBERS = 256
 """Numbers a position and layer that one side alone gives, at most but for long series."""
@@ -64,6 +65,7 @@ class Tiles:
         self.plan, self.kinds, self.symmetric = plan, kinds, x2 is None
         self.first = read(plan, x1)
         self.second = self.first if x2 is None else read(plan, x2)
+        self._tile = WIDE if x1.device.type == "cpu" and alone(plan) else TILE
         self._check(memory)
         sides: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.diagonal: dict[str, Tensor] = {}
@@ -88,7 +90,7 @@ class Tiles:
         n1, n2, size = across[1] - across[0], down[1] - down[0], next(iter(self.first.values())).element_size()
         each, layers = self._each(), sum(step.rule is not None for step in self.plan.steps)
         pairs = n1 * (n1 + 1) // 2 if self.symmetric and across == down else n1 * n2
-        working = HELD * size * max(each, min(TILE // size, n1 * n2 * each))
+        working = HELD * size * max(each, min(self._tile // size, n1 * n2 * each))
         return Cost(pairs * each * layers, n1 * n2 * self.plan.positions * len(self.kinds) * size, working)
 
     def _check(self, memory: int) -> None:
@@ -129,7 +131,7 @@ class Tiles:
     def _tiles(self, rows: range, columns: range, *, halved: bool) -> Iterator[tuple[slice, slice, tuple[slice, slice] | None]]:
         """All tiles of a block; where they are many, what one side alone gives is made first, for as many examples at a time as the room for it takes."""
         size, each = next(iter(self.first.values())).element_size(), self._each()
-        count = max(1, TILE // size // each)
+        count = max(1, self._tile // size // each)
         layers = sum(step.rule is not None for step in self.plan.steps)
         room = self.propagation.room // (8 * sum(part[0].numel() for part in self.first.values()) + NUMBERS * size * each * layers)
         if count >= MANY and room < 2 * len(columns):
