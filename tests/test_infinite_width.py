@@ -141,7 +141,7 @@ def test_slabs_and_tiles_do_not_change_the_kernel(monkeypatch):
     flat = nn.Sequential(*list(network)[:-3], nn.Flatten(), nn.Linear(32, 1))
     for each in (network, flat):
         whole = infinite_width(each)(images, kind=BOTH)
-        for name in ("propagation.SLAB", "tiles.TILE"):
+        for name in ("propagation.SLAB", "tiles.TILE", "tiles.WIDE"):
             monkeypatch.setattr(f"gnomon.theory.infinite.{name}", 8)
             for made, expected in zip(infinite_width(each)(images, kind=BOTH), whole, strict=True):
                 torch.testing.assert_close(made, expected, rtol=1e-11, atol=0)

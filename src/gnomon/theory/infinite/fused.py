@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +14,7 @@ from gnomon.theory.infinite.linear import Linear
 from gnomon.theory.infinite.pair import Asked, Pair
 from gnomon.theory.infinite.recipe import Plan, Step
 from gnomon.theory.infinite.rules import Activation, apply
-from gnomon.theory.infinite.window import Window
+from gnomon.theory.infinite.table import itself, windowed
 
 
 def joined(plan: Plan) -> Plan:
@@ -83,16 +79,16 @@ class Rectified:
         from gnomon.theory.infinite.loops import ANGLE, BEND, rectified  # numba takes a while to be imported
 
         assert x.gap is not None
-        linear, dual, positions = self.linear, self.dual, tuple(x.first.shape[1:])
+        linear, dual, positions = self.linear, self.dual, tuple(x.second.shape[1:])
         one = one if asked.rows is None else one[:, :, asked.rows]
         ntk = x.ntk if x.ntk is not None and x.ntk.ndim else None
-        shape = (len(x.first), len(x.second), *positions, *(positions if x.full else ()))
-        parts, places = [None if part is None else part.expand(shape) for part in (x.gap, x.total, ntk)], _places(linear.windows, positions, x.full, x.gap.dtype)
-        start = 0 if asked.rows is None else asked.rows.start * math.prod(positions[1:])
-        if places is None:
-            parts, start = [None if part is None else linear.summed(x, part, asked) for part in parts], 0
-            places = _places((), tuple(two.shape[2:]), x.full, x.gap.dtype)
-        assert places is not None
+        shape = (len(x.first), len(x.second), *(x.first.shape[1:] if x.full else ()), *positions)
+        read = [None if part is None else part.expand(shape) for part in (x.gap, x.total, ntk)]
+        if linear.windows:
+            places = windowed(linear.windows, positions, x.full, x.gap.dtype)
+        else:
+            places = itself(math.prod(x.first.shape[1:]) if x.full else 1, math.prod(positions or shape[1:]), x.gap.dtype)
+        start = 0 if asked.rows is None else asked.rows.start * math.prod(two.shape[3:])
         made_shape = (len(x.first), len(x.second), *one.shape[2:], *(two.shape[2:] if x.full else ()))
         rows = (shape[0], 1, shape[1]) if not positions else (shape[0] * shape[1], math.prod(one.shape[2:]) if x.full else 1, math.prod(two.shape[2:]))
         mean, bend = (dual.low**2 + dual.high**2) / 2, (dual.high - dual.low) ** 2 / (2 * math.pi)
@@ -103,7 +99,7 @@ class Rectified:
         sides = [array(side, (*side.shape[:2], -1)) for side in (one, two if positions else two.T[None])]
         kind = sides[0].dtype.type
         work = (
-            tuple(array(part, (rows[0], -1, rows[2])) if part is not None else sides[0][:0] for part in parts),
+            tuple(array(part, (rows[0], -1, math.prod(positions or rows[2:]))) if part is not None else sides[0][:0] for part in read),
             tuple(array(part, rows) if part is not None else sides[0][:0] for part in made),
             *sides,
             places,
@@ -144,27 +140,3 @@ class Rectified:
 def _room(like: Tensor, shape: tuple[int, ...], into: Tensor | None) -> Tensor:
     """Where a result is written."""
     return into if into is not None and into.is_contiguous() and into.shape == shape else like.new_empty(shape)
-
-
-@functools.lru_cache(maxsize=256)
-def _places(windows: tuple[Window, ...], positions: tuple[int, ...], full: bool, dtype: torch.dtype) -> tuple[Any, ...] | None:
-    """What each place of a window reads, as distances between flat positions, where all are at the same distance; None where they are not (strides, paddings that repeat data, other lengths).
-
-    Rows and columns ahead, which rows are (within the data), the mask of columns that are (-1: all that there are), and the masks.
-    """
-    if any(w.stride != 1 or w.length(n) != n or (w.mode != "zeros" and (w.before or w.after)) for w, n in zip(windows, positions, strict=False)):
-        return None
-    count, steps = math.prod(positions), [math.prod(positions[axis + 1 :]) for axis in range(len(positions))]
-    at, found, masks = np.indices(positions).reshape(len(positions), count), [], list[Any]()
-    for place in itertools.product(*(range(w.size) for w in windows)):
-        offsets = [p * w.dilation - w.before for p, w in zip(place, windows, strict=True)]
-        inside = np.ones(count, bool)
-        for axis, offset in enumerate(offsets):
-            inside &= (at[axis] + offset >= 0) & (at[axis] + offset < positions[axis])
-        if inside.any():
-            ahead = sum(offset * step for offset, step in zip(offsets, steps, strict=False))
-            whole = inside[max(0, -ahead) : count - max(0, ahead)].all()
-            found.append((ahead if full else 0, ahead, inside if full else np.ones(1, bool), -1 if whole else len(masks)))
-            masks += [] if whole else [inside]
-    rows, columns, valid, number = (np.array(part) for part in zip(*found, strict=True))
-    return rows, columns, valid, number, np.array(masks, dtype=str(dtype).partition(".")[2]).reshape(len(masks), count)

@@ -59,22 +59,27 @@ def _polynomial(coefficients: tuple[float, ...], x: float) -> float:
 
 @compiled
 @no_type_check
-def _summed(x: Numbers, pair: int, row: int, places: tuple[Numbers, ...], into: Numbers) -> None:
-    """The sum of what a row's window reads."""
-    rows, columns, valid, inside, masks = places
-    length = len(into)
-    into[:] = 0
+def _summed(x: Numbers, pair: int, row: int, places: tuple[Numbers, ...], wide: Numbers, into: Numbers) -> None:
+    """The sum of what a row's window reads, made in `wide` if that is where it stands for more columns than are wanted; `places` as table.windowed has them."""
+    rows, starts, stops, ahead, inside, masks, index, wanted = places
+    out = wide if len(wanted) else into
+    out[:] = 0
     for place in range(len(rows)):
-        if valid[place, row]:
-            low, high, at = max(0, -columns[place]), min(length, length - columns[place]), unsigned(row + rows[place])
-            first, start, count = unsigned(low), unsigned(low + columns[place]), unsigned(max(0, high - low))
-            if inside[place] < 0:
+        if rows[place, row] >= 0:
+            at, first, count, mask = unsigned(rows[place, row]), unsigned(starts[place]), unsigned(stops[place] - starts[place]), unsigned(inside[place])
+            start = unsigned(starts[place] + ahead[place])
+            if len(index):
+                for q in range(unsigned(len(out))):
+                    out[q] += masks[mask, q] * x[pair, at, index[mask, q]]
+            elif inside[place] < 0:
                 for q in range(count):
-                    into[first + q] += x[pair, at, start + q]
+                    out[first + q] += x[pair, at, start + q]
             else:
-                mask = unsigned(inside[place])
                 for q in range(count):
-                    into[first + q] += masks[mask, first + q] * x[pair, at, start + q]
+                    out[first + q] += masks[mask, first + q] * x[pair, at, start + q]
+    if len(wanted):
+        for q in range(unsigned(len(into))):
+            into[q] = wide[wanted[q]]
 
 
 @compiled
@@ -143,16 +148,17 @@ def rectified(
     height, length, second = made[0].shape[1], made[0].shape[2], len(two)
     near, opposite, tangent, missing = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
     norm, inverse, spare, other = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
+    wide = np.empty(places[5].shape[1], gap.dtype)
     opposite[:] = zero
     tangent[:] = zero
     for at in range(start, stop):
         pair, p = unsigned(at // height), unsigned(at % height)
         i, j, row = unsigned(at // height // second), unsigned(at // height % second), offset + at % height
-        _summed(gap, pair, row, places, near)
+        _summed(gap, pair, row, places, wide, near)
         if far:
-            _summed(total, pair, row, places, opposite)
+            _summed(total, pair, row, places, wide, opposite)
         if trained and len(ntk) > 0:
-            _summed(ntk, pair, row, places, tangent)
+            _summed(ntk, pair, row, places, wide, tangent)
         _scaled(one, i, p, two, j, vector, norm, inverse)
         _apart(one, i, p, two, j, vector, missing)
         out, out_total, out_ntk = made[0][pair, p], made[1][pair, p] if beyond else spare, made[2][pair, p] if trained else other
@@ -208,3 +214,34 @@ def distances(first: int, last: int, product: Numbers, u: Numbers, v: Numbers, o
                             for k in range(len(u)):
                                 square += (u[k, row] + sign * v[k, left + q]) ** 2
                             made[i, j, p, right + q] = square / 2 * (deviation * two[j, right + q])
+
+
+@compiled
+@no_type_check
+def differences(first: int, last: int, u: Numbers, v: Numbers, one: Numbers, two: Numbers, made: Numbers, sign: float, half: float, vector: bool) -> None:
+    """n |u + s v|^2 / 2 for some rows; `sign` and `half`, 1/2, of their dtype.
+
+    Shapes: u (K, n1, P), v (K, n2, Q), one (n1, P), two (n2, Q) -> made (n1 n2, P, Q), or at equal positions, `vector`, (n1 n2, 1, P).
+    """
+    height = made.shape[1]
+    for at in range(first, last):
+        pair, p, i, j = unsigned(at // height), unsigned(at % height), unsigned(at // height // len(two)), unsigned(at // height % len(two))
+        row = made[pair, p]
+        row[:] = 0
+        for k in range(unsigned(len(u))):
+            if vector:
+                for q in range(unsigned(len(row))):
+                    apart = u[k, i, q] + sign * v[k, j, q]
+                    row[q] += apart * apart
+            else:
+                here = u[k, i, p]
+                for q in range(unsigned(len(row))):
+                    apart = here + sign * v[k, j, q]
+                    row[q] += apart * apart
+        if vector:
+            for q in range(unsigned(len(row))):
+                row[q] *= half * one[i, q] * two[j, q]
+        else:
+            scale = half * one[i, p]
+            for q in range(unsigned(len(row))):
+                row[q] *= scale * two[j, q]

@@ -200,18 +200,38 @@ def apart(u: Tensor, v: Tensor, one: Tensor, two: Tensor, *, full: bool, total: 
     Error: rounding of each difference; with many components, where a product takes the place of differences, ROUNDING n, in float64 mended by differences where it is small (on a GPU not where `full`).
     """
     (components, n1, count), (_, n2, other) = u.shape, v.shape
+    shape = (n1, n2, count, other) if full else (n1, n2, count)
     if components <= FEW or (count > 1 and not full):
+        if u.device.type == "cpu":
+            return _differences(u, v, one, two, -1, full=full).reshape(shape), _differences(u, v, one, two, 1, full=full).reshape(shape) if total else None
         n = torch.mul(*spread(one, two, full=full))
         near, far = (None if sign == 1 and not total else _distance(u, v, full, sign).to(one) for sign in (-1, 1))
         return n * near, far if far is None else far * n  # type: ignore[operator]
-    shape, a, b = (n1, n2, count, other) if full else (n1, n2, count), u.double().flatten(1), v.double().flatten(1)
+    a, b = u.double().flatten(1), v.double().flatten(1)
     product = torch.mm(a.T, b)
     opposite = total and float(product.min()) < FAR
-    make = _compiled if product.device.type == "cpu" else _mended
+    make = _product if product.device.type == "cpu" else _mended
     return make(product, a, b, one, two, -1).reshape(shape), make(product, a, b, one, two, 1).reshape(shape) if opposite else None
 
 
-def _compiled(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sign: int) -> Tensor:
+def _differences(u: Tensor, v: Tensor, one: Tensor, two: Tensor, sign: int, *, full: bool) -> Tensor:
+    """n |u +- v|^2 / 2 from every component's difference.  Shapes: those of `apart` -> (n1, n2, P, Q) or (n1, n2, 1, P)."""
+    from gnomon.theory.infinite.loops import differences  # numba takes a while to be imported
+
+    (n1, count), (n2, other) = one.shape, two.shape
+    made = one.new_empty(n1, n2, count if full else 1, other)
+    if count == other == 1:  # long rows
+        v, two, rows = v.movedim(2, 1), two.T, (n1, 1, n2)
+    else:
+        rows = (n1 * n2, made.shape[2], other)
+    numbers = [array(x, tuple(x.shape)) for x in (u.to(one), v.to(one), one, two)]
+    kind = numbers[0].dtype.type
+    work = (*numbers, array(made, rows), kind(sign), kind(0.5), not full and count > 1)
+    shared(lambda first, last: differences(first, last, *work), rows[0] * rows[1], rows[2])
+    return made
+
+
+def _product(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sign: int) -> Tensor:
     """n (1 +- u v), mended.  Shapes: (n1 P, n2 Q), (K, n1 P), (K, n2 Q), (n1, P), (n2, Q) -> (n1, n2, P, Q)."""
     from gnomon.theory.infinite.loops import distances  # numba takes a while to be imported
 

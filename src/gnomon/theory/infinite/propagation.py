@@ -218,10 +218,6 @@ def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> P
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if asked.gap:
         some = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b)))
-        if channels == 1:  # products of numbers and of their sizes round alike
-            x, y = a[..., 0], b[..., 0]
-            n, cov = torch.mul(*out.spread(x.abs(), y.abs())), torch.mul(*out.spread(x, y))
-            return dataclasses.replace(out, gap=torch.sub(n, cov), total=n.add_(cov) if some else None)
         (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
         near, far = apart(u, v, *(q.sqrt().reshape(len(q), -1) for q in (first, second)), full=full, total=some)
         return dataclasses.replace(out, gap=near.reshape(doubled), total=None if far is None else far.reshape(doubled))

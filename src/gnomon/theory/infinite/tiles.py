@@ -23,8 +23,8 @@ STRIPS = 2
 """Strips in a tile's side where a symmetric kernel is filled."""
 ROWS = 256
 """Rows that are mirrored at a time."""
-MANY = 4
-"""Tiles, and pairs in one, from which on what one side alone gives is made beforehand."""
+MANY, SEVERAL = 8, 4
+"""Pairs in a tile, and tiles, from which on what one side alone gives is made beforehand."""
 NUMBERS = 256
 """Numbers a position and layer that one side alone gives, at most but for long series."""
 SEEN = 4
@@ -142,7 +142,7 @@ class Tiles:
                 across, down = range(i, min(i + some, rows.stop)), range(j, min(j + some, columns.stop))
                 pieces = list(_pieces(across, down, count, halved=halved and i == j))
                 within = None
-                if min(count, len(pieces)) >= MANY:
+                if count >= MANY and len(pieces) >= SEVERAL:
                     within = slice(across.start, across.stop), slice(down.start, down.stop)
                     self.propagation.prepare(*within)
                 yield from ((here, there, within) for here, there in pieces)

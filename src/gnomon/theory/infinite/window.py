@@ -89,17 +89,23 @@ class Window:
             return x
         if self.mode == "zeros":
             return pad(x, (0, 0) * (x.ndim - 1 - dim) + (self.before, self.after))
-        length = x.shape[dim]
-        at = torch.arange(-self.before, length + self.after, device=x.device)
-        if self.mode == "circular":
-            at = at % length
-        elif self.mode == "replicate":
-            at = at.clamp(0, length - 1)
-        else:
-            at = (length - 1 - (at.abs() - (length - 1)).abs()).abs() if length > 1 else at * 0
+        at = self._inside(torch.arange(-self.before, x.shape[dim] + self.after, device=x.device), x.shape[dim])
         if rows is not None:
             at = at[rows.start * self.stride : (rows.stop - 1) * self.stride + self.dilation * (self.size - 1) + 1]
         return x.index_select(dim, at)
+
+    def _inside(self, at: Tensor, length: int) -> Tensor:
+        """The positions that stand for those outside of the data."""
+        if self.mode == "circular":
+            return at % length
+        if self.mode == "replicate":
+            return at.clamp(0, length - 1)
+        return (length - 1 - (at.abs() - (length - 1)).abs()).abs() if length > 1 else at * 0
+
+    def read(self, length: int, place: int) -> Tensor:
+        """The position that each of the results reads at one place, -1 where it reads none."""
+        at = torch.arange(self.length(length)) * self.stride + place * self.dilation - self.before
+        return self._inside(at, length) if self.mode != "zeros" else at.masked_fill((at < 0) | (at >= length), -1)
 
 
 class Place(NamedTuple):
