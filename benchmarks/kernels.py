@@ -63,25 +63,20 @@ def timed(function):
     return time.process_time() - start, made
 
 
-PASSES = {"perceptron": 14, "flatten": 44, "pooling": 26}
-"""Passes over the covariances that a layer takes beside one division, one square root and one arctangent: sums of shifted views, outer products of standard deviations, multiply-adds."""
+CHAIN, WINDOW, DIRECTIONS = 36, 18, {"perceptron": 4, "flatten": 20, "pooling": 20}
+"""Multiply-adds, comparisons and the like of a covariance and layer, each counted as one: of the rectifier and the linear map without its polynomials, of the two sums over nine places, and of
+the squared distance of directions of 2 or 10 components."""
+TERMS = {torch.float32: 16, torch.float64: 36}
+"""Terms of the two polynomials."""
 
 
 def floor(case, dtype, pairs, positions, layers):
-    """CPU seconds of those passes at the speed of arrays that lie in the caches, with nothing between them; for pooling the product of patches too."""
-    n = (1 << 18) // torch.finfo(dtype).bits * 8
-    a, b, c = (torch.rand(n, dtype=dtype) for _ in range(3))
-
-    def each(function):
-        return min(timed(lambda: [function() for _ in range(50)])[0] for _ in range(5)) / 50 / n
-
-    one = each(lambda: torch.mul(a, b, out=c))
-    special = each(lambda: torch.div(a, b, out=c)) + each(lambda: torch.sqrt(a, out=c)) + each(lambda: torch.atan(a, out=c))
-    product = 0.0
-    if case == "pooling":
-        u, v = torch.rand(100, 11, dtype=torch.float64), torch.rand(11, 784, dtype=torch.float64)
-        product = min(timed(lambda: [torch.mm(u, v) for _ in range(50)])[0] for _ in range(5)) / 50 / 78400
-    return pairs * positions * layers * (PASSES[case] * one + special + product)
+    """CPU seconds of that many multiply-adds at the rate of a large product of matrices, and of a square root in the caches."""
+    a, b = torch.rand(1000, 1000, dtype=dtype), torch.rand(1000, 1000, dtype=dtype)
+    one = min(timed(lambda: torch.mm(a, b))[0] for _ in range(7)) / 1e9
+    n, few = 1 << 14, torch.rand(1 << 14, dtype=dtype)
+    root = min(timed(lambda: [few.sqrt_() for _ in range(50)])[0] for _ in range(5)) / 50 / n
+    return pairs * positions * layers * ((CHAIN + TERMS[dtype] + DIRECTIONS[case] + (WINDOW if case != "perceptron" else 0)) * one + root)
 
 
 def row(what, case, network, x, peer, bar, *, repeats=REPEATS):
@@ -118,11 +113,10 @@ def main():
         names = ", ".join(f"{name} {version}" for name, version in peer.versions.items()) if peer else "no peer"
         print(f"# Analytic kernels: CPU seconds of one call\n\n{__doc__.partition('.')[0]}. torch {torch.__version__}, {names}.\n")
         print(
-            "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times what a layer's passes, division, square root and"
-        )
-        print(
-            "arctangent take in the caches, with nothing between them. *Difference*: to the peer, the largest relative one between two examples, of these data and of Gaussian noise.\n"
-            "*float32*: its largest relative error.\n\n"
+            "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times the multiply-adds of a layer (58 to 110, those of two polynomials\n"
+            "in place of an arc cosine among them) at the rate of a large product of matrices, and a square root. What is above it is memory: a layer reads and writes two numbers a covariance, and only\n"
+            "a row of them stays in the first cache. *Difference*: to the peer, the largest relative one between two examples, of these data and of Gaussian noise. *float32*: its largest relative error.\n"
+            "First call: gnomon's loops are compiled once on a machine (3 s, a dtype), and read from disk after.\n\n"
             "Where the difference of noise is small and that of images is not, it is the peer's: pixels of flat background have a correlation of exactly 1 in both images, at which its\n"
             "arc cosine keeps half the digits. Against 50 digits, pixel by pixel, images of digits are right to 1e-13 here (tests/test_infinite_digits.py); of three pairs of MNIST images\n"
             "behind five convolutions this kernel is off by 4e-16 and the peer's by 1e-10 to 3e-10.\n"

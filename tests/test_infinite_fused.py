@@ -1,5 +1,6 @@
 """Layers with weights and their rectifiers in compiled loops: against 40 digits, and against the same layers one operation after the other."""
 
+import itertools
 import math
 import re
 
@@ -185,3 +186,39 @@ def test_the_loop_over_a_row_is_made_of_vector_instructions(dtype, monkeypatch):
     infinite_width(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)))(torch.ones(3, 5, dtype=dtype), kind="ntk")
     (assembly,) = fresh.inspect_asm().values()
     assert re.search(r"sqrtp[sd]|fsqrt\s+v", assembly)
+
+
+class Last(nn.Module):
+    """Layers behind each other at positions, channels last."""
+
+    def __init__(self, *widths):
+        super().__init__()
+        self.first = nn.Conv1d(2, widths[0], 3, padding=1)
+        self.rest = nn.Sequential(nn.ReLU(), *[layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b, bias=b > 4), nn.LeakyReLU(0.3))])
+        self.head = nn.Linear(widths[-1], 2)
+
+    def forward(self, x):
+        return self.head(self.rest(self.first(x).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("kinds", ["nngp", "ntk", BOTH])
+@pytest.mark.parametrize("parametrization", ["standard", "ntk"])
+def test_chains_of_layers_are_the_layers_one_after_the_other(parametrization, kinds, monkeypatch):
+    """With and without biases, readouts and positions; an example that is 0 throughout; several tiles."""
+    deep = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 4), nn.LeakyReLU(-0.2), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+    x = torch.randn(9, 6, generator=chance.generator(0), dtype=torch.float64)
+    rows = torch.randn(4, 2, 5, generator=chance.generator(1), dtype=torch.float64)
+    with_none = x.clone()
+    with_none[3] = 0
+    cut = nn.Sequential(*list(deep)[:-1])
+    for network, data in ((deep, x), (deep, with_none), (cut, x), (Last(4, 5, 3), rows), (Last(4), rows)):
+        kernel = infinite_width(network, parametrization=parametrization, weight_variance=2.0)
+        whole = kernel(data, kind=kinds)
+        for tile in (3 << 20, 200):
+            with monkeypatch.context() as context:
+                context.setattr("gnomon.theory.infinite.tiles.WIDE", tile)
+                made = kernel(data, kind=kinds)
+                context.setattr(Rectified, "covers", lambda self, pair: False)
+                expected = kernel(data, kind=kinds)
+            for part in (made, whole):
+                torch.testing.assert_close(part, expected, rtol=1e-11, atol=1e-14)

@@ -130,17 +130,27 @@ class PiecewiseLinear:
     at_zero: float = 0.0
 
     @property
+    def mean(self) -> float:
+        """m."""
+        return (self.low**2 + self.high**2) / 2
+
+    @property
+    def bend(self) -> float:
+        """d^2/(2 pi)."""
+        return (self.high - self.low) ** 2 / (2 * math.pi)
+
+    @property
     def kinked(self) -> bool:
         """Whether the slopes differ."""
         return self.low != self.high
 
     def variance(self, q: Tensor) -> Tensor:
         """m q."""
-        return (self.low**2 + self.high**2) / 2 * q
+        return self.mean * q
 
     def image(self, at: Arguments) -> Image:
         """The formulas above, theta = 2 arctan sqrt((n - k)/(n + k))."""
-        mean, bend = (self.low**2 + self.high**2) / 2, (self.high - self.low) ** 2 / (2 * math.pi)
+        mean, bend = self.mean, self.bend
         if not bend:
             cov, gap, total = (None if part is None else mean * part for part in (at.cov, at.gap, at.total))
             return Image(cov, gap, None if at.tangent is None else mean * at.tangent, total)
@@ -186,7 +196,7 @@ class PiecewiseLinear:
         alive = [(q > 0).to(q) for q in (at.first, at.second)]
         slope.mul_(alive[0]).mul_(alive[1])
         if self.at_zero:
-            unit, middle = (self.low**2 + self.high**2) / 2, (self.low + self.high) / 2
+            unit, middle = self.mean, (self.low + self.high) / 2
             one, two = (torch.where(q > 0, middle, self.at_zero) for q in (at.first, at.second))
             slope.addcmul_(one, two, value=1 / unit).addcmul_(middle * alive[0], middle * alive[1], value=-1 / unit)
         return slope

@@ -123,6 +123,39 @@ def _apart(one: Numbers, i: int, p: int, two: Numbers, j: int, vector: bool, int
                 into[q] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 + d4 * d4
 
 
+@inlined
+@no_type_check
+def _rectify(
+    near: Numbers, opposite: Numbers, tangent: Numbers, missing: Numbers, norm: Numbers, inverse: Numbers, numbers: Numbers, far: bool, wanted: bool, angles: tuple[float, ...],
+    bends: tuple[float, ...], out: Numbers, out_opposite: Numbers, out_tangent: Numbers,
+) -> None:  # fmt: skip
+    """A row behind a layer and its rectifier, of the sums over its window."""
+    each, twice, rate, rest, bend, away, zero, unit, two = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
+    for q in range(unsigned(len(near))):
+        n = norm[q]
+        lost = n * missing[q]
+        close = each * near[q] + lost
+        close = close if close > zero else zero
+        total = each * opposite[q] + (lost + twice) if far else two * n - close
+        g = close * inverse[q]
+        obtuse = g > unit
+        g = total * inverse[q] if obtuse else g
+        g = g if g > zero else zero
+        k = total - n if obtuse else n - close
+        double = g + g
+        root = math.sqrt(double)
+        angle = root * _polynomial(angles, g)
+        turned = bend * (n * double * root * _polynomial(bends, g))
+        flat = away * n * (unit - g)
+        if wanted:
+            out[q] = n + flat - turned if obtuse else close - turned
+        else:
+            out[q] = turned - flat if obtuse else k + turned
+        out_opposite[q] = n * (unit - away) + away * (n * g) + turned if obtuse else total + turned
+        slope = away + bend * angle if obtuse else unit - bend * angle
+        out_tangent[q] = (each * tangent[q] + (rate * k + rest)) * slope
+
+
 @compiled
 @no_type_check
 def rectified(
@@ -132,66 +165,58 @@ def rectified(
     one: Numbers,
     two: Numbers,
     places: tuple[Numbers, ...],
-    numbers: tuple[float, ...],
-    flags: tuple[bool, bool, bool, bool, bool],
+    numbers: Numbers,
+    flags: Numbers,
+    vector: bool,
+    readout: Numbers,
     angles: tuple[float, ...],
     bends: tuple[float, ...],
 ) -> None:
-    """Some rows of what a linear layer and a piecewise linear activation of slopes l and h make of n - k, n + k and Theta, in units of m = (l^2 + h^2)/2.
+    """Some rows of what linear layers, each with a piecewise linear activation of slopes l and h behind it, make of n - k, n + k and Theta, in units of m = (l^2 + h^2)/2 of the last.
 
-    Behind the layer  n - k = c S(n - k) + n |u - v|^2,  n + k = c S(n + k) + n |u - v|^2 + 2 b,  Theta = c S(Theta) + w k + r  with S the sum over the window and u, v directions over sqrt(2).
-    Then with g = 1 - cos theta = (n - k)/n, t = n (sin theta - theta cos theta), e = (h - l)^2/(2 pi m) and f = l h / m = 1 - pi e:
+    Behind a layer  n - k = c S(n - k) + n |u - v|^2,  n + k = c S(n + k) + n |u - v|^2 + 2 b,  Theta = c S(Theta) + w k + r  with S the sum over the first layer's window and u, v directions
+    over sqrt(2).  Then with g = 1 - cos theta = (n - k)/n, t = n (sin theta - theta cos theta), e = (h - l)^2/(2 pi m) and f = l h / m = 1 - pi e:
     k -> k + e t,  n - k -> n - k - e t,  n + k -> n + k + e t,  Theta -> (1 - e theta) Theta; beyond pi/2 all of it from pi - theta, of which nothing is taken away.
 
-    `rows` are the first and the last but one of the rows made, and the row of what is read that the first row of a pair stands at;  `read` and `made` are n - k (k where the last of `flags`, wanted, is false),
-    n + k and Theta, (pairs, rows, columns);  `one` and `two` variances, standard deviations, their inverses (0 where they are 0) and directions,
-    (examples, 3 + K, rows or columns) and (examples, 3 + K, columns);
-    `numbers` are c, 2 b, w, r, e, f, 0, 1, 2, `angles` and `bends` those of ANGLE and BEND, all of the dtype of the rows;  `flags`: whether `one` goes with the columns, whether n + k is read, and made, whether Theta is made, and wanted.
+    `rows` are the first and the last but one of the rows made, and the row of what is read that the first row of a pair stands at;  `read` and `made` are n - k (k where it is not wanted),
+    n + k and Theta, (pairs, rows, columns);  `one` and `two` variances, standard deviations, their inverses (0 where they are 0) and directions, (layers, examples, 3 + K, rows or columns)
+    and (layers, examples, 3 + K, columns), `vector` whether `one` goes with the columns;  `numbers` are c, 2 b, w, r, e, f, 0, 1, 2 of each layer, `flags` whether n + k is read, and made,
+    whether n - k is wanted, and Theta made;  `readout` c, b, w, r of a layer behind the last activation, or no numbers;  `angles` and `bends` those of ANGLE and BEND, all of the rows' dtype.
     """
     start, stop, offset = rows
     gap, total, ntk = read
-    each, twice, rate, rest, bend, away, zero, unit, two_ = numbers
-    vector, far, beyond, trained, wanted = flags
-    height, length, second = made[0].shape[1], made[0].shape[2], len(two)
+    height, length, second, last = made[0].shape[1], made[0].shape[2], two.shape[1], len(one) - 1
     near, opposite, tangent, missing = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
-    norm, inverse, spare, other = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
-    wide = np.empty(places[5].shape[1], gap.dtype)
-    opposite[:] = zero
-    tangent[:] = zero
+    near_, opposite_, tangent_, spare = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(length, gap.dtype)
+    norm, inverse, wide = np.empty(length, gap.dtype), np.empty(length, gap.dtype), np.empty(places[5].shape[1], gap.dtype)
+    trained = flags[last, 3]
+    opposite[:] = 0
+    opposite_[:] = 0
     for at in range(start, stop):
         pair, p = unsigned(at // height), unsigned(at % height)
         i, j, row = unsigned(at // height // second), unsigned(at // height % second), offset + at % height
         _summed(gap, pair, row, places, wide, near)
-        if far:
+        if flags[0, 0]:
             _summed(total, pair, row, places, wide, opposite)
         if trained and len(ntk) > 0:
             _summed(ntk, pair, row, places, wide, tangent)
-        _scaled(one, i, p, two, j, vector, norm, inverse)
-        _apart(one, i, p, two, j, vector, missing)
-        out, out_total, out_ntk = made[0][pair, p], made[1][pair, p] if beyond else spare, made[2][pair, p] if trained else other
-        for q in range(unsigned(length)):
-            n = norm[q]
-            lost = n * missing[q]
-            close = each * near[q] + lost
-            close = close if close > zero else zero
-            away_from = each * opposite[q] + (lost + twice) if far else two_ * n - close
-            g = close * inverse[q]
-            obtuse = g > unit
-            g = away_from * inverse[q] if obtuse else g
-            g = g if g > zero else zero
-            k = away_from - n if obtuse else n - close
-            double = g + g
-            root = math.sqrt(double)
-            angle = root * _polynomial(angles, g)
-            turned = bend * (n * double * root * _polynomial(bends, g))
-            flat = away * n * (unit - g)
-            if wanted:
-                out[q] = n + flat - turned if obtuse else close - turned
-            else:
-                out[q] = turned - flat if obtuse else k + turned
-            out_total[q] = n * (unit - away) + away * (n * g) + turned if obtuse else away_from + turned
-            slope = away + bend * angle if obtuse else unit - bend * angle
-            out_ntk[q] = (each * tangent[q] + (rate * k + rest)) * slope
+        else:
+            tangent[:] = 0
+        for layer in range(last + 1):
+            here, there = one[layer], two[layer]
+            _scaled(here, i, p, there, j, vector, norm, inverse)
+            _apart(here, i, p, there, j, vector, missing)
+            out, out_opposite, out_tangent = near_, opposite_, tangent_
+            if layer == last:
+                out, out_opposite = made[0][pair, p], made[1][pair, p] if flags[last, 1] else spare
+                out_tangent = made[2][pair, p] if trained else tangent_
+            _rectify(near, opposite, tangent, missing, norm, inverse, numbers[layer], flags[layer, 0], flags[layer, 2], angles, bends, out, out_opposite, out_tangent)
+            near, near_, opposite, opposite_, tangent, tangent_ = near_, near, opposite_, opposite, tangent_, tangent
+        if len(readout) > 0:
+            each, bias, rate, rest = readout[0], readout[1], readout[2], readout[3]
+            for q in range(unsigned(length)):
+                out[q] = each * out[q] + bias
+                out_tangent[q] = each * out_tangent[q] + (rate * out[q] + rest)
 
 
 @compiled
