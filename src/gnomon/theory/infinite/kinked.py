@@ -273,7 +273,7 @@ def _parts(
     function: Callable[[Any], Any], kinks: tuple[Kink, ...], q: Float64[Tensor, "n"], densities: list[Float64[Tensor, "terms _"]], derivative: bool
 ) -> tuple[Float64[Tensor, "terms n"], Float64[Tensor, "terms n"]]:
     """a_m and p_m."""
-    rest = Moments(Rest(function, kinks), q, derivative).coefficients(len(densities[0])).T
+    rest = Moments(Rest(function, kinks), q, derivative).coefficients(len(densities[0]))
     known = _known(kinks, q, densities, derivative)
     return rest + known, known
 

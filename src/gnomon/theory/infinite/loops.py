@@ -277,3 +277,34 @@ def differences(first: int, last: int, u: Numbers, v: Numbers, one: Numbers, two
             scale = half * one[i, p]
             for q in range(unsigned(len(row))):
                 row[q] *= scale * two[j, q]
+
+
+@compiled
+@no_type_check
+def series(first: int, last: int, x: Numbers, made: Numbers, one: Numbers, two: Numbers, vector: bool) -> None:
+    """sum_m a_m b_m x^m by Horner's rule for some rows.
+
+    Shapes: x and made (n1 n2, P, Q), one (n1, terms, P), two (n2, terms, Q), or at equal positions, `vector`, (n1 n2, 1, P), (n1, terms, P), (n2, terms, P).
+    """
+    height, second, columns = made.shape[1], len(two), unsigned(made.shape[2])
+    for at in range(first, last):
+        pair, p, i, j = unsigned(at // height), unsigned(at % height), unsigned(at // height // second), unsigned(at // height % second)
+        row, by = made[pair, p], x[pair, p]
+        row[:] = 0
+        for left in range(one.shape[1], 0, -4):
+            m = unsigned(left - 1)
+            if left < 4:
+                for term in range(unsigned(left)):
+                    for q in range(columns):
+                        row[q] = row[q] * by[q] + one[i, m - term, q if vector else p] * two[j, m - term, q]
+            elif vector:
+                for q in range(columns):
+                    z = by[q]
+                    made_ = (row[q] * z + one[i, m, q] * two[j, m, q]) * z + one[i, m - ONE, q] * two[j, m - ONE, q]
+                    row[q] = (made_ * z + one[i, m - TWO, q] * two[j, m - TWO, q]) * z + one[i, m - THREE, q] * two[j, m - THREE, q]
+            else:
+                a, b, c, d = one[i, m, p], one[i, m - ONE, p], one[i, m - TWO, p], one[i, m - THREE, p]
+                for q in range(columns):
+                    z = by[q]
+                    made_ = (row[q] * z + a * two[j, m, q]) * z + b * two[j, m - ONE, q]
+                    row[q] = (made_ * z + c * two[j, m - TWO, q]) * z + d * two[j, m - THREE, q]

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from gnomon.core.errors import OutOfScope
 from gnomon.theory.activations import derivative as slope_of
+from gnomon.theory.infinite.compiled import array, shared
 from gnomon.theory.infinite.duals import Arguments, Image, gap_of
+from gnomon.theory.infinite.pair import spread
 
 TERMS = (24, 48, 96, 192, 384, 768)
 """Lengths of the series that are tried in turn."""
@@ -27,6 +29,8 @@ EIGHT = 8
 """Lengths are multiples of this, so that two sides seldom differ."""
 POINTS = (32, 64, 128)
 """Variances between which moments are interpolated, where there are many more to be known."""
+FEW = 256
+"""Variances on which it is seen how many terms are needed."""
 AGREES = 1e-12
 """What the interpolation may miss at points of its own, relative to the root of E s^2."""
 
@@ -62,34 +66,58 @@ class Series:
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         what, parity = "derivative" if derivative else "value", symmetry(self.function, derivative)
-        (one,) = at.once(0, what, lambda: (self._coefficients(at.first, derivative),), 1)
-        (two,) = at.once(1, what, lambda: (self._coefficients(at.second, derivative),), 2)
-        most = max(len(one), len(two))  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
-        if len(one) < most:
-            (one,) = at.once(0, f"{what} {most}", lambda: (self._coefficients(at.first, derivative, most),), 1)
-        if len(two) < most:
-            (two,) = at.once(1, f"{what} {most}", lambda: (self._coefficients(at.second, derivative, most),), 2)
+        pairs = at.first.ndim > 1 and at.first.shape[1] == at.second.shape[0] == 1  # else any numbers that broadcast
+        sides = [at.first.reshape(len(at.first), -1), at.second.reshape(at.second.shape[1], -1)] if pairs else [q.expand(c.shape).reshape(1, -1) for q in (at.first, at.second)]
+        one, two = (at.once(side, what, lambda q=q: (self._coefficients(q, derivative),))[0] for side, q in enumerate(sides))
+        most = max(one.shape[1], two.shape[1])  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small
+        one, two = (
+            part if part.shape[1] == most else at.once(side, f"{what} {most}", lambda q=q: (self._coefficients(q, derivative, most),))[0]
+            for side, (part, q) in enumerate(zip((one, two), sides, strict=True))
+        )
         x = c if parity is None else c**2
-        out = torch.mul(one[-1], two[-1]).expand_as(c).clone()
-        for m in range(most - 2, -1, -1):
-            out.mul_(x).addcmul_(one[m], two[m])
+        summed, flat = _rows if c.device.type == "cpu" else _passes, x if pairs else x.reshape(1, 1, -1)
+        out = summed(flat, one, two, vector=not pairs or at.first.shape[2:] == at.second.shape[2:]).reshape(x.shape)
         return out.mul_(c) if parity == 1 else out
 
     def _coefficients(self, q: Tensor, derivative: bool, least: int = 0) -> Tensor:
-        """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q any -> (terms, *q)."""
+        """Coefficients of as many terms as hold the tolerance, `least` at least, only the odd or the even ones where the others are 0.  Shapes: q (n, P) -> (n, terms, P)."""
         moments, parity, left = Moments(self.function, q.reshape(-1).double(), derivative), symmetry(self.function, derivative), math.inf
-        least = least if parity is None else 2 * least
+        few, least = moments.some(), least if parity is None else 2 * least
         for terms in TERMS:
-            if terms < least:
+            found = few.coefficients(terms) if terms >= least else None
+            left = left if found is None else float(few.rest(found).max())
+            if found is None or left > self.tolerance:
                 continue
-            found = moments.coefficients(terms)
-            rest = moments.rest(found)
-            left = float(rest.max())
-            if left <= self.tolerance:
-                short = max(moments.enough(found, int(rest.argmax()), self.tolerance), least)
-                found = found[:, :short] if parity is None else found[:, parity:short:2]
-                return found.T.contiguous().reshape(-1, *q.shape).to(q)
+            for length in (max(few.enough(found, self.tolerance), least), terms):
+                made = moments.coefficients(length, parity)
+                left = float(moments.rest(made).max())
+                if left <= self.tolerance:
+                    return made.reshape(-1, *q.shape).movedim(0, 1).to(q).contiguous()
         raise too_short(self.name, TERMS[-1], left, self.tolerance, derivative=derivative)
+
+
+def _rows(x: Tensor, one: Tensor, two: Tensor, *, vector: bool) -> Tensor:
+    """sum_m a_m b_m x^m, row by row.  Shapes: x (n1, n2, *P) or (n1, n2, *P, *Q), one (n1, terms, P), two (n2, terms, Q) -> that of x; `vector`: at equal positions."""
+    from gnomon.theory.infinite.loops import series  # numba takes a while to be imported
+
+    made, (n1, terms, count), (n2, _, other) = torch.empty(x.shape, dtype=x.dtype), one.shape, two.shape
+    if count == other == 1:  # long rows
+        two, rows = two.transpose(0, 2), (n1, 1, n2)
+    else:
+        rows = (n1 * n2, 1 if vector else count, other)
+    numbers = array(x, rows), array(made, rows), array(one, tuple(one.shape)), array(two, tuple(two.shape))
+    shared(lambda first, last: series(first, last, *numbers, vector and count > 1), rows[0] * rows[1], rows[2] * terms)
+    return made
+
+
+def _passes(x: Tensor, one: Tensor, two: Tensor, *, vector: bool) -> Tensor:
+    """The same by torch's operations."""
+    out, flat = None, x.reshape(*x.shape[:2], one.shape[2], *(() if vector else two.shape[2:]))
+    for m in range(one.shape[1] - 1, -1, -1):
+        a, b = spread(one[:, m], two[:, m], full=not vector)
+        out = torch.mul(a, b).expand_as(flat).clone() if out is None else out.mul_(flat).addcmul_(a, b)
+    assert out is not None
+    return out.reshape(x.shape)
 
 
 def too_short(name: str, terms: int, left: float, tolerance: float, *, derivative: bool) -> OutOfScope:
@@ -121,21 +149,33 @@ class Moments:
             return self.weights @ self.table[:, 0]
         return torch.cat([_moments(self.function, part, 0, self.derivative)[1] for part in self.q.split(ROWS)])
 
-    def coefficients(self, terms: int) -> Float64[Tensor, "n terms"]:
-        """The first coefficients."""
+    def some(self) -> Moments:
+        """Those of FEW of the variances, the least and the most among them."""
+        if len(self.q) <= FEW:
+            return self
+        at = torch.cat([self.q.argmin()[None], self.q.argmax()[None], torch.arange(0, len(self.q), len(self.q) // FEW, device=self.q.device)])
+        few = Moments(self.function, self.q[at], self.derivative)
+        if self.table is not None and self.known > 0:
+            few.table, few.known, few.weights = self.table, self.known, self.weights[at]
+        return few
+
+    def coefficients(self, terms: int, parity: int | None = None) -> Float64[Tensor, "terms n"]:
+        """The first coefficients, or the odd (1) or even (0) ones of them."""
+        wanted = slice(None) if parity is None else slice(parity, None, 2)
         if self.table is not None and self.known > terms:
-            return self.weights @ self.table[:, 1 : terms + 1]
-        return torch.cat([_moments(self.function, part, terms, self.derivative)[0] for part in self.q.split(ROWS)])
+            return self.table[:, 1 : terms + 1][:, wanted].T @ self.weights.T
+        return torch.cat([_moments(self.function, part, terms, self.derivative)[0][:, wanted] for part in self.q.split(ROWS)]).T.contiguous()
 
-    def rest(self, found: Float64[Tensor, "n terms"]) -> Float64[Tensor, "n"]:
+    def rest(self, found: Float64[Tensor, "terms n"]) -> Float64[Tensor, "n"]:
         """What lies beyond these coefficients, relative to E s^2."""
-        return ((self.squares - found.square().sum(1)) / self.squares.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min_(0)
+        return ((self.squares - torch.linalg.vector_norm(found, dim=0).square_()) / self.squares.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min_(0)
 
-    def enough(self, found: Float64[Tensor, "n terms"], worst: int, tolerance: float) -> int:
+    def enough(self, found: Float64[Tensor, "terms n"], tolerance: float) -> int:
         """How many terms hold the tolerance, in eights: those that the variance with the most beyond needs, if they are enough for the others."""
-        beyond = self.squares[worst] - found[worst].square().cumsum(0)
+        worst = int(self.rest(found).argmax())
+        beyond = self.squares[worst] - found[:, worst].square().cumsum(0)
         short = -(-(int((beyond > tolerance * self.squares[worst]).sum()) + 1) // EIGHT) * EIGHT
-        return short if short < found.shape[1] and float(self.rest(found[:, :short]).max()) <= tolerance else found.shape[1]
+        return short if short < len(found) and float(self.rest(found[:short]).max()) <= tolerance else len(found)
 
 
 @lru_cache(maxsize=64)
