@@ -155,8 +155,8 @@ def test_distances_of_directions_keep_their_digits(components, full):
     v = torch.cat([u[:, :1], u[:, 1:] * 2 + 1e-7 * torch.randn(u[:, 1:].shape, generator=chance.generator(1), dtype=torch.float64), -u[:, :1] * (1 + 1e-6 * u[:, 1:])], 1)
     u, v = (part / part.square().sum(0).sqrt() for part in (u, v))
     one, two = torch.linspace(0.5, 2, 2 * count, dtype=torch.float64).reshape(2, count), torch.linspace(1, 3, 3 * count, dtype=torch.float64).reshape(3, count)
-    near, far = apart(u, v, one, two, full=full, total=True)
-    single = apart(u, v, one.float(), two.float(), full=full, total=True)
+    near, far = apart(u.movedim(0, -1), v.movedim(0, -1), one, two, full=full, total=True)
+    single = apart(u.movedim(0, -1), v.movedim(0, -1), one.float(), two.float(), full=full, total=True)
     with mp.workdps(40):
         for sign, made, less in ((-1, near, single[0]), (1, far, single[1])):
             for at in np.ndindex(*made.shape):

@@ -125,7 +125,7 @@ def _gaps(x: Pair, sides: tuple[Side, Side], windows: Sequence[Window], total: C
     if math.prod(window.size for window in windows) > 1:
         a, b = (asked.once(side, "patches", lambda q=q: (_directions(q, windows, each, bias, double=True),), 1)[0] for side, q in enumerate((x.first, x.second)))
         a = a if asked.rows is None else a[:, :, asked.rows]
-        more = apart(a.flatten(2), b.flatten(2), u.deviation.flatten(1), v.deviation.flatten(1), full=True)[0].reshape(n.shape)
+        more = apart(a.flatten(2).movedim(0, -1), b.flatten(2).movedim(0, -1), u.deviation.flatten(1), v.deviation.flatten(1), full=True)[0].reshape(n.shape)
     elif bias:
         more = _turned(x, u.turn, v.turn).square_()
     else:

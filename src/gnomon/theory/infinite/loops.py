@@ -224,7 +224,7 @@ def rectified(
 def distances(first: int, last: int, product: Numbers, u: Numbers, v: Numbers, one: Numbers, two: Numbers, made: Numbers, sign: float, near: float, rounding: float) -> None:
     """n (1 + s u v) = n |u + s v|^2 / 2 of unit vectors for some rows of their product, from the differences where it is less than `near`, and 0 below `rounding`.
 
-    Shapes: product (n1 P, n2 Q), u (K, n1 P), v (K, n2 Q), one (n1, P), two (n2, Q) -> made (n1, n2, P, Q), whose dtype may be another.
+    Shapes: product (n1 P, n2 Q), u (n1 P, K), v (n2 Q, K), one (n1, P), two (n2, Q) -> made (n1, n2, P, Q), whose dtype may be another.
     """
     height, length = one.shape[1], two.shape[1]
     for at in range(first, last):
@@ -243,8 +243,8 @@ def distances(first: int, last: int, product: Numbers, u: Numbers, v: Numbers, o
                     for q in range(count):
                         if 1.0 + sign * product[row, left + q] < near:
                             square = 0.0
-                            for k in range(len(u)):
-                                square += (u[k, row] + sign * v[k, left + q]) ** 2
+                            for k in range(unsigned(u.shape[1])):
+                                square += (u[row, k] + sign * v[left + q, k]) ** 2
                             made[i, j, p, right + q] = square / 2 * (deviation * two[j, right + q])
 
 

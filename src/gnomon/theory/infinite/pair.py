@@ -196,26 +196,27 @@ def half_turn(a: Tensor, b: Tensor | float, length: Tensor) -> tuple[Tensor, Ten
 def apart(u: Tensor, v: Tensor, one: Tensor, two: Tensor, *, full: bool, total: bool = False) -> tuple[Tensor, Tensor | None]:
     """n |u - v|^2 / 2 of unit vectors, n the products of the deviations `one` and `two`, and where `total` n |u + v|^2 / 2 if some are nearly opposite.
 
-    Shapes: u (K, n1, P), v (K, n2, P), one (n1, P), two (n2, P) -> (n1, n2, P), or v (K, n2, Q), two (n2, Q) -> (n1, n2, P, Q) where `full`.
+    Shapes: u (n1, P, K), v (n2, P, K), one (n1, P), two (n2, P) -> (n1, n2, P), or v (n2, Q, K), two (n2, Q) -> (n1, n2, P, Q) where `full`.
     Error: rounding of each difference; with many components, where a product takes the place of differences, ROUNDING n, in float64 mended by differences where it is small (on a GPU not where `full`).
     """
-    (components, n1, count), (_, n2, other) = u.shape, v.shape
+    (n1, count, components), (n2, other, _) = u.shape, v.shape
     shape = (n1, n2, count, other) if full else (n1, n2, count)
     if components <= FEW or (count > 1 and not full):
+        u, v = u.movedim(-1, 0), v.movedim(-1, 0)
         if u.device.type == "cpu":
             return _differences(u, v, one, two, -1, full=full).reshape(shape), _differences(u, v, one, two, 1, full=full).reshape(shape) if total else None
         n = torch.mul(*spread(one, two, full=full))
         near, far = (None if sign == 1 and not total else _distance(u, v, full, sign).to(one) for sign in (-1, 1))
         return n * near, far if far is None else far * n  # type: ignore[operator]
-    a, b = u.double().flatten(1), v.double().flatten(1)
-    product = torch.mm(a.T, b)
+    a, b = u.double().flatten(0, 1), v.double().flatten(0, 1)
+    product = torch.mm(a, b.T)
     opposite = total and float(product.min()) < FAR
     make = _product if product.device.type == "cpu" else _mended
     return make(product, a, b, one, two, -1).reshape(shape), make(product, a, b, one, two, 1).reshape(shape) if opposite else None
 
 
 def _differences(u: Tensor, v: Tensor, one: Tensor, two: Tensor, sign: int, *, full: bool) -> Tensor:
-    """n |u +- v|^2 / 2 from every component's difference.  Shapes: those of `apart` -> (n1, n2, P, Q) or (n1, n2, 1, P)."""
+    """n |u +- v|^2 / 2 from every component's difference.  Shapes: u (K, n1, P), v (K, n2, Q), one (n1, P), two (n2, Q) -> (n1, n2, P, Q) or (n1, n2, 1, P)."""
     from gnomon.theory.infinite.loops import differences  # numba takes a while to be imported
 
     (n1, count), (n2, other) = one.shape, two.shape
@@ -232,7 +233,7 @@ def _differences(u: Tensor, v: Tensor, one: Tensor, two: Tensor, sign: int, *, f
 
 
 def _product(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sign: int) -> Tensor:
-    """n (1 +- u v), mended.  Shapes: (n1 P, n2 Q), (K, n1 P), (K, n2 Q), (n1, P), (n2, Q) -> (n1, n2, P, Q)."""
+    """n (1 +- u v), mended.  Shapes: (n1 P, n2 Q), (n1 P, K), (n2 Q, K), (n1, P), (n2, Q) -> (n1, n2, P, Q)."""
     from gnomon.theory.infinite.loops import distances  # numba takes a while to be imported
 
     two = two if one.shape[1] > 1 else two.reshape(1, -1)  # long rows
@@ -248,9 +249,9 @@ def _mended(product: Tensor, a: Tensor, b: Tensor, one: Tensor, two: Tensor, sig
     if one.shape[1] > 1 or one.dtype != torch.float64:
         torch.nn.functional.threshold(square, ROUNDING, 0.0, inplace=True)
     else:
-        for at in (square < NEAR).nonzero().split(max(1, GATHERED // len(a))):
+        for at in (square < NEAR).nonzero().split(max(1, GATHERED // a.shape[1])):
             i, j = at.unbind(1)
-            square[i, j] = (a[:, i] + sign * b[:, j]).square().sum(0) / 2
+            square[i, j] = (a[i] + sign * b[j]).square().sum(1) / 2
     made = square.to(one).reshape(len(one), one.shape[1], len(two), two.shape[1]).transpose(1, 2).contiguous()
     return made.mul_(one[:, None, :, None]).mul_(two[None, :, None, :])
 
@@ -332,7 +333,7 @@ def flattened(x: Pair) -> Pair:
     if gap is None:
         return made
     count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
-    u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None]).T[..., None] for q, mean in ((x.first, first), (x.second, second)))
+    u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None])[:, None] for q, mean in ((x.first, first), (x.second, second)))
     more = apart(u, v, first.sqrt()[:, None], second.sqrt()[:, None], full=False)[0][..., 0]
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 

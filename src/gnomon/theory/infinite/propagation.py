@@ -218,7 +218,7 @@ def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> P
     doubled = (n1, n2, *shape, *shape) if full else (n1, n2, *shape)
     if asked.gap:
         some = any(float(asked.once(side, "least", lambda x=x: (x.min(),), None)[0]) < 0 for side, x in enumerate((a, b)))
-        (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),), 1) for side, x in enumerate((a, b)))
+        (u,), (v,) = (asked.once(side, "directions", lambda x=x: (_directions(x),)) for side, x in enumerate((a, b)))
         near, far = apart(u, v, *(q.sqrt().reshape(len(q), -1) for q in (first, second)), full=full, total=some)
         return dataclasses.replace(out, gap=near.reshape(doubled), total=None if far is None else far.reshape(doubled))
     a, b = a.reshape(n1, -1, channels), b.reshape(n2, -1, channels)
@@ -232,6 +232,6 @@ def _covariances(a: Tensor, b: Tensor, full: bool, asked: Asked, ntk: bool) -> P
 
 
 def _directions(x: Tensor) -> Tensor:
-    """Unit vectors.  Shapes: (n, *S, C) -> (C, n, P), in float64."""
+    """Unit vectors.  Shapes: (n, *S, C) -> (n, P, C), in float64."""
     x = x.reshape(len(x), -1, x.shape[-1])
-    return (x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).movedim(-1, 0).contiguous()
+    return (x / x.double().square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)).contiguous()
