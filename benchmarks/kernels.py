@@ -113,7 +113,7 @@ def main():
         names = ", ".join(f"{name} {version}" for name, version in peer.versions.items()) if peer else "no peer"
         print(f"# Analytic kernels: CPU seconds of one call\n\n{__doc__.partition('.')[0]}. torch {torch.__version__}, {names}.\n")
         print(
-            "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times the multiply-adds of a layer (58 to 110, those of two polynomials\n"
+            "Tangent kernels of a data set with itself, ReLU, C_W = 2, C_b = 0.01; every pair of examples once. *Floor*: covariances times the multiply-adds of a layer (56 to 110, those of two polynomials\n"
             "in place of an arc cosine among them) at the rate of a large product of matrices, and a square root. What is above it is memory: a layer reads and writes two numbers a covariance, and only\n"
             "a row of them stays in the first cache. *Difference*: to the peer, the largest relative one between two examples, of these data and of Gaussian noise. *float32*: its largest relative error.\n"
             "First call: gnomon's loops are compiled once on a machine (3 s, a dtype), and read from disk after.\n\n"

@@ -222,3 +222,17 @@ def test_chains_of_layers_are_the_layers_one_after_the_other(parametrization, ki
                 expected = kernel(data, kind=kinds)
             for part in (made, whole):
                 torch.testing.assert_close(part, expected, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("vector", [False, True])
+def test_series_are_sums_of_powers(terms, vector):
+    draw = np.random.default_rng(0).standard_normal
+    one, two = draw((2, terms, 5)), draw((3, terms, 5 if vector else 4))
+    x = np.tanh(draw((6, 1 if vector else 5, two.shape[2])))
+    made, pairs = np.empty_like(x), [(i, j) for i in range(2) for j in range(3)]
+    loops.series(0, x.shape[0] * x.shape[1], x, made, one, two, vector)
+    for pair, (i, j) in enumerate(pairs):
+        products = one[i, :, None] * two[j, :, None] if vector else one[i, :, :, None] * two[j, :, None]
+        expected = sum(products[m] * x[pair] ** m for m in range(terms))
+        np.testing.assert_allclose(made[pair], expected, rtol=1e-12, atol=1e-12)

@@ -136,7 +136,7 @@ def infinite_width(
     Shapes: as `Kernel`.   Units: those of the squared output.   Error: rounding for closed forms, `tolerance` for series; the network's own width is not accounted for.
     Assumes: independent Gaussian weights, widths to infinity (uniform weights, torch's default, have the same limit, but for a first layer of few inputs: off by a part of about
     1 / inputs); at inputs of exactly 0 derivatives are autograd's.
-    Cost: tracing.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
+    Cost: tracing; the first kernel on a machine compiles loops for its processor, some seconds, which are kept on disk.   Raises: InvalidInput where the module cannot be traced, with the place; OutOfScope for a layer that is not covered, by name, when the kernel is first called;
     NotEnoughMemory before anything is computed, with what it would take.
     Source: Lee et al. 2018, section 2; Jacot et al. 2018, theorem 1; Novak et al. 2019 (convolutions); Arora et al. 2019 (convolutional tangent kernels); Hron et al. 2020 (attention);
     Yang & Hu 2021 (what moves: the parametrisations as powers of the width).

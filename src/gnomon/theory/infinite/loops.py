@@ -1,4 +1,6 @@
-"""One layer of weights and the rectifier behind it in one pass over their covariances, row by row: loops compiled for the processor at hand, which keep in its registers what a chain of operations would write to memory."""
+"""Kernels' inner loops, compiled for the processor at hand: distances of directions, layers with their rectifiers, and series, row by row of covariances.
+
+What a chain of operations on whole arrays would write to memory and read again stays in registers and the first cache.  Indices are unsigned; no slice is taken where a loop turns often."""
 
 from __future__ import annotations
 
