@@ -123,6 +123,19 @@ def test_every_window_is_that_of_the_layers_one_after_the_other(name, activation
                 torch.testing.assert_close(less.double(), one, rtol=1e-5, atol=1e-7 * float(one.max()))
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.1])
+def test_float32_behind_a_flatten(bias):
+    """Of an example with itself, with a multiple of it and with nearly itself, where the angle is the root of what rounding leaves."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 1))
+    x = torch.randn(4, 1, 6, 6, generator=chance.generator(0), dtype=torch.float64)
+    x = torch.cat([x, 3 * x[2:3], x[3:] * (1 + 1e-3 * x[:1])])
+    kernel = infinite_width(network, parametrization="ntk", weight_variance=2.0, bias_variance=bias)
+    whole = kernel(x, kind="ntk")
+    assert isinstance(whole, torch.Tensor)
+    size = whole.diagonal().sqrt()
+    assert float(((kernel(x.float(), kind="ntk") - whole) / (size[:, None] * size)).abs().max()) < 1e-6
+
+
 def test_a_slope_at_0_that_is_not_0_where_nothing_arrives(monkeypatch):
     """Of an activation that is its own expression autograd's derivative at 0 may be 1/2."""
     network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.PReLU(init=0.5), nn.Conv2d(3, 3, 2), nn.Hardtanh(-1e9, 0.0), nn.Flatten(), nn.Linear(12, 1))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnomon.core.errors import OutOfScope
 from gnomon.theory.infinite.compiled import array, shared
@@ -332,8 +332,7 @@ def flattened(x: Pair) -> Pair:
     made = Pair(first, second, cov, gap, total, ntk, full=False)
     if gap is None:
         return made
-    count, tiny = math.prod(x.first.shape[1:]), torch.finfo(gap.dtype).tiny
-    u, v = ((q.flatten(1).sqrt() / (count * mean).sqrt().clamp_min(tiny)[:, None])[:, None] for q, mean in ((x.first, first), (x.second, second)))
+    u, v = (nn.functional.normalize(q.double().flatten(1).sqrt(), dim=1)[:, None] for q in (x.first, x.second))
     more = apart(u, v, first.sqrt()[:, None], second.sqrt()[:, None], full=False)[0][..., 0]
     return dataclasses.replace(made, gap=gap + more, total=None if total is None else total + more)
 
