@@ -206,8 +206,7 @@ def apart(u: Tensor, v: Tensor, one: Tensor, two: Tensor, *, full: bool, total: 
         if u.device.type == "cpu":
             return _differences(u, v, one, two, -1, full=full).reshape(shape), _differences(u, v, one, two, 1, full=full).reshape(shape) if total else None
         n = torch.mul(*spread(one, two, full=full))
-        near, far = (None if sign == 1 and not total else _distance(u, v, full, sign).to(one) for sign in (-1, 1))
-        return n * near, far if far is None else far * n  # type: ignore[operator]
+        return n * _distance(u, v, full, -1).to(one), n * _distance(u, v, full, 1).to(one) if total else None
     a, b = u.double().flatten(0, 1), v.double().flatten(0, 1)
     product = torch.mm(a, b.T)
     opposite = total and float(product.min()) < FAR
