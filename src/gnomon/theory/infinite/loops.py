@@ -184,6 +184,7 @@ def rectified(
     n + k and Theta, (pairs, rows, columns);  `one` and `two` variances, standard deviations, their inverses (0 where they are 0) and directions, (layers, examples, 3 + K, rows or columns)
     and (layers, examples, 3 + K, columns), `vector` whether `one` goes with the columns;  `numbers` are c, 2 b, w, r, e, f, 0, 1, 2 of each layer, `flags` whether n + k is read, and made,
     whether n - k is wanted, and Theta made;  `readout` c, b, w, r of a layer behind the last activation, or no numbers;  `angles` and `bends` those of ANGLE and BEND, all of the rows' dtype.
+    Source: Cho & Saul 2009, section 2 (orders 0 and 1, in theta); the forms that keep n - k and pi - theta, and what is missing in a window, are derived here.
     """
     start, stop, offset = rows
     gap, total, ntk = read

@@ -66,7 +66,7 @@ class Series:
 
     def _sum(self, at: Arguments, c: Tensor, derivative: bool) -> Tensor:
         what, parity = "derivative" if derivative else "value", symmetry(self.function, derivative)
-        pairs = at.first.ndim > 1 and at.first.shape[1] == at.second.shape[0] == 1  # else any numbers that broadcast
+        pairs = min(at.first.ndim, at.second.ndim) > 1 and at.first.shape[1] == at.second.shape[0] == 1  # else any numbers that broadcast
         sides = [at.first.reshape(len(at.first), -1), at.second.reshape(at.second.shape[1], -1)] if pairs else [q.expand(c.shape).reshape(1, -1) for q in (at.first, at.second)]
         one, two = (at.once(side, what, lambda q=q: (self._coefficients(q, derivative),))[0] for side, q in enumerate(sides))
         most = max(one.shape[1], two.shape[1])  # of both, or the rest of the side that needs fewer would be multiplied by one that is not small

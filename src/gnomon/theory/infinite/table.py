@@ -31,7 +31,7 @@ def windowed(windows: tuple[Window, ...], positions: tuple[int, ...], full: bool
         if inside.any():
             found.append((read, inside))
     rows = np.stack([np.where(inside, read, -1) for read, inside in found]) if full else np.zeros((len(found), 1), np.int64)
-    if (np.diff(own) <= 0).any() or own[-1] >= WASTE * len(own) or any(len(set((read - own)[inside])) > 1 for read, inside in found):
+    if (np.diff(own) <= 0).any() or own[-1] >= WASTE * len(own) or any(np.ptp((read - own)[inside]) for read, inside in found):
         every, whether = np.zeros(len(found), np.int64), np.stack([inside for _, inside in found]).astype(_name(dtype))
         return rows, every, every, every, np.arange(len(found)), whether, np.stack([read.clip(0) for read, _ in found]).astype(np.uintp), np.zeros(0, np.uintp)
     runs, masks = [], list[Any]()
